@@ -1,0 +1,44 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both make .venv when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT := out
+
+.PHONY: demo test test-full lint types docs bench venv clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mpskit needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[cli,plot]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/mpskit doctor
+	$(BIN)/python examples/train_text.py --out $(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not full' -n auto --dist loadfile
+
+test-full: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+docs: $(STAMP)
+	$(BIN)/python -m pytest --doctest-glob='*.md' -o addopts='--strict-markers' docs README.md
+
+bench: $(STAMP)
+	for script in benchmarks/bench_*.py benchmarks/fidelity.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache

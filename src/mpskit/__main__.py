@@ -1,0 +1,7 @@
+"""``python -m mpskit`` is ``mpskit``."""
+
+import sys
+
+from mpskit.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,79 @@
+"""``mpskit COMMAND``: finds the command's module, and imports no other.
+
+A command's module has two functions: ``add_arguments(parser)`` and ``run(arguments) -> int``.
+Exit codes: 0 fine, 1 the answer is no, 2 usage. Errors of mpskit's own are one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from mpskit.errors import MpskitError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "doctor": "what this machine has, what works, and what would mend the rest",
+    "device": "print the device to use, as one bare word",
+    "budget": "how much memory a job may use, here or on another machine",
+    "monitor": "run a command and watch its memory",
+    "estimate": "how much memory a model will take, before it runs",
+    "simulate": "run a script on a simulated Mac",
+}
+
+
+class _Command(Protocol):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int: ...
+
+
+class _Version(argparse.Action):
+    """``--version`` that asks the package metadata only when it is used."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        parser.exit(message=f"mpskit {version('mpskit')}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv) or ["doctor"]
+    parser = _parser(words)
+    arguments = parser.parse_args(words)
+    try:
+        return _module(arguments.command).run(arguments)
+    except MpskitError as error:
+        print(f"mpskit {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (head, say) has gone: nothing is left to tell it.
+        sys.stderr.close()
+        return 1
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Build the parser; only the chosen command's module is imported for its arguments."""
+    parser = argparse.ArgumentParser(prog="mpskit", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            _module(name).add_arguments(sub)
+    return parser
+
+
+def _module(command: str) -> _Command:
+    module: Any = importlib.import_module(f"mpskit.cli.{command}")
+    found: _Command = module
+    return found

@@ -1,0 +1,117 @@
+"""The ``MPSKIT_*`` variables: the only file that reads them, and a strict one.
+
+An argument wins over a variable, and a variable over the default. A wrong value is an error
+that lists the right ones; it is never guessed at. ``docs/settings.md`` has the whole list.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpskit.errors import SettingsError
+
+__all__ = ["POLICIES", "VARIABLES", "Settings", "fingerprint", "read_settings"]
+
+POLICIES = ("auto", "conservative")
+VARIABLES = {
+    "MPSKIT_DEVICE": "the device to use: cpu, mps, cuda, cuda:N, or another accelerator's name",
+    "MPSKIT_POLICY": "auto, conservative, or an order such as mps,cuda,cpu",
+    "MPSKIT_DISABLE_MPS": "1 never uses MPS, whatever else is asked",
+    "MPSKIT_NO_CACHE": "1 neither reads nor writes the cache folder",
+    "MPSKIT_CACHE_DIR": "the cache folder, instead of the user's own",
+}
+# Those that change a decision; LOCAL_RANK is the launcher's (torchrun), not ours.
+_DECISIVE = ("MPSKIT_DEVICE", "MPSKIT_POLICY", "MPSKIT_DISABLE_MPS", "LOCAL_RANK")
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off", "")
+_DEVICE = re.compile(r"(?:cpu|mps|xpu|hpu|npu|mlu|cuda)(?::\d{1,4})?")
+_DEVICE_HELP = "cpu, mps, cuda, cuda:N, xpu, hpu, npu, mlu"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the variables say; None where one is not set.
+
+    Attributes:
+        device: the device's name, lower case.
+        policy: ``"auto"``, ``"conservative"`` or an order of device types.
+        disable_mps: MPS must not be used.
+        no_cache: the cache folder must not be touched.
+        cache_dir: where the cache lives.
+        local_rank: the process's rank on this machine, from the launcher.
+    """
+
+    device: str | None = None
+    policy: str | tuple[str, ...] | None = None
+    disable_mps: bool = False
+    no_cache: bool = False
+    cache_dir: Path | None = None
+    local_rank: int | None = None
+
+
+def fingerprint(environ: Mapping[str, str] = os.environ) -> tuple[str | None, ...]:
+    """Return the raw text of every variable that can change a decision: a cache key."""
+    get = environ.get
+    return tuple([get(name) for name in _DECISIVE])
+
+
+def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Parse the variables.
+
+    Raises:
+        SettingsError: one has a wrong value; the message lists the right ones.
+    """
+    return Settings(
+        device=_device(environ),
+        policy=_policy(environ),
+        disable_mps=_flag(environ, "MPSKIT_DISABLE_MPS"),
+        no_cache=_flag(environ, "MPSKIT_NO_CACHE"),
+        cache_dir=Path(text).expanduser() if (text := environ.get("MPSKIT_CACHE_DIR")) else None,
+        local_rank=_rank(environ),
+    )
+
+
+def parse_policy(text: str) -> str | tuple[str, ...] | None:
+    """Return a policy's name, an order of device types, or None if it is neither."""
+    parts = tuple(part.strip().lower() for part in text.split(","))
+    if len(parts) == 1 and parts[0] in POLICIES:
+        return parts[0]
+    known = all(_DEVICE.fullmatch(part) and ":" not in part for part in parts)
+    return parts if known and len(set(parts)) == len(parts) else None
+
+
+def _wrong(name: str, text: str, right: str) -> SettingsError:
+    return SettingsError(f"{name}={text!r} is not understood: use {right}", given=text)
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name, "").strip().lower()
+    if text not in _TRUE + _FALSE:
+        raise _wrong(name, environ[name], "1, true, yes or on; or 0, false, no or off")
+    return text in _TRUE
+
+
+def _device(environ: Mapping[str, str]) -> str | None:
+    text = environ.get("MPSKIT_DEVICE", "").strip().lower()
+    if text and not _DEVICE.fullmatch(text):
+        raise _wrong("MPSKIT_DEVICE", environ["MPSKIT_DEVICE"], f"one of {_DEVICE_HELP}")
+    return text or None
+
+
+def _policy(environ: Mapping[str, str]) -> str | tuple[str, ...] | None:
+    text = environ.get("MPSKIT_POLICY", "").strip()
+    policy = parse_policy(text) if text else None
+    if text and policy is None:
+        raise _wrong("MPSKIT_POLICY", text, "auto, conservative, or an order such as mps,cuda,cpu")
+    return policy
+
+
+def _rank(environ: Mapping[str, str]) -> int | None:
+    text = environ.get("LOCAL_RANK", "").strip()
+    if text and not re.fullmatch(r"\d{1,6}", text, re.ASCII):
+        raise _wrong("LOCAL_RANK", text, "a whole number from 0, as torchrun sets it")
+    return int(text) if text else None

@@ -1,0 +1,92 @@
+"""What each torch can do on each backend: one table, so that no other file compares versions.
+
+A row is a feature's name, the first torch that has it, and the first that no longer does. The
+figures were read from torch's macOS wheels (2.0.1 to 2.15.0: headers, Python files and strings
+of the dylib), not tried on a Mac; where one comes from an issue its number stands beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from importlib import metadata
+
+from packaging.version import InvalidVersion, Version
+
+__all__ = ["FEATURES", "has", "minimum_macos", "torch_version"]
+
+FEATURES: dict[str, tuple[str, str | None]] = {
+    "mps.device_count": ("2.4", None),
+    "mps.recommended_max_memory": ("2.5", None),
+    "mps.is_available": ("2.5", None),
+    "mps.autocast.float16": ("2.5", None),
+    "mps.autocast.bfloat16": ("2.6", None),
+    "mps.bfloat16": ("2.3", None),
+    "mps.bfloat16.any_macos": ("2.9", None),
+    "mps.fused_adam": ("2.5", None),
+    "mps.grad_scaler": ("2.8", None),
+    "mps.get_name": ("2.9", None),
+    "mps.max_buffer_length": ("2.13", None),
+    # torch.accelerator: the names exist from 2.6, its memory calls from 2.9, and they raise
+    # "Allocator for mps is not a DeviceAllocator" on MPS until 2.13 (pytorch#186430, #167447).
+    "accelerator": ("2.6", None),
+    "accelerator.memory": ("2.9", None),
+    "accelerator.get_memory_info": ("2.10", None),
+    "accelerator.memory.mps": ("2.13", None),
+    "mps.graph_cache_cleared": ("2.13", None),  # pytorch#181485
+    "mps.shared_storage": ("2.13", None),  # pytorch#175818
+    "mps.discrete_gpu": ("2.0", "2.13"),
+    "mps.pinned_cpu_tensors": ("2.14", None),  # pytorch#181720
+    "mps.float8_e4m3fn": ("2.15", None),  # pytorch#194074
+    "mps.stream": ("2.15", None),
+}
+
+# The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says
+# 12.3 but 13.0 is what it needs (pytorch#139425).
+_MACOS_FLOOR = (("2.15", "15.0"), ("2.9", "14.0"), ("2.5", "13.0"), ("2.0", "12.3"))
+
+
+def has(feature: str, torch: str | Version) -> bool:
+    """Return whether a torch version has a feature of the table.
+
+    Raises:
+        KeyError: the feature is not in the table (a mistake in mpskit, not in its input).
+    """
+    since, until = FEATURES[feature]
+    release = _release(torch)
+    return Version(since) <= release and (until is None or release < Version(until))
+
+
+def minimum_macos(torch: str | Version) -> str:
+    """Return the oldest macOS on which that torch's MPS backend works, as ``"14.0"``."""
+    release = _release(torch)
+    return next((macos for since, macos in _MACOS_FLOOR if Version(since) <= release), "12.3")
+
+
+def torch_version() -> str | None:
+    """Return the installed torch's version without importing torch; None if there is none."""
+    module = sys.modules.get("torch")
+    version = getattr(module, "__version__", None)
+    return str(version) if version is not None else _installed_version()
+
+
+@functools.cache
+def _installed_version() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _parsed(text: str) -> Version:
+    try:
+        return Version(Version(text).base_version)
+    except InvalidVersion:
+        # A local build may call itself anything: take it for the newest known.
+        return Version("2.15")
+
+
+def _release(torch: str | Version) -> Version:
+    """Drop what follows the release: 2.13.0a0+git1 has 2.13's features as far as anyone knows."""
+    return _parsed(str(torch))
