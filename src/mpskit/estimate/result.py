@@ -1,0 +1,255 @@
+"""What an estimate says: the figures, where the peak is, and whether it fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mpskit._sizes import format_bytes
+from mpskit._values import Value
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    from mpskit.host import Machine
+    from mpskit.memory import MemoryBudget
+
+__all__ = ["KINDS", "Difference", "MemoryEstimate", "ModuleUse", "Peak", "TimelinePoint", "Verdict"]
+
+# Below this share of the budget left over, a job that fits is called tight: the next longer
+# batch, or a browser, takes as much.
+TIGHT_SHARE = 0.10
+
+# Kind of memory -> its name in the guides' breakdown table, in the order of the table.
+KINDS = {
+    "parameters": "model parameters",
+    "buffers": "buffers",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "forward activations",
+    "temporaries": "temporaries",
+    "batch": "batch",
+}
+
+
+class ModuleUse(Value):
+    """What one module holds at the peak: its own allocations, not its children's.
+
+    Attributes:
+        module: dotted path in the model (empty for the model itself and the code around it).
+        bytes_at_peak: bytes allocated by the module that are alive at the peak, without
+            parameters, gradients and optimizer state.
+    """
+
+    module: str
+    bytes_at_peak: int
+
+
+class TimelinePoint(Value):
+    """Live bytes by kind at one moment of the traced steps.
+
+    Attributes:
+        event: number of the allocation event, from 0 at the start of the first step.
+        step: which step it belongs to, from 0.
+        phase: ``forward``, ``backward``, ``optimizer`` or ``inference``.
+        driver_bytes: what the target's allocator holds at that moment.
+    """
+
+    event: int
+    step: int
+    phase: str
+    parameters_bytes: int = 0
+    buffers_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    activations_bytes: int = 0
+    temporaries_bytes: int = 0
+    batch_bytes: int = 0
+    driver_bytes: int = 0
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes in live tensors, all kinds together."""
+        return sum(getattr(self, f"{kind}_bytes") for kind in KINDS)
+
+
+class Peak(Value):
+    """Where the peak is: the operator whose allocation reached it."""
+
+    op: str
+    module: str
+    phase: str
+    step: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.op} in {self.module or 'the step itself'} ({self.phase}, step {self.step + 1})"
+        )
+
+
+class Verdict(Value):
+    """Whether an estimate fits a budget.
+
+    Attributes:
+        answer: ``fits``; ``tight`` when less than a tenth of the budget is left, or when the
+            tensors fit and the allocator's heaps do not; ``does-not-fit`` when the tensors alone
+            are more than the budget.
+        margin_bytes: the budget less the need; negative when it does not fit.
+        needed_bytes: what the job needs: the driver's figure where there is one.
+        usable_bytes: the budget.
+    """
+
+    answer: Literal["fits", "tight", "does-not-fit"]
+    margin_bytes: int
+    needed_bytes: int
+    usable_bytes: int
+
+    def __bool__(self) -> bool:
+        return self.answer != "does-not-fit"
+
+    def __str__(self) -> str:
+        need, usable = format_bytes(self.needed_bytes), format_bytes(self.usable_bytes)
+        margin = format_bytes(abs(self.margin_bytes))
+        left = f"{margin} left" if self.margin_bytes >= 0 else f"{margin} too much"
+        return f"{self.answer}: needs {need} of {usable} usable, {left}"
+
+
+class Difference(Value):
+    """One estimate less another, kind by kind, in bytes (negative: the other needs less)."""
+
+    parameters_bytes: int
+    buffers_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    temporaries_bytes: int
+    batch_bytes: int
+    peak_bytes: int
+    driver_bytes: int
+
+    def __str__(self) -> str:
+        rows = [(text, getattr(self, f"{kind}_bytes")) for kind, text in KINDS.items()]
+        rows += [("peak", self.peak_bytes), ("driver", self.driver_bytes)]
+        return "\n".join(f"{text:<20}{_signed(count):>14}" for text, count in rows if count)
+
+
+class MemoryEstimate(Value):
+    """What a step takes on the target: every kind of memory at the peak, in bytes.
+
+    The seven kinds add up to ``peak_bytes``: they are what is alive at the peak, not each kind's
+    own maximum. ``driver_bytes`` is what the target's allocator holds from the system by then:
+    whole heaps on MPS, segments on CUDA; for the CPU it equals ``peak_bytes``.
+
+    Attributes:
+        device: ``cpu``, ``mps`` or ``cuda``, the target, whatever machine traced it.
+        torch_version: the version whose kernels, defaults and allocator were assumed.
+        activations_bytes: tensors of the forward pass that were kept for the backward pass.
+        temporaries_bytes: the rest: intermediate results alive at the peak.
+        peak: where the peak is; None for a closed form.
+        method: ``traced`` or ``closed-form``.
+        notes: assumptions that the figures rest on, one sentence each.
+    """
+
+    device: str
+    torch_version: str
+    precision: str = "fp32"
+    method: Literal["traced", "closed-form"] = "traced"
+    parameters_bytes: int
+    buffers_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    activations_bytes: int = 0
+    temporaries_bytes: int = 0
+    batch_bytes: int = 0
+    peak_bytes: int
+    driver_bytes: int
+    peak: Peak | None = None
+    top_modules: tuple[ModuleUse, ...] = ()
+    timeline: tuple[TimelinePoint, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def fits(self, budget: MemoryBudget | Machine | str | int) -> Verdict:
+        """Say whether the step fits a budget.
+
+        Args:
+            budget: a ``MemoryBudget`` (its ``usable_bytes``), a machine or its name, or bytes.
+
+        Raises:
+            UnknownMachineError: no machine has that name.
+            ArgumentTypeError: it is none of these.
+        """
+        usable = _usable_bytes(budget)
+        margin = usable - self.driver_bytes
+        answer: Literal["fits", "tight", "does-not-fit"] = "fits"
+        if self.peak_bytes > usable:
+            answer, margin = "does-not-fit", usable - max(self.peak_bytes, self.driver_bytes)
+        elif margin < usable * TIGHT_SHARE:
+            answer = "tight"
+        return Verdict(
+            answer=answer,
+            margin_bytes=margin,
+            needed_bytes=usable - margin,
+            usable_bytes=usable,
+        )
+
+    def diff(self, other: MemoryEstimate) -> Difference:
+        """Return this estimate less ``other``, kind by kind."""
+        return Difference(
+            **{name: getattr(self, name) - getattr(other, name) for name in Difference.model_fields}
+        )
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw the timeline as stacked areas into an image file and return its path.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed (``pip install 'mpskit[plot]'``).
+            ArgumentError: there is no timeline (a closed form has none).
+        """
+        from mpskit.estimate.plot import plot_timeline
+
+        return plot_timeline(self, Path(path))
+
+    def __str__(self) -> str:
+        rows = [(text, getattr(self, f"{kind}_bytes")) for kind, text in KINDS.items()]
+        lines = [f"memory on {self.device} ({self.precision}, torch {self.torch_version})"]
+        lines += [_row(text, count, self.peak_bytes) for text, count in rows if count]
+        lines += [_row("total at the peak", self.peak_bytes, self.peak_bytes)]
+        lines += [f"  {'held by the allocator':<24}{format_bytes(self.driver_bytes):>12}"]
+        if self.peak is not None:
+            lines.append(f"peak at {self.peak}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _row(text: str, count: int, total: int) -> str:
+    return f"  {text:<24}{format_bytes(count):>12}{count / max(total, 1):>7.0%}"
+
+
+def _signed(count: int) -> str:
+    return f"{'+' if count > 0 else '-'}{format_bytes(abs(count))}"
+
+
+def _usable_bytes(budget: Any) -> int:
+    """Return the bytes that a budget of any accepted sort allows."""
+    if isinstance(budget, bool):
+        raise ArgumentTypeError(f"a budget is not {budget!r}", given=budget)
+    if isinstance(budget, int):
+        if budget <= 0:
+            raise ArgumentError(f"a budget of {budget} bytes is none", given=budget)
+        return budget
+    usable = getattr(budget, "usable_bytes", None)
+    if isinstance(usable, int):
+        return usable
+    return _machine_bytes(budget)
+
+
+def _machine_bytes(machine: Any) -> int:
+    from mpskit.host import Machine, find_machine
+    from mpskit.memory import memory_budget_for
+
+    if not isinstance(machine, str | Machine):
+        raise ArgumentTypeError(
+            f"fits() takes a MemoryBudget, a machine's name or bytes, not {type(machine).__name__}",
+            given=machine,
+        )
+    found = find_machine(machine)
+    return memory_budget_for(found.ram_bytes, macos=found.macos, chip=found.chip).usable_bytes
