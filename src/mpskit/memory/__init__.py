@@ -24,7 +24,7 @@ _PUBLIC = {
     "recommended_bytes": "mpskit.memory.working_set",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605 - one table is the whole truth
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
