@@ -39,6 +39,7 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.pinned_cpu_tensors": ("2.14", None),  # pytorch#181720
     "mps.float8_e4m3fn": ("2.15", None),  # pytorch#194074
     "mps.stream": ("2.15", None),
+    "mps.missing_text.commit": ("2.6", None),
 }
 
 # The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says
