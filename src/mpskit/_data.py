@@ -1,0 +1,28 @@
+"""Reads the data files that ship with the package, each once."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import tomllib
+from importlib import resources
+from typing import Any
+
+__all__ = ["read_csv", "read_toml"]
+
+
+def _text(name: str) -> str:
+    return resources.files("mpskit").joinpath("data", name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def read_toml(name: str) -> dict[str, Any]:
+    """Return a TOML file of ``mpskit/data`` as tables."""
+    return tomllib.loads(_text(name))
+
+
+@functools.cache
+def read_csv(name: str) -> tuple[dict[str, str], ...]:
+    """Return the rows of a CSV file of ``mpskit/data`` by column; ``#`` lines are comments."""
+    lines = [line for line in _text(name).splitlines() if not line.startswith("#")]
+    return tuple(csv.DictReader(lines))

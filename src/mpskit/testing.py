@@ -1,0 +1,190 @@
+"""Comparing a result on a device with the CPU's: :func:`assert_close`.
+
+A GPU adds the same terms in another order and rounds its elementary functions otherwise, so two
+right answers differ in the last digits. How much is allowed for each device and dtype stands, with
+its reasoning, in ``data/tolerances.toml``; integers and booleans must be equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mpskit._data import read_toml
+from mpskit._values import Value
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Tolerance", "assert_close", "tolerance_for"]
+
+_EXACT = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+
+
+class Tolerance(Value):
+    """How far two values may differ: ``|actual - expected| <= atol + rtol * |expected|``.
+
+    Attributes:
+        rtol: relative to the expected value.
+        atol: absolute.
+    """
+
+    rtol: float
+    atol: float
+
+    def __str__(self) -> str:
+        return f"rtol {self.rtol:g}, atol {self.atol:g}"
+
+
+def tolerance_for(device: str, dtype: str) -> Tolerance:
+    """Return the tolerance for a device type (``"mps"``) and a dtype's name (``"float32"``).
+
+    A dtype without a row (float8, quantized) is compared as bfloat16 is, the coarsest there is;
+    float64 on a device without it as float32.
+
+    Raises:
+        ArgumentTypeError: either is not a string.
+    """
+    if not isinstance(device, str) or not isinstance(dtype, str):
+        raise ArgumentTypeError(
+            "a device type and a dtype's name are texts such as 'mps' and 'float32'",
+            given=(device, dtype),
+        )
+    if dtype in _EXACT:
+        return Tolerance(rtol=0.0, atol=0.0)
+    table = read_toml("tolerances.toml")
+    rows: dict[str, dict[str, float]] = table.get(device.partition(":")[0], table["any"])
+    narrower = {"float64": "float32", "complex128": "complex64"}.get(dtype, "bfloat16")
+    return Tolerance(**(rows.get(dtype, rows[narrower])))
+
+
+def assert_close(
+    actual: Any,
+    expected: Any,
+    device: str | torch.device | None = None,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> None:
+    """Raise an ``AssertionError`` unless ``actual`` is ``expected`` within the device's tolerance.
+
+    Both are brought to the CPU first. They may be tensors, arrays, numbers, or lists, tuples and
+    mappings of them; shapes must agree. Floating dtypes may differ (a float32 result against a
+    float64 reference): the coarser one says the tolerance. NaN equals NaN at the same place.
+
+    Args:
+        actual: what was computed.
+        expected: what it should be, usually the same computation on the CPU.
+        device: the device whose tolerances apply; None takes the first tensor's that is not on
+            the CPU, else the CPU.
+        rtol: instead of the table's relative tolerance.
+        atol: instead of the table's absolute tolerance.
+
+    Raises:
+        AssertionError: they differ; the message names the element, the device and the tolerance.
+        ArgumentError: a tolerance is negative or not finite, or torch knows no such device.
+        ArgumentTypeError: a tolerance is not a number, or a value cannot be compared.
+    """
+    __tracebackhide__ = True
+    asked = {"rtol": _checked("rtol", rtol), "atol": _checked("atol", atol)}
+    given = {name: value for name, value in asked.items() if value is not None}
+    pairs = list(_pairs(actual, expected, ""))
+    kind = _device_type(device, pairs)
+    for path, left, right in pairs:
+        _compare(path, left, right, kind, given)
+
+
+def _checked(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArgumentTypeError(f"{name} is a number, not {value!r}", given=value)
+    if not math.isfinite(value) or value < 0:
+        raise ArgumentError(f"{name} must be 0 or more and finite, not {value!r}", given=value)
+    return float(value)
+
+
+def _pairs(actual: Any, expected: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield where it stands, actual and expected for each leaf of two equal structures."""
+    if isinstance(actual, Mapping) and isinstance(expected, Mapping):
+        if actual.keys() != expected.keys():
+            raise AssertionError(
+                f"{path or 'the mappings'}: keys {sorted(map(repr, actual))} "
+                f"are not {sorted(map(repr, expected))}"
+            )
+        for key, value in actual.items():
+            yield from _pairs(value, expected[key], f"{path}[{key!r}]")
+    elif _is_sequence(actual) and _is_sequence(expected):
+        if len(actual) != len(expected):
+            raise AssertionError(
+                f"{path or 'the sequences'}: {len(actual)} elements are not {len(expected)}"
+            )
+        for index, (left, right) in enumerate(zip(actual, expected, strict=True)):
+            yield from _pairs(left, right, f"{path}[{index}]")
+    else:
+        yield path, actual, expected
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _device_type(device: str | torch.device | None, pairs: list[tuple[str, Any, Any]]) -> str:
+    from mpskit._torch import as_device
+
+    if device is not None:
+        return as_device(device).type
+    placed = (side.device for _, *sides in pairs for side in sides if _is_tensor(side))
+    return next((place.type for place in placed if place.type not in ("cpu", "meta")), "cpu")
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _compare(
+    path: str, actual: Any, expected: Any, device: str, given: Mapping[str, float]
+) -> None:
+    import torch
+
+    __tracebackhide__ = True
+    subject = path or "the result"
+    left, right = _on_cpu(actual, expected, subject), _on_cpu(expected, actual, subject)
+    dtypes = [str(side.dtype).removeprefix("torch.") for side in (left, right)]
+    coarsest = max((tolerance_for(device, name) for name in dtypes), key=lambda t: t.rtol)
+    tolerance = coarsest.model_copy(update=dict(given))
+    title = f"{subject} on {device} is not what was expected ({dtypes[0]}, {tolerance})."
+    torch.testing.assert_close(
+        left,
+        right,
+        rtol=tolerance.rtol,
+        atol=tolerance.atol,
+        equal_nan=True,
+        check_dtype=not _both_inexact(left, right),
+        msg=lambda found: f"{title}\n{found}",
+    )
+
+
+def _both_inexact(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return (left.is_floating_point() and right.is_floating_point()) or (
+        left.is_complex() and right.is_complex()
+    )
+
+
+def _on_cpu(value: Any, other: Any, subject: str) -> torch.Tensor:
+    """Return a value as a CPU tensor; a plain number takes the other side's dtype."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    plain = isinstance(value, int | float) and isinstance(other, torch.Tensor)
+    try:
+        return torch.as_tensor(value, dtype=other.dtype if plain else None)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(
+            f"{subject} is neither a tensor, an array nor a number: {value!r}", given=value
+        ) from None

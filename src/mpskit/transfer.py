@@ -1,0 +1,249 @@
+"""Moving a batch to a device: :func:`to_device`.
+
+Two facts about MPS make this more than a loop over ``.to``. There is no float64 on it, so float64
+(which NumPy and many datasets produce without being asked) raises; here it becomes float32 and one
+warning says so. And a ``non_blocking`` copy from or to MPS silently corrupts its data when the
+source is freed or reused before the copy is done (pytorch#139550, pytorch#189690), so none is made.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import warnings
+from collections import UserDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mpskit._torch import as_device
+from mpskit.errors import ArgumentError, ArgumentTypeError, PrecisionWarning
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["copy_is_asynchronous", "to_device"]
+
+_T = TypeVar("_T")
+# Torch copies to these asynchronously only from page-locked memory; from other memory a
+# non_blocking copy is a blocking one that costs an extra check.
+_PINNED_ONLY = ("cuda", "xpu")
+
+
+def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | None = None) -> _T:
+    """Return ``batch`` with every tensor in it on ``device``; the input is left as it was.
+
+    Lists, tuples, named tuples, mappings, dataclasses (frozen ones too), ``UserDict`` and its kin
+    (a Hugging Face ``BatchEncoding``), ``PackedSequence``, and anything else with a ``.to`` are
+    gone through, however nested; each keeps its type. What holds nothing to move is returned
+    itself, not a copy. A tensor that stands at two places is moved once. Everything else (texts,
+    numbers, NumPy arrays, None) is passed through. A module is moved as a whole by its own
+    ``.to``, which by torch's convention works in place.
+
+    On MPS float64 becomes float32 and complex128 becomes complex64.
+
+    Args:
+        batch: what a ``DataLoader`` yields.
+        device: where to.
+        non_blocking: let copies run while the CPU goes on. None does so where it is safe and of
+            use: to CUDA or XPU from pinned memory. True is taken only where it is safe: never
+            from or to MPS, never from unpinned memory, never back to the CPU.
+
+    Raises:
+        ArgumentTypeError: ``device`` is neither a device nor a string, or ``non_blocking`` neither
+            a bool nor None.
+        ArgumentError: torch knows no such device, the batch contains itself, or a module in it
+            has float64 parameters and goes to MPS.
+
+    Warns:
+        PrecisionWarning: once a call, if numbers were narrowed for MPS.
+    """
+    if non_blocking is not None and not isinstance(non_blocking, bool):
+        raise ArgumentTypeError(
+            f"non_blocking is True, False or None, not {non_blocking!r}", given=non_blocking
+        )
+    move = _Move(as_device(device), non_blocking)
+    try:
+        moved: _T = move(batch)
+    except RecursionError:
+        raise ArgumentError(
+            "the batch contains itself, or is nested too deep to go through", given=batch
+        ) from None
+    if move.narrowed:
+        _warn(move.narrowed)
+    return moved
+
+
+def _warn(narrowed: Mapping[str, int]) -> None:
+    counts = " and ".join(f"{count} {change}" for change, count in narrowed.items())
+    warnings.warn(
+        f"{counts}: MPS has no 64-bit floating point. Make the data float32 where it is made to "
+        "save the conversion on every step.",
+        PrecisionWarning,
+        stacklevel=3,
+    )
+
+
+def copy_is_asynchronous(source: str, target: str, *, pinned: bool, asked: bool | None) -> bool:
+    """Return whether a copy between two device types may be ``non_blocking``.
+
+    Args:
+        source: device type that the tensor is on.
+        target: device type that it goes to.
+        pinned: whether the tensor is in page-locked memory.
+        asked: what the caller wants; None if nothing.
+    """
+    if asked is False or "mps" in (source, target) or target in ("cpu", "meta"):
+        return False
+    if source == "cpu" and target in _PINNED_ONLY:
+        return pinned
+    return bool(asked)
+
+
+@dataclass(slots=True)
+class _Move:
+    """One call's work: what has been moved, and what had to be narrowed."""
+
+    target: torch.device
+    asked: bool | None
+    narrowed: dict[str, int] = field(default_factory=dict)
+    # The source is kept beside its copy so that its id is not given to another object meanwhile.
+    done: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+    def __call__(self, value: Any) -> Any:
+        import torch
+
+        if isinstance(value, torch.Tensor):
+            return self._once(value, self._tensor)
+        if isinstance(value, str | bytes | int | float | type(None) | type):
+            return value
+        if isinstance(value, torch.nn.utils.rnn.PackedSequence):
+            return self._packed(value)
+        if isinstance(value, torch.nn.Module):
+            return self._module(value)
+        return self._container(value)
+
+    def _container(self, value: Any) -> Any:
+        if isinstance(value, dict | UserDict):
+            return self._mapping(value)
+        if isinstance(value, MappingProxyType):
+            moved = self._mapping(dict(value))
+            return value if _same(moved.values(), value.values()) else MappingProxyType(moved)
+        if isinstance(value, list | deque):
+            return self._list(value)
+        if isinstance(value, tuple | set | frozenset):
+            return self._rebuilt(value)
+        if dataclasses.is_dataclass(value):
+            return self._fields(value)
+        return self._once(value, self._own_way) if callable(getattr(value, "to", None)) else value
+
+    def _once(self, value: Any, move: Callable[[Any], Any]) -> Any:
+        if id(value) not in self.done:
+            self.done[id(value)] = (value, move(value))
+        return self.done[id(value)][1]
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        narrowed: torch.Tensor = self._narrow(tensor, tensor.dtype)
+        return narrowed.to(self.target, non_blocking=self._asynchronous(tensor))
+
+    def _packed(self, packed: Any) -> Any:
+        """``batch_sizes`` stays on the CPU, where torch wants it: the type's own ``to`` knows."""
+        narrowed = self._narrow(packed, packed.data.dtype)
+        return narrowed.to(self.target, non_blocking=self._asynchronous(packed.data))
+
+    def _asynchronous(self, tensor: torch.Tensor) -> bool:
+        """Ask for pinnedness only where the answer matters: it may cost a call to the driver."""
+        source, target = tensor.device.type, self.target.type
+        pinned = source == "cpu" and target in _PINNED_ONLY and tensor.is_pinned()
+        return copy_is_asynchronous(source, target, pinned=pinned, asked=self.asked)
+
+    def _narrow(self, value: Any, dtype: torch.dtype) -> Any:
+        """Return a tensor or packed sequence as MPS can hold it, and count it if that changed."""
+        narrower = _narrower(dtype) if self.target.type == "mps" else None
+        if narrower is None:
+            return value
+        change = f"{_name(dtype)} tensor(s) became {_name(narrower)}"
+        self.narrowed[change] = self.narrowed.get(change, 0) + 1
+        return value.to(narrower)
+
+    def _module(self, module: torch.nn.Module) -> torch.nn.Module:
+        tensors = [*module.parameters(), *module.buffers()]
+        if self.target.type == "mps" and any(_narrower(tensor.dtype) for tensor in tensors):
+            raise ArgumentError(
+                "a module in the batch has 64-bit parameters, which MPS cannot hold: call "
+                "module.float() on it first",
+                given=module,
+            )
+        return module.to(self.target)
+
+    def _mapping(self, mapping: Any) -> Any:
+        moved = {key: self(value) for key, value in mapping.items()}
+        if _same(moved.values(), mapping.values()):
+            return mapping
+        fresh = copy.copy(mapping)  # keeps the type and what else it carries, a default factory say
+        for key, value in moved.items():
+            fresh[key] = value
+        return fresh
+
+    def _list(self, values: Any) -> Any:
+        moved = [self(value) for value in values]
+        if _same(moved, values):
+            return values
+        fresh = copy.copy(values)
+        for index, value in enumerate(moved):
+            fresh[index] = value
+        return fresh
+
+    def _rebuilt(self, values: Any) -> Any:
+        """Tuples and sets cannot be changed, so a new one is made as their type makes them."""
+        moved = [self(value) for value in values]
+        if _same(moved, values):
+            return values
+        return values._make(moved) if hasattr(values, "_make") else type(values)(moved)
+
+    def _fields(self, value: Any) -> Any:
+        """Fields are set past a frozen class's guard, on a copy that nobody has seen yet."""
+        names = [each.name for each in dataclasses.fields(value) if hasattr(value, each.name)]
+        old = [getattr(value, name) for name in names]
+        moved = [self(item) for item in old]
+        if _same(moved, old):
+            return value
+        fresh = copy.copy(value)
+        for name, item in zip(names, moved, strict=True):
+            object.__setattr__(fresh, name, item)
+        return fresh
+
+    def _own_way(self, value: Any) -> Any:
+        """Many a ``.to`` works in place and returns itself, so it is given a shallow copy."""
+        try:
+            value = copy.copy(value)
+        except (TypeError, copy.Error):
+            pass  # what cannot be copied is moved itself
+        if self.asked and self.target.type != "mps" and _takes_non_blocking(value.to):
+            return value.to(self.target, non_blocking=True)
+        return value.to(self.target)
+
+
+def _same(left: Any, right: Any) -> bool:
+    return all(a is b for a, b in zip(left, right, strict=True))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _narrower(dtype: torch.dtype) -> torch.dtype | None:
+    """Return what MPS holds instead of a dtype that it has not; None if it needs no change."""
+    import torch
+
+    return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(dtype)
+
+
+def _takes_non_blocking(to: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(to).parameters
+    except (TypeError, ValueError):
+        return False
+    return "non_blocking" in parameters
