@@ -25,6 +25,7 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.bfloat16.any_macos": ("2.9", None),
     "mps.fused_adam": ("2.5", None),
     "mps.grad_scaler": ("2.8", None),
+    "amp.grad_scaler": ("2.3", None),  # torch.amp.GradScaler, for any device
     "mps.get_name": ("2.9", None),
     "mps.max_buffer_length": ("2.13", None),
     # torch.accelerator: the names exist from 2.6, its memory calls from 2.9, and they raise
@@ -36,6 +37,8 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.graph_cache_cleared": ("2.13", None),  # pytorch#181485
     "mps.shared_storage": ("2.13", None),  # pytorch#175818
     "mps.discrete_gpu": ("2.0", "2.13"),
+    "mps.binary_units": ("2.8", None),  # KiB, MiB, GiB in the allocator's texts; KB... before
+    "mps.placement_heaps": ("2.14", None),  # pytorch#190438, with the buckets of pytorch#187441
     "mps.pinned_cpu_tensors": ("2.14", None),  # pytorch#181720
     "mps.float8_e4m3fn": ("2.15", None),  # pytorch#194074
     "mps.stream": ("2.15", None),

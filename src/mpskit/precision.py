@@ -1,0 +1,331 @@
+"""Which numbers to compute in: :func:`precision_for`, :func:`autocast`, :func:`grad_scaler`.
+
+Weights stay float32. Mixed precision (autocast) keeps float32 master weights and computes in a half
+type, so it saves activation memory and time, not weights, gradients or optimizer states. Weights
+that are float16 themselves are unsafe to train with Adam: an update smaller than 2**-11 of a
+weight is lost, and ``eps=1e-8`` is 0 in float16. That is never advised here.
+
+What each backend can do stands in ``data/precision.toml``; whether an Apple chip computes in
+bfloat16 or emulates it (M1 and M2 do) is in ``data/apple_chips.csv``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from packaging.version import InvalidVersion, Version
+
+from mpskit import versions
+from mpskit._data import read_toml
+from mpskit._torch import as_device
+from mpskit._values import Value
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpskit.host import Host
+
+__all__ = ["Precision", "autocast", "choose", "grad_scaler", "precision_for"]
+
+_log = logging.getLogger(__name__)
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+# Compute capability of the first CUDA generation that computes in bfloat16 (Ampere; NVIDIA, CUDA
+# C++ Programming Guide, "Arithmetic Instructions").
+_CUDA_BF16 = (8, 0)
+
+
+class Precision(Value):
+    """The numbers to use on one device; dtypes by name, such as ``"bfloat16"``.
+
+    Attributes:
+        device: the device's type.
+        dtype: of the weights while training.
+        autocast_dtype: to compute in while training; None means no autocast.
+        inference_dtype: of the weights for inference.
+        grad_scaler_needed: gradients would underflow without a ``GradScaler``.
+        grad_scaler_possible: this torch has a ``GradScaler`` that works on the device.
+        storage_dtypes: floating dtypes that tensors on the device may have.
+        autocast_dtypes: those that ``torch.autocast`` accepts for it.
+        reasons: why, one sentence each.
+    """
+
+    device: str
+    dtype: str
+    autocast_dtype: str | None
+    inference_dtype: str
+    grad_scaler_needed: bool
+    grad_scaler_possible: bool
+    storage_dtypes: tuple[str, ...]
+    autocast_dtypes: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def grad_scaler(self) -> bool:
+        """Whether to use a ``GradScaler``: it is needed and possible."""
+        return self.grad_scaler_needed and self.grad_scaler_possible
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """:attr:`dtype` as torch's own."""
+        return _torch_dtype(self.dtype)
+
+    @property
+    def torch_autocast_dtype(self) -> torch.dtype | None:
+        """:attr:`autocast_dtype` as torch's own; None for no autocast."""
+        return _torch_dtype(self.autocast_dtype) if self.autocast_dtype else None
+
+    @property
+    def torch_inference_dtype(self) -> torch.dtype:
+        """:attr:`inference_dtype` as torch's own."""
+        return _torch_dtype(self.inference_dtype)
+
+    def __str__(self) -> str:
+        mixed = f"autocast to {self.autocast_dtype}" if self.autocast_dtype else "no autocast"
+        scaler = "with" if self.grad_scaler else "without"
+        first = f"{self.device}: {self.dtype} weights, {mixed}, {scaler} GradScaler"
+        return "\n  ".join([f"{first}; inference in {self.inference_dtype}", *self.reasons])
+
+
+def precision_for(
+    device: str | torch.device, host: Host | None = None, *, torch_version: str | None = None
+) -> Precision:
+    """Return the numbers to train and infer with on a device.
+
+    Args:
+        device: ``"mps"``, ``"cuda:0"``, ``"cpu"`` or a ``torch.device``.
+        host: the machine; None is this one. Matters for MPS (macOS and chip).
+        torch_version: decide for that torch; None is the installed one.
+
+    Raises:
+        ArgumentTypeError: ``device`` is neither a device nor a string.
+        ArgumentError: torch knows no such device.
+
+    On CUDA it asks for the card's compute capability, which initialises CUDA; MPS is not touched.
+    """
+    place = as_device(device)
+    torch_text = torch_version or versions.torch_version() or "0"
+    if place.type == "mps":
+        return _for_mps(host, torch_text)
+    native = _cuda_has_bfloat16(place) if place.type == "cuda" else None
+    return choose(place.type, torch_text, bf16_native=native)
+
+
+def _for_mps(host: Host | None, torch_text: str) -> Precision:
+    if host is None:
+        from mpskit.host import detect_host
+
+        host = detect_host()
+    macos = host.os_version if host.is_mac else None
+    native = host.chip.bf16_native if host.chip else None
+    return choose("mps", torch_text, macos=macos, bf16_native=native)
+
+
+def _cuda_has_bfloat16(device: torch.device) -> bool | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return tuple(torch.cuda.get_device_capability(device)) >= _CUDA_BF16
+
+
+def choose(
+    device: str, torch_version: str, *, macos: str | None = None, bf16_native: bool | None = None
+) -> Precision:
+    """Return the precision by facts alone.
+
+    Args:
+        device: device type.
+        torch_version: of the torch that will run.
+        macos: version of macOS, for MPS; None is unknown and taken for new enough.
+        bf16_native: whether the chip or card computes in bfloat16; None is unknown.
+    """
+    table = read_toml("precision.toml")
+    too_old = _too_old(device, torch_version, macos)
+    rows = table["any"] if too_old else table.get(device, table["any"])
+
+    def holds(row: Mapping[str, str]) -> bool:
+        return _holds(row, torch_version, macos)
+
+    storage = tuple(row["dtype"] for row in rows["storage"] if holds(row))
+    casts = {row["dtype"]: bool(row.get("scaled")) for row in rows["autocast"] if holds(row)}
+    possible = "scaler" in rows and holds(rows["scaler"])
+    cast, why = _autocast_dtype(device, casts, possible, bf16_native)
+    needed = cast is not None and casts[cast]
+    return Precision(
+        device=device,
+        dtype="float32",
+        autocast_dtype=cast,
+        inference_dtype=_inference_dtype(device, storage, bf16_native),
+        grad_scaler_needed=needed,
+        grad_scaler_possible=possible,
+        storage_dtypes=storage,
+        autocast_dtypes=tuple(casts),
+        reasons=(too_old,) if too_old else (why, *_remarks(device, cast, storage)),
+    )
+
+
+def _holds(row: Mapping[str, str], torch_version: str, macos: str | None) -> bool:
+    if "feature" in row and not versions.has(row["feature"], torch_version):
+        return False
+    if "any_macos" in row and versions.has(row["any_macos"], torch_version):
+        return True
+    return "macos" not in row or _at_least(macos, row["macos"])
+
+
+def _at_least(macos: str | None, floor: str) -> bool:
+    try:
+        return macos is None or Version(macos) >= Version(floor)
+    except InvalidVersion:
+        return True
+
+
+def _autocast_dtype(
+    device: str, casts: Mapping[str, bool], scaler: bool, bf16_native: bool | None
+) -> tuple[str | None, str]:
+    """Choose among the dtypes that autocast accepts: safe first, then fast."""
+    native = bf16_native is True or (bf16_native is None and device != "cuda")
+    if device == "cpu":
+        return None, "On most CPUs autocast to bfloat16 is slower than float32."
+    if "bfloat16" in casts and native:
+        return "bfloat16", "bfloat16 has float32's range, so gradients need no scaling."
+    if "float16" in casts and scaler:
+        seen = "is emulated or unknown on this GPU" if "bfloat16" in casts else "is not to be had"
+        return "float16", f"bfloat16 {seen}; float16 with a GradScaler is safe."
+    if "bfloat16" in casts:
+        return "bfloat16", (
+            "float16 would need a GradScaler, which this torch does not have for the device; "
+            "bfloat16 is emulated here: it saves memory, not time."
+        )
+    if "float16" in casts:
+        return None, (
+            "autocast offers float16 only, whose gradients underflow without a GradScaler, and "
+            "this torch has none for the device: fine for inference, unsafe for training."
+        )
+    return None, f"torch has no autocast for {device} at this version."
+
+
+def _inference_dtype(device: str, storage: tuple[str, ...], bf16_native: bool | None) -> str:
+    if device == "cpu" or "float16" not in storage:
+        return "float32"
+    if "bfloat16" in storage and (bf16_native or (bf16_native is None and device != "cuda")):
+        return "bfloat16"
+    return "float16"
+
+
+def _too_old(device: str, torch_version: str, macos: str | None) -> str | None:
+    floor = versions.minimum_macos(torch_version)
+    if device != "mps" or _at_least(macos, floor):
+        return None
+    return f"MPS does not work here: torch {torch_version} needs macOS {floor}, this is {macos}."
+
+
+def _remarks(device: str, cast: str | None, storage: tuple[str, ...]) -> list[str]:
+    remarks = []
+    if device == "mps" and "bfloat16" not in storage:
+        remarks.append("bfloat16 needs torch 2.3 and macOS 14 (any macOS from torch 2.9).")
+    if device == "mps":
+        remarks.append("MPS has no float64 and no complex128.")
+    if cast:
+        remarks.append(
+            "Keep the weights float32: mixed precision saves activations and time; weights that "
+            "are float16 themselves lose small updates."
+        )
+    return remarks
+
+
+def autocast(
+    device: str | torch.device,
+    dtype: str | torch.dtype | None = None,
+    *,
+    host: Host | None = None,
+) -> contextlib.AbstractContextManager[Any]:
+    """Return a context that computes in ``dtype`` on the device, on any torch from 2.2.
+
+    Args:
+        device: the device that the model is on.
+        dtype: float16 or bfloat16; None takes :func:`precision_for`'s, and no autocast where it
+            has none. float32 is no autocast either.
+        host: the machine; None is this one.
+
+    Where autocast cannot do it (MPS before torch 2.5; bfloat16 on 2.5) the context does nothing,
+    so the computation runs in the weights' own dtype, and a warning is logged.
+
+    Raises:
+        ArgumentTypeError: ``device`` or ``dtype`` has the wrong type.
+        ArgumentError: torch knows no such device, or ``dtype`` is not a floating dtype.
+    """
+    import torch
+
+    precision = precision_for(device, host)
+    name = _dtype_name(dtype) or precision.autocast_dtype
+    if name is None or name == "float32":
+        return contextlib.nullcontext()
+    if name not in precision.autocast_dtypes:
+        _log.warning("autocast to %s is not possible on %s", name, precision.device)
+        return contextlib.nullcontext()
+    return torch.autocast(precision.device, dtype=_torch_dtype(name))
+
+
+def grad_scaler(
+    device: str | torch.device,
+    dtype: str | torch.dtype | None = None,
+    *,
+    host: Host | None = None,
+) -> torch.amp.GradScaler:
+    """Return a ``GradScaler`` for the device: enabled where one is needed and possible.
+
+    A disabled one passes the loss and the optimizer step through, so one training loop serves
+    every device. Where one is needed and not possible (float16 on MPS before torch 2.8) it is
+    disabled and a warning is logged.
+
+    Args:
+        device: the device that the model is on.
+        dtype: what :func:`autocast` was given; None takes :func:`precision_for`'s.
+        host: the machine; None is this one.
+
+    Raises:
+        ArgumentTypeError: ``device`` or ``dtype`` has the wrong type.
+        ArgumentError: torch knows no such device, or ``dtype`` is not a floating dtype.
+    """
+    import torch
+
+    precision = precision_for(device, host)
+    name = _dtype_name(dtype) or precision.autocast_dtype
+    needed = name == "float16"
+    if needed and not precision.grad_scaler_possible:
+        _log.warning("float16 on %s needs a GradScaler, and has none", precision.device)
+    enabled = needed and precision.grad_scaler_possible
+    enabled = enabled and (precision.device != "cuda" or torch.cuda.is_available())
+    if versions.has("amp.grad_scaler", str(torch.__version__)):
+        return torch.amp.GradScaler(precision.device, enabled=enabled)
+    scaler: torch.amp.GradScaler = torch.cuda.amp.GradScaler(enabled=enabled)
+    return scaler
+
+
+def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
+    import torch
+
+    if dtype is None:
+        return None
+    if not isinstance(dtype, str | torch.dtype):
+        raise ArgumentTypeError(
+            f"a dtype is torch.float16 or 'float16', not {dtype!r}", given=dtype
+        )
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES[1:]:
+        raise ArgumentError(
+            f"autocast computes in float16 or bfloat16 (float32: not at all), not {dtype}",
+            given=dtype,
+        )
+    return name
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
