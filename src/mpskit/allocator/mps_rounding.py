@@ -1,0 +1,79 @@
+"""How MPSAllocator rounds a request, and how large a heap it asks Metal for.
+
+The constants stand in torch's ``ATen/mps/MPSAllocator.h`` and are the same in every macOS wheel
+from 2.1.2 to 2.15.0. The bucket rule came with pytorch#187441 and is in the wheels from 2.14.
+
+The alignment is what Metal's ``heapBufferSizeAndAlignWithLength:`` answers. Apple GPUs were seen
+to turn tiny requests into 256 bytes (torch's "Tried to allocate 256 bytes" in many reports) and
+1 KiB into 1024 (pytorch#193838), so every size is rounded to 256 here.
+"""
+
+from __future__ import annotations
+
+from mpskit._sizes import GIB, MIB
+
+__all__ = [
+    "ALIGNMENT",
+    "LARGE_HEAP",
+    "MAX_SMALL",
+    "PAGE",
+    "SMALL_HEAP",
+    "XLARGE_HEAP",
+    "aligned_size",
+    "bucketed_size",
+    "heap_size",
+]
+
+ALIGNMENT = 256
+PAGE = 16 * 1024  # vm_page_size on Apple silicon
+MAX_SMALL = MIB
+MIN_XLARGE = 10 * MIB
+ROUND_LARGE = 2 * MIB
+SMALL_HEAP = 8 * MIB
+LARGE_HEAP = 32 * MIB
+XLARGE_HEAP = GIB
+XLARGE_HEAP_DISCRETE = 128 * MIB
+_BUCKETS_PER_POWER = 32
+
+
+def aligned_size(size: int) -> int:
+    """Return the bytes that a buffer of ``size`` bytes takes in a heap (256-byte multiple)."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def bucketed_size(aligned: int, max_buffer: int | None) -> int:
+    """Return the size that torch 2.14 and later round an aligned size up to.
+
+    Sizes over 1 MiB go up to the next of 32 steps per power of two (one page at least), so a
+    buffer that grows a little at each step finds the one it left. The size stays as it is where
+    rounding would need a larger kind of heap or reach the largest buffer.
+    """
+    if aligned <= MAX_SMALL:
+        return aligned
+    step = max((1 << (aligned.bit_length() - 1)) // _BUCKETS_PER_POWER, PAGE)
+    rounded = -(-aligned // step) * step
+    too_large = max_buffer is not None and rounded >= max_buffer
+    return aligned if too_large or _tier(rounded) != _tier(aligned) else rounded
+
+
+def heap_size(size: int, *, pressure: bool = False, xlarge: int = XLARGE_HEAP) -> tuple[int, bool]:
+    """Return the bytes of the heap that a new buffer of ``size`` bytes needs, and if it is shared.
+
+    Args:
+        size: aligned bytes of the buffer.
+        pressure: whether the low watermark is reached, when 10 to 512 MiB get their own heap.
+        xlarge: the largest shared heap: 1 GiB, or 128 MiB on a discrete GPU (torch to 2.12).
+    """
+    tier = _tier(size, pressure=pressure, xlarge=xlarge)
+    if tier is None:
+        return -(-size // ROUND_LARGE) * ROUND_LARGE, False
+    return tier, True
+
+
+def _tier(size: int, *, pressure: bool = False, xlarge: int = XLARGE_HEAP) -> int | None:
+    """Return the size of the shared heap for such a buffer; None if it gets one of its own."""
+    if size <= MAX_SMALL:
+        return SMALL_HEAP
+    if size < MIN_XLARGE:
+        return LARGE_HEAP
+    return xlarge if size < xlarge // 2 and not pressure else None
