@@ -1,0 +1,332 @@
+"""``Host``: what machine this is, concluded from readings by pure rules."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from mpskit._sizes import format_bytes
+from mpskit._values import Value
+from mpskit.errors import ArgumentTypeError
+from mpskit.host import apple, linux
+from mpskit.host._record import Readings
+from mpskit.host.chips import Chip, parse_chip
+
+__all__ = ["Host", "HostKind", "detect_host"]
+
+_GIB = 1024**3
+
+
+class HostKind(StrEnum):
+    """What kind of machine, as far as the choice of a device goes."""
+
+    APPLE_SILICON = "apple-silicon"
+    APPLE_SILICON_ROSETTA = "apple-silicon-rosetta"
+    INTEL_MAC = "intel-mac"
+    MAC_VM = "mac-vm"
+    LINUX = "linux"
+    WINDOWS = "windows"
+    OTHER = "other"
+
+
+_KIND_TEXT = {
+    HostKind.APPLE_SILICON: "Mac with Apple silicon",
+    HostKind.APPLE_SILICON_ROSETTA: "Mac with Apple silicon, Python under Rosetta",
+    HostKind.INTEL_MAC: "Intel Mac",
+    HostKind.MAC_VM: "virtual Mac",
+    HostKind.LINUX: "Linux machine",
+    HostKind.WINDOWS: "Windows machine",
+    HostKind.OTHER: "machine of another kind",
+}
+
+
+class Host(Value):
+    """The machine this process runs on.
+
+    Attributes:
+        kind: what kind of machine; :attr:`is_mac` for "is it macOS at all".
+        os_name: macOS, Linux, Windows, or as the system calls itself.
+        os_version: the real macOS version, the kernel's on Linux; None if it cannot be known.
+        chip: the Apple chip, on a Mac with one.
+        cpu_name: the processor's brand.
+        model: the Mac's model identifier, ``Mac16,5``.
+        memory_total_bytes: RAM.
+        memory_available_bytes: what a new program could take without swapping, when it was read.
+        memory_limit_bytes: the container's limit, if it is below the RAM.
+        swap_total_bytes: swap space.
+        swap_used_bytes: swap in use, when it was read.
+        usable_cpus: CPUs for this process: the least of the machine's, the affinity's and the
+            control groups' quota, rounded up.
+        logical_cpus: CPUs of the machine.
+        performance_cores: cores of an Apple chip that are not efficiency cores.
+        efficiency_cores: its efficiency cores.
+        gpu_cores: its GPU cores, if one can know.
+        is_vm: whether the machine is known to be virtual (on Linux few signs are looked for).
+        is_hosted_runner: whether it is a CI provider's machine (GitHub Actions, Azure Pipelines).
+        signs: what the verdict rests on, one short sentence each.
+        metal_device: the Metal device's name, if torch was asked.
+        wired_limit_bytes: the user's ``iogpu.wired_limit_mb``, if set.
+        python_version: as ``3.12.4``.
+        torch_version: the installed torch, None without one.
+    """
+
+    kind: HostKind
+    os_name: str
+    os_version: str | None = None
+    chip: Chip | None = None
+    cpu_name: str | None = None
+    model: str | None = None
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    swap_total_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    usable_cpus: int = 1
+    logical_cpus: int | None = None
+    performance_cores: int | None = None
+    efficiency_cores: int | None = None
+    gpu_cores: int | None = None
+    is_vm: bool = False
+    is_hosted_runner: bool = False
+    signs: tuple[str, ...] = ()
+    metal_device: str | None = None
+    wired_limit_bytes: int | None = None
+    python_version: str | None = None
+    torch_version: str | None = None
+
+    @property
+    def is_mac(self) -> bool:
+        """Whether the system is macOS, on whatever processor, real or virtual."""
+        return self.os_name == "macOS"
+
+    @property
+    def summary(self) -> str:
+        """The machine in a few words: ``M3 Max, 64.00 GiB, macOS 15.6``."""
+        name = self.chip.name if self.chip else self.cpu_name or _KIND_TEXT[self.kind]
+        memory = format_bytes(self.memory_total_bytes) if self.memory_total_bytes else None
+        return ", ".join(part for part in (name, memory, self._system()) if part)
+
+    def __str__(self) -> str:
+        return " ".join([self._first_sentence(), *self._memory_sentences(), self._cpu_sentence()])
+
+    def _system(self) -> str:
+        return f"{self.os_name} {self.os_version}" if self.os_version else self.os_name
+
+    def _first_sentence(self) -> str:
+        known = str(self.chip) if self.chip else self.cpu_name
+        kind = _KIND_TEXT[self.kind]
+        what = f"{kind[0].upper()}{kind[1:]} ({known})" if known else f"{kind[0].upper()}{kind[1:]}"
+        where = " on a hosted CI runner" if self.is_hosted_runner else ""
+        return f"{what}{where}, {self._system()}."
+
+    def _memory_sentences(self) -> list[str]:
+        if not self.memory_total_bytes:
+            return []
+        parts = [f"{format_bytes(self.memory_total_bytes)} of RAM"]
+        if self.memory_available_bytes is not None:
+            parts.append(f"{format_bytes(self.memory_available_bytes)} available")
+        if self.memory_limit_bytes:
+            parts.append(f"a container limit of {format_bytes(self.memory_limit_bytes)}")
+        if self.wired_limit_bytes:
+            parts.append(
+                f"GPU memory limited to {format_bytes(self.wired_limit_bytes)} by its user"
+            )
+        return [", ".join(parts) + "."]
+
+    def _cpu_sentence(self) -> str:
+        plural = "" if self.usable_cpus == 1 else "s"
+        tiers = ""
+        if self.performance_cores:
+            tiers = f" ({self.performance_cores} performance cores)"
+        versions = [f"Python {self.python_version}"] if self.python_version else []
+        versions += [f"torch {self.torch_version}"] if self.torch_version else []
+        tail = f" {', '.join(versions)}." if versions else ""
+        return f"{self.usable_cpus} usable CPU{plural}{tiers}.{tail}"
+
+    @classmethod
+    def from_readings(cls, readings: Readings) -> Host:
+        """Return the host that the readings describe; pure, and total over all readings.
+
+        Whatever the texts in them say, there is an answer: what cannot be told is None, or
+        ``other`` for the kind.
+
+        Raises:
+            ArgumentTypeError: ``readings`` is not a :class:`Readings`.
+        """
+        if not isinstance(readings, Readings):
+            raise ArgumentTypeError(f"not Readings but {readings!r}", given=readings)
+        return cls(**_common(readings), **_particular(readings))
+
+
+def _common(readings: Readings) -> dict[str, Any]:
+    """Return what every system has: memory, swap, versions."""
+    total = _positive(readings.memory_total)
+    total = total or _positive(apple.number(apple.sysctl(readings, "hw.memsize")))
+    return {
+        "memory_total_bytes": total,
+        "memory_available_bytes": _count(readings.memory_available),
+        "memory_limit_bytes": linux.memory_limit(readings.cgroup, total),
+        "swap_total_bytes": _count(readings.swap_total),
+        "swap_used_bytes": _count(readings.swap_used),
+        "is_hosted_runner": is_hosted_runner(readings),
+        "metal_device": readings.metal_device or None,
+        "python_version": readings.python_version,
+        "torch_version": readings.torch_version,
+    }
+
+
+def _positive(value: int | None) -> int | None:
+    return value if value is not None and 0 < value < 1 << 63 else None
+
+
+def _count(value: int | None) -> int | None:
+    return value if value is not None and 0 <= value < 1 << 63 else None
+
+
+def is_hosted_runner(readings: Readings) -> bool:
+    """Return whether the variables are those of a machine that GitHub or Azure lends out.
+
+    ``RUNNER_ENVIRONMENT`` says it outright; images older than it have ``ImageOS``.
+    """
+    environ = {name.lower(): text.lower() for name, text in (readings.environ or {}).items()}
+    environment = environ.get("runner_environment")
+    if environment is not None:
+        return environment == "github-hosted"
+    return "imageos" in environ or environ.get("github_actions") == "true"
+
+
+def _particular(readings: Readings) -> dict[str, Any]:
+    """Return what depends on the system."""
+    if apple.is_mac(readings):
+        return _mac(readings)
+    name = _system_name(readings)
+    kind = {"Linux": HostKind.LINUX, "Windows": HostKind.WINDOWS}.get(name, HostKind.OTHER)
+    cpu = apple.brand(readings) or None
+    virtual = cpu is not None and "qemu" in cpu.lower()
+    return {
+        "kind": kind,
+        "os_name": name,
+        "os_version": linux.system_version(readings.platform_string),
+        "cpu_name": cpu,
+        "is_vm": virtual or is_hosted_runner(readings),
+        "signs": _foreign_signs(readings, name, cpu),
+        **_cpus(readings, None),
+    }
+
+
+def _system_name(readings: Readings) -> str:
+    text = readings.system or (readings.platform_string or "").partition("-")[0]
+    text = (
+        text or (readings.environ or {}).get("RUNNER_OS", "") or ("Linux" * bool(readings.cgroup))
+    )
+    lower = text.strip().lower()
+    if lower.startswith(("windows", "cygwin", "msys", "mingw")):
+        return "Windows"
+    return "Linux" if lower.startswith("linux") else text.strip()[:40] or "unknown system"
+
+
+def _foreign_signs(readings: Readings, name: str, cpu: str | None) -> tuple[str, ...]:
+    signs = [f"the system is {name}"]
+    if cpu and "virtualapple" in cpu.lower():
+        signs.append("CPUID says VirtualApple: an x86-64 guest translated on Apple silicon")
+    return (*signs, *_runner_signs(readings))
+
+
+def _runner_signs(readings: Readings) -> list[str]:
+    return ["the variables are those of a hosted CI runner"] if is_hosted_runner(readings) else []
+
+
+def _mac(readings: Readings) -> dict[str, Any]:
+    virtual = _mac_vm_signs(readings)
+    kind, signs = _mac_kind(readings, virtual)
+    chip = None if kind is HostKind.INTEL_MAC else _chip(readings)
+    performance, efficiency = apple.core_counts(readings, chip)
+    return {
+        "kind": kind,
+        "os_name": "macOS",
+        "os_version": apple.macos_version(readings),
+        "chip": chip,
+        "cpu_name": apple.brand(readings) or None,
+        "model": apple.sysctl(readings, "hw.model") or None,
+        "performance_cores": performance,
+        "efficiency_cores": efficiency,
+        "gpu_cores": _positive(readings.metal_cores) or (chip.gpu_cores if chip else None),
+        "is_vm": bool(virtual),
+        "signs": tuple(dict.fromkeys(signs)),
+        "wired_limit_bytes": apple.wired_limit_bytes(readings),
+        **_cpus(readings, chip),
+    }
+
+
+def _mac_vm_signs(readings: Readings) -> list[str]:
+    """GitHub's and Azure's Macs are virtual ones, unless the kernel says that it is not a guest."""
+    signs = apple.vm_signs(readings)
+    bare = apple.sysctl(readings, "kern.hv_vmm_present") == "0"
+    return signs if signs or bare else _runner_signs(readings)
+
+
+def _mac_kind(readings: Readings, virtual: list[str]) -> tuple[HostKind, list[str]]:
+    hardware, process = apple.hardware_signs(readings), apple.process_signs(readings)
+    signs = [*virtual, *(sign for _, sign in (*hardware, *process))]
+    architectures = {architecture for architecture, _ in process}
+    apple_chip = hardware[0][0] == "arm64" if hardware else "x86_64" not in architectures
+    if virtual:
+        return HostKind.MAC_VM, signs
+    if not hardware and not process:
+        return _by_version(readings)
+    if apple_chip:
+        translated = "x86_64" in architectures
+        return (HostKind.APPLE_SILICON_ROSETTA if translated else HostKind.APPLE_SILICON), signs
+    if not hardware:
+        signs.append("undetermined: an x86-64 Python, and nothing that tells Rosetta from Intel")
+    return HostKind.INTEL_MAC, signs
+
+
+def _by_version(readings: Readings) -> tuple[HostKind, list[str]]:
+    """Tell by the version: macOS 26 is the last for Intel Macs; before 27 it says nothing."""
+    version = apple.macos_version(readings)
+    if version and int(version.partition(".")[0]) >= 27:
+        return HostKind.APPLE_SILICON, [f"macOS {version} runs on Apple silicon only"]
+    return HostKind.OTHER, ["undetermined: macOS, and nothing that tells the processor"]
+
+
+def _chip(readings: Readings) -> Chip | None:
+    total = readings.memory_total or apple.number(apple.sysctl(readings, "hw.memsize"))
+    cores = apple.number(apple.sysctl(readings, "hw.physicalcpu"))
+    return parse_chip(
+        apple.brand(readings),
+        gpu_cores=readings.metal_cores,
+        cpu_cores=cores or readings.physical_cpus,
+        ram_gib=round(total / _GIB) if total and 0 < total < 1 << 63 else None,
+    )
+
+
+def _cpus(readings: Readings, chip: Chip | None) -> dict[str, Any]:
+    named = [apple.number(apple.sysctl(readings, f"hw.{name}")) for name in ("logicalcpu", "ncpu")]
+    cores = (chip.performance_cores, chip.efficiency_cores) if chip else ()
+    table = sum(filter(None, cores)) if cores and None not in cores else None
+    counts = [_positive(count) for count in (readings.logical_cpus, *named, table)]
+    logical = next((count for count in counts if count), None)
+    quota = linux.cpu_quota(readings.cgroup)
+    usable = linux.usable_cpus((logical, _positive(readings.affinity)), quota)
+    return {"logical_cpus": logical, "usable_cpus": usable}
+
+
+_cached: tuple[Readings | None, Host] | None = None
+
+
+def detect_host(*, refresh: bool = False) -> Host:
+    """Return the machine this process runs on; never raises.
+
+    The answer is kept for the process, so that its available memory is that of the first call.
+
+    Args:
+        refresh: read the machine again.
+    """
+    global _cached
+    from mpskit.host.readings import read_readings, replaced_readings
+
+    replaced = replaced_readings()
+    if refresh or _cached is None or _cached[0] is not replaced:
+        _cached = (replaced, Host.from_readings(read_readings()))
+    return _cached[1]

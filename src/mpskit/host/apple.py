@@ -1,0 +1,261 @@
+"""Pure rules about Macs: the real macOS version, Rosetta, virtual machines, cores.
+
+Each rule takes :class:`Readings` and names what it saw, so that a verdict can be checked. What
+the rules rest on is described in ``docs/host.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from mpskit.host._record import Readings
+from mpskit.host.chips import Chip
+
+__all__ = [
+    "brand",
+    "core_counts",
+    "hardware_signs",
+    "is_mac",
+    "macos_version",
+    "number",
+    "process_signs",
+    "vm_signs",
+    "wired_limit_bytes",
+]
+
+_VERSION = re.compile(
+    r"(?:^|mac\s?os(?:\s?x)?[\s-]*|version[\s:]*)(\d{2}(?:\.\d{1,3}){0,2})(?!\d)", re.IGNORECASE
+)
+_DARWIN = re.compile(r"darwin(?: kernel version)?[\s-]*(\d{2})\.\d+", re.IGNORECASE)
+_KERNEL = re.compile(r"(\d{2})\.\d+(?:\.\d+)?")
+_MAC_TEXT = re.compile(r"\s*(?:mac\s?os|os ?x\b|darwin)", re.IGNORECASE)
+_MAC_MODEL = re.compile(r"(MacBookAir|MacBookPro|Macmini|iMacPro|iMac|MacPro|MacBook|Mac)(\d+),\d+")
+# The first model number of each product with an Apple chip; a plain "Mac13,1" always has one.
+_FIRST_APPLE_MODEL = {"MacBookAir": 10, "MacBookPro": 17, "Macmini": 9, "iMac": 21, "Mac": 13}
+_VM_TEXT = re.compile(r"virtualmac|vmware|parallels|virtualbox|qemu|kvm", re.IGNORECASE)
+_RUNNER_TEXT = re.compile(r"\bmacos-\d+\b.*\brunner\b", re.IGNORECASE)
+_MAC_SYSCTL = ("kern.osproductversion", "sysctl.proc_translated", "kern.hv_vmm_present")
+_MAC_SYSCTL_PREFIXES = ("hw.perflevel", "hw.optional.", "iogpu.", "machdep.cpu.", "hw.cpu")
+_NOT_BRANDS = ("", "arm", "arm64", "aarch64", "i386", "x86_64", "amd64", "unknown")
+_X86 = ("i386", "x86_64", "amd64")
+_ARM = ("arm", "arm64", "aarch64", "arm64e")
+# What Darwin calls 64-bit ARM and x86 (mach/machine.h): the CPU type with the 64-bit flag.
+_CPU_TYPES = {"16777228": "arm64", "16777223": "x86_64"}
+
+
+def number(text: str | None) -> int | None:
+    """Return the whole number that a text is, or None."""
+    text = (text or "").strip()
+    return int(text) if re.fullmatch(r"-?\d{1,20}", text, re.ASCII) else None
+
+
+def sysctl(readings: Readings, name: str) -> str:
+    """Return one sysctl as text, empty if it is not known."""
+    return (readings.sysctl or {}).get(name, "").strip()
+
+
+def is_mac(readings: Readings) -> bool:
+    """Return whether the readings come from macOS; ``system`` decides if it is there."""
+    if readings.system:
+        return _MAC_TEXT.match(readings.system) is not None
+    return any(_mac_evidence(readings))
+
+
+def _mac_evidence(readings: Readings) -> Iterable[bool]:
+    runner = (readings.environ or {}).get("RUNNER_OS", "").lower()
+    texts = [readings.platform_string or "", readings.product_version or ""]
+    foreign = any(text.lower().startswith(("linux", "windows")) for text in texts)
+    if foreign or runner in ("linux", "windows") or readings.cgroup:
+        return
+    yield runner == "macos"
+    yield any(_MAC_TEXT.match(text) for text in texts)
+    yield any(_VERSION.match(text.strip()) for text in (*texts[1:], readings.mac_ver or ""))
+    names = readings.sysctl or {}
+    yield any(name in names for name in _MAC_SYSCTL)
+    yield any(name.startswith(_MAC_SYSCTL_PREFIXES) for name in names)
+    yield _MAC_MODEL.match(sysctl(readings, "hw.model")) is not None
+    yield bool(readings.metal_device)
+    yield "apple" in brand(readings).lower()
+    yield (readings.machine or "").lower() == "arm64" and readings.machine != "ARM64"
+    yield (readings.processor or "").lower() in ("arm", "i386")
+
+
+def macos_version(readings: Readings) -> str | None:
+    """Return the real macOS version, or None if all that is known is what cannot be.
+
+    A Python linked against an old SDK is told 10.16 (11 and later) or 16.x (26.x) whatever the
+    system. 16.x can be undone, as the minor number is kept; 10.16 cannot. The kernel's version
+    gives the major number when nothing better is there.
+    """
+    kernel = sysctl(readings, "kern.osproductversion")
+    texts = (kernel, readings.product_version, readings.platform_string, readings.mac_ver)
+    ours = [text.strip() for text in texts if text and not text.lower().startswith("darwin")]
+    found = [match[1] for text in ours if (match := _VERSION.search(text))]
+    majors = [int(version.partition(".")[0]) for version in found]
+    for version, major in zip(found, majors, strict=True):
+        if (major == 10 and not version.startswith("10.16")) or 11 <= major < 16 or major > 25:
+            return version
+    renamed = next((version for version in found if version.startswith("16")), None)
+    return f"26{renamed[2:]}" if renamed else _from_kernel(readings)
+
+
+def _from_kernel(readings: Readings) -> str | None:
+    release = _KERNEL.match(sysctl(readings, "kern.osrelease"))
+    texts = (readings.platform_string, readings.product_version, sysctl(readings, "kern.version"))
+    matches = [release, *(_DARWIN.search(text or "") for text in texts)]
+    major = next((int(match[1]) for match in matches if match), 0)
+    if major < 20:
+        return None
+    # Darwin 20 is macOS 11 and 24 is 15; macOS then jumped from 15 to 26, Darwin did not.
+    return str(major - 9 if major < 25 else major + 1)
+
+
+def brand(readings: Readings) -> str:
+    """Return the processor's brand, empty if no field carries one.
+
+    One that names a chip goes before ``VirtualApple``, which is all CPUID says under Rosetta.
+    """
+    texts = (sysctl(readings, "machdep.cpu.brand_string"), readings.cpu_brand, readings.processor)
+    stripped = [(text or "").strip() for text in texts]
+    brands = [text for text in stripped if text.lower() not in _NOT_BRANDS]
+    real = [text for text in brands if "virtualapple" not in text.lower()]
+    if not real and re.match(r"apple [am]\d", readings.metal_device or "", re.IGNORECASE):
+        real = [readings.metal_device or ""]
+    return next(iter([*real, *brands]), "")
+
+
+def hardware_signs(readings: Readings) -> list[tuple[str, str]]:
+    """Return what says which processor the Mac has: pairs of architecture and sign."""
+    name = brand(readings)
+    lower = name.lower()
+    signs = [
+        ("arm64", f"the processor is {name}" if "apple" in lower else ""),
+        ("x86_64", f"the processor is {name}" if re.search("intel|amd|xeon", lower) else ""),
+        ("arm64", "hw.optional.arm64 is 1" if sysctl(readings, "hw.optional.arm64") == "1" else ""),
+        ("arm64", _translation(readings)),
+        *_kernel_signs(readings),
+        *_model_signs(readings),
+        *_metal_signs(readings),
+    ]
+    return [(architecture, sign) for architecture, sign in signs if sign]
+
+
+def _translation(readings: Readings) -> str:
+    """An Intel Mac does not know the name at all, so that even 0 is a sign of an Apple chip."""
+    value = sysctl(readings, "sysctl.proc_translated")
+    return f"sysctl.proc_translated is {value}" if value in ("0", "1") else ""
+
+
+def _kernel_signs(readings: Readings) -> list[tuple[str, str]]:
+    """The kernel names the processor it was built for, also to a translated process."""
+    texts = (sysctl(readings, "kern.version"), readings.platform_string, readings.product_version)
+    found = [re.search(r"RELEASE_(ARM64|X86_64)", text or "") for text in texts]
+    return [(match[1].lower(), f"the kernel is {match[0]}") for match in found if match]
+
+
+def _model_signs(readings: Readings) -> list[tuple[str, str]]:
+    match = _MAC_MODEL.match(sysctl(readings, "hw.model"))
+    if match is None:
+        return []
+    first = _FIRST_APPLE_MODEL.get(match[1])
+    apple = first is not None and int(match[2]) >= first
+    return [("arm64" if apple else "x86_64", f"hw.model is {match[0]}")]
+
+
+def _metal_signs(readings: Readings) -> list[tuple[str, str]]:
+    name = readings.metal_device or ""
+    if re.search("radeon|amd|intel|nvidia", name, re.IGNORECASE):
+        return [("x86_64", f"the Metal device is {name}")]
+    apple = re.match(r"apple [am]\d", name, re.IGNORECASE)
+    return [("arm64", f"the Metal device is {name}")] if apple else []
+
+
+def process_signs(readings: Readings) -> list[tuple[str, str]]:
+    """Return what says for which processor this Python was built: architecture and sign."""
+    signs = [
+        ("x86_64", "sysctl.proc_translated is 1" if _translation(readings)[-1:] == "1" else ""),
+        ("x86_64", "CPUID says VirtualApple" if _says_virtual_apple(readings) else ""),
+        ("x86_64", "the processor is i386" if _is(readings.processor, ("i386",)) else ""),
+        ("x86_64", "CPU features are those of x86" if _has_x86_features(readings) else ""),
+        ("x86_64", f"the machine is {readings.machine}" if _is(readings.machine, _X86) else ""),
+        ("arm64", f"the machine is {readings.machine}" if _is(readings.machine, _ARM) else ""),
+        (
+            "arm64",
+            f"the processor is {readings.processor}" if _is(readings.processor, _ARM) else "",
+        ),
+        *_text_signs(readings),
+        *_cpu_type_signs(readings),
+    ]
+    return [(architecture, sign) for architecture, sign in signs if sign]
+
+
+def _is(text: str | None, words: tuple[str, ...]) -> bool:
+    first = (text or "").lower().split()
+    return bool(first) and first[0] in words
+
+
+def _says_virtual_apple(readings: Readings) -> bool:
+    texts = (sysctl(readings, "machdep.cpu.brand_string"), readings.cpu_brand, readings.processor)
+    return any("virtualapple" in (text or "").lower() for text in texts)
+
+
+def _has_x86_features(readings: Readings) -> bool:
+    return {"FPU", "SSE", "TSC"} & set(sysctl(readings, "machdep.cpu.features").split()) != set()
+
+
+def _text_signs(readings: Readings) -> list[tuple[str, str]]:
+    signs = []
+    for text in (readings.platform_string or "", readings.product_version or ""):
+        if re.search(r"(?<![A-Za-z_])(?:x86_64|i386)\b", text):
+            signs.append(("x86_64", f"the platform is {text}"))
+        elif re.search(r"(?<![A-Za-z_])arm64\b", text, re.IGNORECASE):
+            signs.append(("arm64", f"the platform is {text}"))
+    return signs
+
+
+def _cpu_type_signs(readings: Readings) -> list[tuple[str, str]]:
+    kind = sysctl(readings, "hw.cputype")
+    return [(_CPU_TYPES[kind], f"hw.cputype is {kind}")] if kind in _CPU_TYPES else []
+
+
+def vm_signs(readings: Readings) -> list[str]:
+    """Return what says that macOS runs in a virtual machine."""
+    model, name = sysctl(readings, "hw.model"), brand(readings)
+    texts = (readings.product_version or "", readings.platform_string or "")
+    metal = readings.metal_device or ""
+    signs = [
+        f"hw.model is {model}" if _VM_TEXT.search(model) else "",
+        f"the processor is {name}" if "(virtual)" in name.lower() else "",
+        f"the Metal device is {metal}" if "paravirt" in metal.lower() else "",
+        "kern.hv_vmm_present is 1" if sysctl(readings, "kern.hv_vmm_present") == "1" else "",
+        *(f"the system is {text}" for text in texts if _RUNNER_TEXT.search(text)),
+        *(f"the system is {text}" for text in texts if _VM_TEXT.search(text)),
+    ]
+    return [sign for sign in signs if sign]
+
+
+def wired_limit_bytes(readings: Readings) -> int | None:
+    """Return the user's own limit on GPU memory (``iogpu.wired_limit_mb``), None if not set."""
+    megabytes = number(sysctl(readings, "iogpu.wired_limit_mb"))
+    return megabytes * 1024**2 if megabytes and 0 < megabytes < 1 << 30 else None
+
+
+def core_counts(readings: Readings, chip: Chip | None) -> tuple[int | None, int | None]:
+    """Return the performance and the efficiency cores, by sysctl and else by the chip table.
+
+    A chip may have no efficiency cores and two performance levels all the same (M5 Pro and Max:
+    super and performance). The levels' names tell, and where they are missing the table does.
+    """
+    levels = [number(sysctl(readings, f"hw.perflevel{i}.physicalcpu")) for i in range(3)]
+    names = [sysctl(readings, f"hw.perflevel{i}.name").lower() for i in range(3)]
+    counts = [(count, name) for count, name in zip(levels, names, strict=True) if count]
+    known = (chip.performance_cores, chip.efficiency_cores) if chip else (None, None)
+    if not counts:
+        return known
+    if all(name for _, name in counts):
+        efficiency = sum(count for count, name in counts if name.startswith("eff"))
+        return sum(count for count, _ in counts) - efficiency, efficiency
+    if None not in known and sum(filter(None, known)) == sum(count for count, _ in counts):
+        return known
+    return counts[0][0], sum(count for count, _ in counts[1:])

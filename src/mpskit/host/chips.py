@@ -1,0 +1,203 @@
+"""The chip tables: Apple's by name and core counts, and the CUDA cards to compare with.
+
+``data/apple_chips.csv`` has a row for each variant of a chip. A figure is known only where every
+variant that is still possible agrees on it; a chip that is not in the table has a name, a
+generation and a tier, and no figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+from mpskit._values import Value
+
+__all__ = ["Chip", "ChipRow", "CudaCard", "chip_rows", "cuda_card", "cuda_cards", "parse_chip"]
+
+# "Apple M3 Max", "M9 Ultra", "Apple A18 Pro". Intel once sold a "Core m3", hence the refusal.
+_NAME = re.compile(
+    r"(?<![A-Za-z0-9-])([MA])(\d{1,3})(?![0-9-])\s*(pro|max|ultra|extreme)?\b", re.IGNORECASE
+)
+_FOREIGN = re.compile(r"intel|xeon|amd|radeon|nvidia|ryzen|core\(tm\)", re.IGNORECASE)
+_OTHER_CARDS = {"ti", "super", "laptop", "mobile", "max"}
+_APPLE = re.compile(r"\bapple\b", re.IGNORECASE)
+
+
+class Chip(Value):
+    """An Apple chip: what its name says, and the figures that are known for it.
+
+    Attributes:
+        name: without the maker: ``M3 Max``, ``A18 Pro``; ``Apple processor`` if it says no more.
+        family: ``M`` or ``A``; None if the name does not say.
+        generation: 3 for an M3, 18 for an A18 Pro. Compare only within a family.
+        tier: base, pro, max, ultra, phone, or as the name says.
+        performance_cores: cores that are not efficiency cores.
+        efficiency_cores: efficiency cores.
+        gpu_cores: GPU cores.
+        memory_bandwidth_gbs: of the unified memory, in 10^9 bytes a second.
+        fp32_tflops: peak of the GPU in float32, 10^12 operations a second.
+        metal_family: Apple7 (M1) to Apple10 (M5, M6).
+        bf16_native: whether the GPU computes in bfloat16 rather than emulating it.
+        confidence: of the figures, as the table says: high, medium, low.
+    """
+
+    name: str
+    family: str | None = None
+    generation: int | None = None
+    tier: str | None = None
+    performance_cores: int | None = None
+    efficiency_cores: int | None = None
+    gpu_cores: int | None = None
+    memory_bandwidth_gbs: float | None = None
+    fp32_tflops: float | None = None
+    metal_family: str | None = None
+    bf16_native: bool | None = None
+    confidence: str | None = None
+
+    def __str__(self) -> str:
+        cores = f" with {self.gpu_cores} GPU cores" if self.gpu_cores else ""
+        return f"{self.name}{cores}"
+
+
+class ChipRow(Value):
+    """One variant of a chip, and the Macs it is sold in."""
+
+    chip: Chip
+    ram_options_gib: tuple[int, ...]
+    macs: tuple[str, ...]
+    released: str
+    sources: str
+
+
+class CudaCard(Value):
+    """A CUDA card, by its maker's figures.
+
+    Attributes:
+        name: as people write it: ``RTX 3090``, ``A100 80GB``.
+        memory_gb: what is printed on the box.
+        memory_bandwidth_gbs: in 10^9 bytes a second.
+        fp32_tflops: peak outside the tensor cores, 10^12 operations a second.
+        sources: where the figures stand.
+    """
+
+    name: str
+    memory_gb: int
+    memory_bandwidth_gbs: float
+    fp32_tflops: float
+    sources: str
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    text = resources.files("mpskit").joinpath("data", name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+@functools.cache
+def chip_rows() -> tuple[ChipRow, ...]:
+    """Return every variant in the table, oldest chip first."""
+    return tuple(_row(cells) for cells in _table("apple_chips.csv"))
+
+
+def _row(cells: Mapping[str, str]) -> ChipRow:
+    generation = cells["generation"]
+    chip = Chip(
+        name=cells["chip"],
+        family=cells["chip"][0],
+        generation=int(generation.lstrip("AM")),
+        tier=cells["tier"],
+        performance_cores=int(cells["performance_cores"]),
+        efficiency_cores=int(cells["efficiency_cores"]),
+        gpu_cores=int(cells["gpu_cores"]),
+        memory_bandwidth_gbs=float(cells["memory_bandwidth_gbs"]),
+        fp32_tflops=float(cells["gpu_fp32_tflops"]) if cells["gpu_fp32_tflops"] else None,
+        metal_family=cells["metal_family"],
+        bf16_native=cells["bf16_native"] == "yes",
+        confidence=cells["confidence"],
+    )
+    return ChipRow(
+        chip=chip,
+        ram_options_gib=tuple(int(size) for size in cells["ram_options_gib"].split("|")),
+        macs=tuple(mac.strip() for mac in cells["macs"].split(";")),
+        released=cells["released"],
+        sources=cells["sources"],
+    )
+
+
+@functools.cache
+def cuda_cards() -> Mapping[str, CudaCard]:
+    """Return the cards by name, lower case."""
+    cards = [CudaCard.model_validate(cells) for cells in _table("cuda_cards.csv")]
+    return {card.name.lower(): card for card in cards}
+
+
+def cuda_card(name: str) -> CudaCard | None:
+    """Return the card whose name stands in ``name`` (``NVIDIA GeForce RTX 3090``), if one does."""
+    words = set(re.sub(r"[^a-z0-9]+", " ", name.lower()).split())
+    if words & _OTHER_CARDS:
+        return None
+    named = [card for key, card in cuda_cards().items() if set(key.split()) <= words]
+    return max(named, key=lambda card: len(card.name), default=None)
+
+
+def parse_chip(
+    brand: str,
+    *,
+    gpu_cores: int | None = None,
+    cpu_cores: int | None = None,
+    ram_gib: int | None = None,
+) -> Chip | None:
+    """Return the Apple chip that a brand string names, or None if it names none.
+
+    Args:
+        brand: ``Apple M3 Max``, ``M1``, ``Apple M1 (Virtual)``, ``Apple processor``.
+        gpu_cores: GPU cores, if known: tells the variants apart.
+        cpu_cores: performance and efficiency cores together, if known.
+        ram_gib: RAM in GiB, if known: some variants come with some sizes only.
+    """
+    if _FOREIGN.search(brand):
+        return None
+    match = _NAME.search(brand)
+    if match is None:
+        return Chip(name=" ".join(brand.split())[:60]) if _APPLE.search(brand) else None
+    tier = (match[3] or "base").lower()
+    name = f"{match[1].upper()}{int(match[2])}" + ("" if tier == "base" else f" {tier.title()}")
+    variants = [row for row in chip_rows() if row.chip.name == name]
+    if not variants:
+        return Chip(name=name, family=match[1].upper(), generation=int(match[2]), tier=tier)
+    if "(virtual)" in brand.lower():
+        return _known(variants).model_copy(update=_VIRTUAL)
+    variants = _narrow(variants, [row.chip.gpu_cores == gpu_cores for row in variants])
+    cpus = [_cpu_cores(row.chip) == cpu_cores for row in variants]
+    variants = _narrow(variants, cpus)
+    variants = _narrow(variants, [ram_gib in row.ram_options_gib for row in variants])
+    return _known(variants)
+
+
+# A guest is given a share of the cores and of the memory: the chip's own figures say nothing.
+_VIRTUAL: dict[str, None] = dict.fromkeys(
+    ("performance_cores", "efficiency_cores", "gpu_cores", "memory_bandwidth_gbs", "fp32_tflops")
+)
+
+
+def _cpu_cores(chip: Chip) -> int:
+    return (chip.performance_cores or 0) + (chip.efficiency_cores or 0)
+
+
+def _narrow(rows: list[ChipRow], matches: Sequence[bool]) -> list[ChipRow]:
+    """Keep the rows that match; all of them if none does (the fact is then of no help)."""
+    kept = [row for row, match in zip(rows, matches, strict=True) if match]
+    return kept or rows
+
+
+def _known(rows: Sequence[ChipRow]) -> Chip:
+    """Return the chip with the figures on which all the rows agree."""
+    first = rows[0].chip
+    apart = {
+        name: None
+        for name in Chip.model_fields
+        if any(getattr(row.chip, name) != getattr(first, name) for row in rows)
+    }
+    return first.model_copy(update=apart)

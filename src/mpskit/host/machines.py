@@ -1,0 +1,260 @@
+"""``Machine``: a Mac to plan for or to simulate, and the profiles known by name.
+
+Profiles come from the chip table, ``<chip>-<ram>gb`` for each chip and each RAM size it is sold
+with (``m1-8gb``, ``m3-max-64gb``), with the products as aliases (``macbook-air-m1-8gb``). The few
+that a chip table cannot give (Intel, Rosetta, hosted runner) stand in ``data/machines.toml``.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from mpskit._sizes import GIB
+from mpskit._values import Value
+from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
+from mpskit.host._host import HostKind
+from mpskit.host._record import Readings
+from mpskit.host.chips import Chip, ChipRow, chip_rows, parse_chip
+
+__all__ = ["Machine", "aliases", "find_machine", "machine_names", "machines"]
+
+_PRODUCT = re.compile(r"MacBook Air|MacBook Pro|MacBook Neo|Mac mini|Mac Studio|Mac Pro|iMac")
+_MAC_KINDS = (
+    HostKind.APPLE_SILICON,
+    HostKind.APPLE_SILICON_ROSETTA,
+    HostKind.INTEL_MAC,
+    HostKind.MAC_VM,
+)
+
+
+class Machine(Value):
+    """A Mac described by a few facts.
+
+    >>> print(Machine(chip="M3 Max", ram_gib=64, macos="15.6"))
+    M3 Max with 64 GiB, macOS 15.6
+
+    Attributes:
+        chip: ``M3 Max``, ``A18 Pro``, ``Apple M1 (Virtual)``, ``Intel Core i9-9980HK``.
+        ram_gib: RAM in GiB.
+        macos: the version, ``15.6`` or just ``26``.
+        kind: what kind of Mac; by default what the chip's name says.
+        gpu_cores: of an Apple chip; by default the larger GPU sold with that much RAM.
+        cpu_cores: CPUs that macOS shows; by default those of the chip table.
+        gpu: the name of a discrete GPU.
+        vram_gib: its memory in GiB.
+        model: the model identifier, ``MacBookPro16,1``, where one is known.
+        name: the profile's name, None for a machine made by hand.
+
+    Raises:
+        ArgumentError: a value nobody can use; ArgumentTypeError: a wrong type.
+    """
+
+    chip: str = Field(min_length=1, max_length=80)
+    ram_gib: int = Field(strict=True, ge=1, le=4096)
+    macos: str = "15.6"
+    kind: HostKind = HostKind.APPLE_SILICON
+    gpu_cores: int | None = Field(default=None, strict=True, ge=1, le=1024)
+    cpu_cores: int | None = Field(default=None, strict=True, ge=1, le=1024)
+    gpu: str | None = None
+    vram_gib: int | None = Field(default=None, strict=True, ge=1, le=1024)
+    model: str | None = None
+    name: str | None = None
+
+    def __init__(self, **facts: Any) -> None:
+        try:
+            super().__init__(**facts)
+        except ValidationError as error:
+            raise _argument_error(error, facts) from None
+
+    @field_validator("macos", mode="before")
+    @classmethod
+    def _version(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, int | float) else value
+        if isinstance(text, str) and not re.fullmatch(r"\d{2}(\.\d{1,3}){0,2}", text, re.ASCII):
+            raise ValueError(f"{text!r} is not a macOS version such as '15.6' or '26'")
+        return text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, facts: Any) -> Any:
+        if isinstance(facts, dict) and isinstance(facts.get("chip"), str):
+            facts = {"kind": _kind_of(facts["chip"])} | facts
+            facts.setdefault("gpu_cores", _larger_gpu(facts["chip"], facts.get("ram_gib")))
+        return facts
+
+    @field_validator("kind")
+    @classmethod
+    def _is_a_mac(cls, kind: HostKind) -> HostKind:
+        if kind not in _MAC_KINDS:
+            raise ValueError(f"a Machine is a Mac, not {kind.value!r}")
+        return kind
+
+    def __str__(self) -> str:
+        gpu = (
+            f", {self.gpu}" + (f" {self.vram_gib} GiB" if self.vram_gib else "") if self.gpu else ""
+        )
+        how = {
+            HostKind.APPLE_SILICON_ROSETTA: ", Python under Rosetta",
+            HostKind.MAC_VM: ", virtual",
+        }.get(self.kind, "")
+        name = f"{self.name}: " if self.name else ""
+        return f"{name}{self.chip} with {self.ram_gib} GiB{gpu}, macOS {self.macos}{how}"
+
+    @property
+    def ram_bytes(self) -> int:
+        """RAM in bytes."""
+        return self.ram_gib * GIB
+
+    @property
+    def is_apple_silicon(self) -> bool:
+        """Whether the chip is Apple's, also under Rosetta or in a virtual machine."""
+        return self.kind is not HostKind.INTEL_MAC
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names that :func:`find_machine` takes for this profile."""
+        return tuple(alias for alias, name in aliases().items() if name == self.name)
+
+    @property
+    def chip_facts(self) -> Chip | None:
+        """What the chip table knows of it; None for an Intel Mac."""
+        return parse_chip(self.chip, gpu_cores=self.gpu_cores, ram_gib=self.ram_gib)
+
+    def readings(self) -> Readings:
+        """Return what such a machine would say about itself; pure.
+
+        Three quarters of the RAM count as available: macOS and open programs take the rest. That
+        is an assumption, the one figure here that no table gives.
+        """
+        from mpskit.host._machine_readings import readings_of
+
+        return readings_of(self)
+
+
+def _argument_error(
+    error: ValidationError, facts: Mapping[str, Any]
+) -> ArgumentError | ArgumentTypeError:
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else "machine"
+    given = facts.get(field, dict(facts))
+    reason = first["msg"].removeprefix("Value error, ")
+    wrong_type = first["type"].endswith(("_type", "_parsing", "missing", "extra_forbidden"))
+    kind = ArgumentTypeError if wrong_type else ArgumentError
+    return kind(f"Machine: {field}: {reason}", given=given)
+
+
+def _kind_of(chip: str) -> HostKind:
+    if "virtual" in chip.lower():
+        return HostKind.MAC_VM
+    return HostKind.INTEL_MAC if parse_chip(_branded(chip)) is None else HostKind.APPLE_SILICON
+
+
+def _branded(chip: str) -> str:
+    """Return the brand string: an Apple chip's name has its maker before it."""
+    foreign = re.search(r"apple|intel|amd", chip, re.IGNORECASE)
+    return chip if foreign or parse_chip(chip) is None else f"Apple {chip}"
+
+
+def _larger_gpu(chip: str, ram_gib: Any) -> int | None:
+    facts = parse_chip(chip)
+    if facts is None or "virtual" in chip.lower():
+        return None
+    rows = [row for row in chip_rows() if row.chip.name == facts.name]
+    rows = [row for row in rows if ram_gib in row.ram_options_gib] or rows
+    return max((row.chip.gpu_cores or 0 for row in rows), default=0) or None
+
+
+@functools.cache
+def _extra() -> Mapping[str, Any]:
+    import tomllib
+
+    text = resources.files("mpskit").joinpath("data", "machines.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[\s_-]+", "-", text.strip().lower())
+
+
+def _sizes(row: ChipRow) -> list[tuple[str, int]]:
+    return [(f"{_slug(row.chip.name)}-{size}gb", size) for size in row.ram_options_gib]
+
+
+@functools.cache
+def machines() -> Mapping[str, Machine]:
+    """Return every profile by name."""
+    named = {name: (row.chip.name, size) for row in chip_rows() for name, size in _sizes(row)}
+    found = {
+        name: Machine(chip=chip, ram_gib=size, name=name)
+        for name, (chip, size) in sorted(named.items(), key=lambda item: _order(*item[1]))
+    }
+    return found | {
+        name: Machine(name=name, **facts) for name, facts in _extra()["machine"].items()
+    }
+
+
+def _order(chip: str, size: int) -> tuple[object, ...]:
+    facts = parse_chip(chip)
+    assert facts is not None  # the table's own names
+    tiers = ("phone", "base", "pro", "max", "ultra")
+    return (facts.family == "M", facts.generation, tiers.index(facts.tier or "base"), size)
+
+
+@functools.cache
+def aliases() -> Mapping[str, str]:
+    """Return the other names of profiles, each with the name it stands for."""
+    found = {
+        f"{_slug(product[0])}-{name}": name
+        for row in chip_rows()
+        for mac in row.macs
+        if (product := _PRODUCT.match(mac))
+        for name, _ in _sizes(row)
+    }
+    return found | _extra()["alias"]
+
+
+def machine_names() -> tuple[str, ...]:
+    """Return the names of all profiles, aliases not included."""
+    return tuple(machines())
+
+
+def find_machine(machine: str | Machine) -> Machine:
+    """Return the profile of that name or alias, or the machine itself if it is one.
+
+    Args:
+        machine: ``m1-8gb``, ``macbook-air-m1-8gb``, ``M3 Max 64GB``; case, spaces and underscores
+            do not matter.
+
+    Raises:
+        UnknownMachineError: no profile has that name; the message lists near ones.
+        ArgumentTypeError: neither a name nor a machine.
+    """
+    if isinstance(machine, Machine):
+        return machine
+    if not isinstance(machine, str):
+        raise ArgumentTypeError(f"a machine is a name or a Machine, not {machine!r}", given=machine)
+    name = re.sub(r"-?g(?:i?b)?$", "gb", _slug(machine).removeprefix("apple-"))
+    name = aliases().get(name, name)
+    if name not in machines():
+        name = aliases().get(_slug(machine), _slug(machine))
+    if name in machines():
+        return machines()[name]
+    raise _unknown(machine, name)
+
+
+def _unknown(machine: str, name: str) -> UnknownMachineError:
+    import difflib
+
+    near = difflib.get_close_matches(name, [*machines(), *aliases()], n=4, cutoff=0.5)
+    hint = f"near: {', '.join(near)}; " if near else ""
+    return UnknownMachineError(
+        f"no machine is called {machine!r}: {hint}`mpskit simulate --list` shows all, and "
+        "Machine(chip=..., ram_gib=..., macos=...) makes one",
+        given=machine,
+    )
