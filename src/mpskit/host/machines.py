@@ -189,21 +189,18 @@ def _sizes(row: ChipRow) -> list[tuple[str, int]]:
 @functools.cache
 def machines() -> Mapping[str, Machine]:
     """Return every profile by name."""
-    named = {name: (row.chip.name, size) for row in chip_rows() for name, size in _sizes(row)}
+    named = {name: (row.chip, size) for row in chip_rows() for name, size in _sizes(row)}
     found = {
-        name: Machine(chip=chip, ram_gib=size, name=name)
+        name: Machine(chip=chip.name, ram_gib=size, name=name)
         for name, (chip, size) in sorted(named.items(), key=lambda item: _order(*item[1]))
     }
-    return found | {
-        name: Machine(name=name, **facts) for name, facts in _extra()["machine"].items()
-    }
+    odd = _extra()["machine"].items()
+    return found | {name: Machine(name=name, **facts) for name, facts in odd}
 
 
-def _order(chip: str, size: int) -> tuple[object, ...]:
-    facts = parse_chip(chip)
-    assert facts is not None  # the table's own names
+def _order(chip: Chip, size: int) -> tuple[object, ...]:
     tiers = ("phone", "base", "pro", "max", "ultra")
-    return (facts.family == "M", facts.generation, tiers.index(facts.tier or "base"), size)
+    return (chip.family == "M", chip.generation, tiers.index(chip.tier or "base"), size)
 
 
 @functools.cache
@@ -216,7 +213,7 @@ def aliases() -> Mapping[str, str]:
         if (product := _PRODUCT.match(mac))
         for name, _ in _sizes(row)
     }
-    return found | _extra()["alias"]
+    return found | dict(_extra()["alias"])
 
 
 def machine_names() -> tuple[str, ...]:
