@@ -1,0 +1,134 @@
+"""How many CPU threads suit a training process: :func:`cpu_threads`, :func:`set_cpu_threads`.
+
+Torch starts a thread for every core it sees. On an Apple chip that includes the efficiency cores,
+and since a parallel loop ends with its slowest thread they hold the fast ones back; in a container
+it may be more than the quota pays for; and it does not know of the ``DataLoader``'s workers.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from mpskit._torch import as_device
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpskit.host import Host
+
+__all__ = ["ThreadSetting", "cpu_threads", "set_cpu_threads", "suitable_threads"]
+
+
+def cpu_threads(
+    device: str | torch.device | None = None, *, num_workers: int = 0, host: Host | None = None
+) -> int:
+    """Return how many threads torch should use on the CPU, at least 1.
+
+    That is the performance cores of an Apple chip, or the cores (not hyper-threads) of another
+    processor, as far as affinity and the container's quota allow, less one for each
+    ``DataLoader`` worker. On an accelerator one more is left to the thread that feeds it.
+
+    Args:
+        device: the device that trains; None is the CPU.
+        num_workers: workers of the ``DataLoader`` that run at the same time.
+        host: the machine; None is this one.
+
+    Raises:
+        ArgumentTypeError: ``device`` or ``num_workers`` has the wrong type.
+        ArgumentError: torch knows no such device, or ``num_workers`` is negative.
+    """
+    workers = _count("num_workers", num_workers, least=0)
+    on_cpu = device is None or as_device(device).type == "cpu"
+    cores, usable = _cores(host)
+    return suitable_threads(cores, usable, workers=workers, on_cpu=on_cpu)
+
+
+def suitable_threads(cores: int | None, usable: int, *, workers: int, on_cpu: bool) -> int:
+    """Return the thread count by facts alone.
+
+    Args:
+        cores: fast physical cores of the machine; None if unknown.
+        usable: CPUs that this process may use.
+        workers: ``DataLoader`` workers beside it.
+        on_cpu: whether the model itself runs on the CPU.
+    """
+    busy = workers + (0 if on_cpu else 1)
+    return max(1, min(cores or usable, usable, usable - busy))
+
+
+def _cores(host: Host | None) -> tuple[int | None, int]:
+    """Return the fast cores and the usable CPUs; a host does not tell cores from hyper-threads."""
+    if host is not None:
+        return host.performance_cores, host.usable_cpus
+    from mpskit.host import Host as HostClass
+    from mpskit.host.readings import read_readings
+
+    readings = read_readings()
+    this = HostClass.from_readings(readings)
+    return this.performance_cores or readings.physical_cpus, this.usable_cpus
+
+
+def set_cpu_threads(n: int | None = None) -> ThreadSetting:
+    """Make torch use ``n`` threads on the CPU, at once; None takes :func:`cpu_threads`.
+
+    A function, and a context manager that puts the former count back:
+
+    >>> with set_cpu_threads(1) as setting:
+    ...     setting.threads
+    1
+
+    Raises:
+        ArgumentTypeError: ``n`` is not a whole number.
+        ArgumentError: ``n`` is below 1.
+    """
+    import torch
+
+    threads = cpu_threads() if n is None else _count("n", n, least=1)
+    previous = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    return ThreadSetting(threads, previous)
+
+
+class ThreadSetting:
+    """A thread count that is in force, and the one before it.
+
+    Attributes:
+        threads: what torch uses now.
+        previous: what :meth:`restore`, or leaving the ``with``, puts back.
+    """
+
+    __slots__ = ("previous", "threads")
+
+    def __init__(self, threads: int, previous: int) -> None:
+        self.threads = threads
+        self.previous = previous
+
+    def __repr__(self) -> str:
+        return f"ThreadSetting(threads={self.threads}, previous={self.previous})"
+
+    def restore(self) -> None:
+        """Put the former count back."""
+        import torch
+
+        torch.set_num_threads(self.previous)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.restore()
+
+
+def _count(name: str, value: int, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{name} is a whole number, not {value!r}", given=value)
+    if value < least:
+        raise ArgumentError(f"{name} must be {least} or more, not {value}", given=value)
+    return value
