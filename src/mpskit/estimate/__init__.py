@@ -18,7 +18,7 @@ _PUBLIC = {
     "estimate_training_memory": "mpskit.estimate._estimate",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605 - one table is the whole truth
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

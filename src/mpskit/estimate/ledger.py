@@ -1,0 +1,110 @@
+"""Every storage that lived during the traced steps, in the order of allocation and freeing.
+
+Storages, not tensors: views share one. A weak reference on the Python storage object fires when
+the C++ storage dies, also when only the autograd graph or a view held it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Ledger", "Record", "Where"]
+
+
+@dataclass(slots=True)
+class Where:
+    """Where the step is at this moment; one object, changed in place."""
+
+    phase: str = "setup"
+    step: int = -1
+    module: str = ""
+    op: str = ""
+
+
+@dataclass(slots=True)
+class Record:
+    """One storage: its size, what it turned out to be, and where it was allocated."""
+
+    size: int
+    kind: str | None
+    op: str
+    module: str
+    phase: str
+    step: int
+
+
+class _Ref(weakref.ref["torch.UntypedStorage"]):
+    __slots__ = ("key",)
+    key: int
+
+
+@dataclass
+class Ledger:
+    """Allocation events: ``number`` for an allocation of that record, ``~number`` for its end."""
+
+    where: Where = field(default_factory=Where)
+    records: list[Record] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+    _alive: dict[int, tuple[int, _Ref]] = field(default_factory=dict)
+
+    def add(self, storage: torch.UntypedStorage, kind: str | None = None) -> None:
+        """Record a storage as allocated now, unless it is already known to be alive."""
+        key = storage._cdata
+        if key in self._alive:
+            return
+        number = self._record(storage.nbytes(), kind)
+        reference = _Ref(storage, self._freed)
+        reference.key = key
+        self._alive[key] = (number, reference)
+
+    def scratch(self, size: int) -> None:
+        """Record memory that an operator takes and gives back before it returns."""
+        if size > 0:
+            self.events.append(~self._record(size, None))
+
+    def classify(self, storage: torch.UntypedStorage, kind: str) -> None:
+        """Say what a living storage is; the first answer other than an activation stands."""
+        entry = self._alive.get(storage._cdata)
+        if entry is None:
+            return
+        record = self.records[entry[0]]
+        if record.kind in {None, "activations"}:
+            record.kind = kind
+
+    def keep_activations(self) -> None:
+        """Take what the forward pass allocated and still lives for saved activations."""
+        for number, _ in self._alive.values():
+            record = self.records[number]
+            if record.kind is None and record.phase == "forward":
+                record.kind = "activations"
+
+    def live(self) -> Iterator[tuple[int, int]]:
+        """Yield ``(event index, live bytes)`` after each event."""
+        total = 0
+        for index, event in enumerate(self.events):
+            total += self.records[event].size if event >= 0 else -self.records[~event].size
+            yield index, total
+
+    def close(self) -> None:
+        """Stop watching: what is freed from now on is no event."""
+        self._alive.clear()
+
+    def _record(self, size: int, kind: str | None) -> int:
+        where = self.where
+        number = len(self.records)
+        self.records.append(
+            Record(size, kind, where.op, where.module, where.phase, where.step)
+        )
+        self.events.append(number)
+        return number
+
+    def _freed(self, reference: _Ref) -> None:
+        entry = self._alive.pop(reference.key, None)
+        if entry is not None:
+            self.events.append(~entry[0])

@@ -1,0 +1,101 @@
+"""What a batch looks like, without its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mpskit.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TensorSpec", "map_tensors", "parse_spec"]
+
+_SPEC = re.compile(r"\s*([a-z]+[0-9]*(?:_[a-z0-9]+)?)\s*\[([0-9,\s]*)\]\s*(?:=\s*(-?\d+))?\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """A tensor's shape and dtype.
+
+    Attributes:
+        shape: sizes of the dimensions.
+        dtype: a ``torch.dtype`` or its name, ``"float32"`` when not given.
+        fill: what an integer or boolean tensor is taken to hold everywhere (1: a mask that masks
+            nothing, a class that exists). Floats hold nothing.
+
+    Raises:
+        ArgumentError: a size is negative or not an integer, or there is no such dtype.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str = "float32"
+    fill: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = tuple(self.shape)
+        if any(type(n) is not int or n < 0 for n in sizes):
+            raise ArgumentError(f"a shape is non-negative integers, not {sizes}", given=self.shape)
+        object.__setattr__(self, "shape", sizes)
+
+    def torch_dtype(self) -> torch.dtype:
+        """Return the dtype as torch's own."""
+        import torch
+
+        found = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if not isinstance(found, torch.dtype):
+            raise ArgumentError(f"torch has no dtype {self.dtype!r}", given=self.dtype)
+        return found
+
+
+def parse_spec(text: str) -> TensorSpec:
+    """Read ``"int64[1,512]"``, or ``"int64[1,512]=0"`` with what it is filled with.
+
+    Raises:
+        ArgumentError: it is not of that form.
+    """
+    match = _SPEC.fullmatch(text)
+    if match is None:
+        raise ArgumentError(
+            f"{text!r} is no tensor: write dtype[sizes], such as int64[1,512] or float32[8,3,224,224]",
+            given=text,
+        )
+    sizes = tuple(int(part) for part in match[2].split(",") if part.strip())
+    spec = TensorSpec(sizes, match[1], fill=int(match[3]) if match[3] else 1)
+    spec.torch_dtype()
+    return spec
+
+
+def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return ``value`` with every tensor and ``TensorSpec`` in it changed.
+
+    Mappings (also ``BatchEncoding``) become dicts; lists, tuples, named tuples and dataclasses
+    keep their type; anything else stays as it is.
+    """
+    import torch
+
+    def inside(item: Any) -> Any:
+        return map_tensors(item, change)
+
+    if isinstance(value, torch.Tensor | TensorSpec):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: inside(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(inside, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(inside, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [f.name for f in dataclasses.fields(value) if f.init]
+        return dataclasses.replace(value, **{n: inside(getattr(value, n)) for n in names})
+    return value
+
+
+def describe(value: Any) -> Sequence[str]:
+    """Return a line for each tensor of a batch: for messages."""
+    lines: list[str] = []
+    map_tensors(value, lambda item: lines.append(f"{item.dtype}{list(item.shape)}") or item)
+    return lines

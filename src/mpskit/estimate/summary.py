@@ -1,0 +1,91 @@
+"""From the ledger to the figures: the peak, its parts, its place, and the timeline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mpskit.estimate.ledger import Ledger, Record
+from mpskit.estimate.result import KINDS, ModuleUse, Peak, TimelinePoint
+
+__all__ = ["Summary"]
+
+_POINTS = 400
+_TOP = 10
+
+
+class Summary:
+    """Reads a closed ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.records = ledger.records
+        self.events = ledger.events
+        self.live = [total for _, total in ledger.live()]
+        self.peak_event = max(range(len(self.live)), key=self.live.__getitem__, default=-1)
+        self.peak_bytes = self.live[self.peak_event] if self.live else 0
+
+    def at_peak(self) -> list[Record]:
+        """Return what is alive at the peak."""
+        alive: dict[int, Record] = {}
+        for event in self.events[: self.peak_event + 1]:
+            if event >= 0:
+                alive[event] = self.records[event]
+            else:
+                alive.pop(~event, None)
+        return list(alive.values())
+
+    def by_kind(self) -> dict[str, int]:
+        """Return the bytes of each kind at the peak, as the result names them."""
+        total: Counter[str] = Counter()
+        for record in self.at_peak():
+            total[_kind(record)] += record.size
+        return {f"{kind}_bytes": total[kind] for kind in KINDS}
+
+    def place(self) -> Peak | None:
+        """Return which operator reached the peak."""
+        if self.peak_event < 0:
+            return None
+        event = self.events[self.peak_event]
+        record = self.records[event]
+        return Peak(
+            op=record.op, module=record.module, phase=record.phase, step=max(record.step, 0)
+        )
+
+    def top_modules(self) -> tuple[ModuleUse, ...]:
+        """Return the modules that hold most at the peak beside parameters and states."""
+        total: Counter[str] = Counter()
+        for record in self.at_peak():
+            if _kind(record) in {"activations", "temporaries"}:
+                total[record.module] += record.size
+        return tuple(ModuleUse(module=m, bytes_at_peak=n) for m, n in total.most_common(_TOP))
+
+    def timeline(self, driver: Sequence[int]) -> tuple[TimelinePoint, ...]:
+        """Return some hundred moments, the largest of each stretch; the peak is one of them."""
+        chosen = set(self._moments())
+        total = dict.fromkeys(KINDS, 0)
+        points: list[TimelinePoint] = []
+        for index, event in enumerate(self.events):
+            record = self.records[event if event >= 0 else ~event]
+            total[_kind(record)] += record.size if event >= 0 else -record.size
+            if event >= 0:
+                step, phase = record.step, record.phase
+            if index in chosen:
+                points.append(_point(index, step, phase, total, driver[index]))
+        return tuple(points)
+
+    def _moments(self) -> Iterable[int]:
+        width = max(1, len(self.live) // _POINTS)
+        for start in range(0, len(self.live), width):
+            stretch = range(start, min(start + width, len(self.live)))
+            yield max(stretch, key=self.live.__getitem__)
+        yield from (0, self.peak_event, len(self.live) - 1)
+
+
+def _kind(record: Record) -> str:
+    return record.kind or "temporaries"
+
+
+def _point(index: int, step: int, phase: str, total: dict[str, int], driver: int) -> TimelinePoint:
+    fields: dict[str, Any] = {f"{kind}_bytes": count for kind, count in total.items()}
+    return TimelinePoint(event=index, step=max(step, 0), phase=phase, driver_bytes=driver, **fields)

@@ -1,0 +1,253 @@
+"""Runs a step on unbacked tensors: operators are answered by their shapes, nothing is computed.
+
+Small results whose inputs are all known are computed for real, so that masks, positions, step
+counters and constants keep their values and the control flow that rests on them is the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mpskit.errors import EstimateError
+from mpskit.estimate.ledger import Ledger
+from mpskit.estimate.opfacts import OpFacts, facts_of
+from mpskit.estimate.shapes import Output, Plan, Unplannable, infer, signature, unflatten
+from mpskit.estimate.unbacked import is_unbacked, unbacked_storage
+from mpskit.estimate.values import Reads, spread
+
+__all__ = ["Charge", "Tracer"]
+
+# op's arguments, keyword arguments -> bytes that its kernel takes and gives back
+Charge = Callable[[tuple[Any, ...], Mapping[str, Any]], int]
+
+_FACTS: dict[Any, OpFacts] = {}
+_PLANS: dict[Any, Plan] = {}
+_PLANS_LIMIT = 20_000
+_CPU = torch.device("cpu")
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+# Up to these sizes what is known is computed: enough for the masks and positions of a long
+# sequence, and little beside the time of the trace.
+_KNOWN_INTEGERS = 1 << 21
+_KNOWN_FLOATS = 1 << 14
+
+
+class Tracer(TorchDispatchMode):
+    """Answers every operator and writes every new storage into the ledger."""
+
+    def __init__(self, ledger: Ledger, charges: Mapping[str, Charge] | None = None) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.where = ledger.where
+        self.charges = charges or {}
+        self.reads = Reads(ledger.where)
+        self._tainted: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Answer one operator by the route that its schema tells."""
+        if types and not _PLAIN.issuperset(types):  # a tensor subclass: it has to unwrap itself first
+            return NotImplemented
+        facts = _FACTS.get(func)
+        if facts is None:
+            facts = _FACTS[func] = facts_of(func)
+        self.where.op = facts.name
+        return _ROUTES[facts.route](self, func, facts, args, kwargs or {})
+
+    def known(self, arguments: Iterable[Any]) -> bool:
+        """Return whether every tensor among the arguments has its true values."""
+        for item in arguments:
+            if isinstance(item, torch.Tensor):
+                if is_unbacked(item) or (self._tainted and self._is_tainted(item)):
+                    return False
+            elif isinstance(item, list | tuple) and not self.known(item):
+                return False
+        return True
+
+    def view(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+        """Run it: it touches no data."""
+        result = func(*args, **kwargs)
+        if facts.name.startswith("lift"):
+            self._record(result)
+        return result
+
+    def inplace(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+        """Return what is written to; run it if all of it is known."""
+        if self._all_known(args, kwargs):
+            return func(*args, **kwargs)
+        self._taint(facts, args, kwargs)
+        self._scratch(facts, args, kwargs)
+        if not func._schema.returns:
+            return None
+        written = [args[i] for i in facts.written if i < len(args)]
+        written += [kwargs[name] for name in facts.written_names if name in kwargs]
+        if facts.written_names:
+            self._resize_out(func, args, kwargs, written)
+        return written[0] if len(func._schema.returns) == 1 else tuple(written)
+
+    def item(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+        """Read a value, or assume one."""
+        if self._all_known(args, kwargs):
+            return func(*args, **kwargs)
+        if facts.name == "_local_scalar_dense":
+            return self.reads.scalar(facts.name, args[0])
+        raise self.reads.refusal(facts.name)
+
+    def dynamic(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+        """Run it on what is known; an index by numbers has a shape after all."""
+        if facts.name == "index":
+            indices = [self._as_numbers(index) for index in args[1]]
+            flat = [part for parts in indices for part in parts]
+            return self.compute(func, facts, (args[0], flat), kwargs)
+        if not self._all_known(args, kwargs):
+            return self._dynamic_unknown(func, facts, args, kwargs)
+        return self._record(func(*args, **kwargs))
+
+    def compute(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+        """Answer by shape, or for real where all is known and little."""
+        if facts.composite:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        known = self._all_known(args, kwargs)
+        plan = self._plan(func, facts, args, kwargs, exact=known)
+        if known and plan.numel <= _known_limit(plan):
+            return self._record(func(*args, **kwargs))
+        self._taint(facts, args, kwargs)
+        result = self._build(plan, facts, args, kwargs)
+        self._scratch(facts, args, kwargs)
+        return result
+
+    def _all_known(self, args: Any, kwargs: Any) -> bool:
+        return self.known(args) and (not kwargs or self.known(kwargs.values()))
+
+    def _is_tainted(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._tainted
+
+    def _taint(self, facts: OpFacts, args: Any, kwargs: Any) -> None:
+        """What was known and is written to with unknowns is unknown from now on."""
+        if facts.name == "_amp_foreach_non_finite_check_and_unscale_":
+            return  # it writes whether a gradient overflowed: none does
+        for target in [args[i] for i in facts.written if i < len(args)]:
+            for tensor in target if isinstance(target, list | tuple) else (target,):
+                if tensor is not None and not is_unbacked(tensor):
+                    self._tainted.add(tensor.untyped_storage()._cdata)
+
+    def _plan(self, func: Any, facts: OpFacts, args: Any, kwargs: Any, *, exact: bool) -> Plan:
+        key: Any = (func, args, tuple(kwargs.items())) if exact else None
+        try:
+            key = (func, signature(args, exact=exact), signature(tuple(kwargs.items()), exact=exact))
+            plan = _PLANS.get(key)
+        except TypeError:  # an argument without a hash
+            return self._infer(func, facts, args, kwargs)
+        if plan is None:
+            if len(_PLANS) >= _PLANS_LIMIT:
+                _PLANS.clear()
+            plan = _PLANS[key] = self._infer(func, facts, args, kwargs)
+        return plan
+
+    def _infer(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Plan:
+        try:
+            return infer(func, args, kwargs)
+        except Unplannable as error:
+            raise self.reads.refusal(str(func)) from error
+
+    def _build(self, plan: Plan, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+        storages: dict[int, torch.UntypedStorage] = {}
+        leaves: list[Any] = []
+        for output in plan.leaves:
+            if not isinstance(output, Output):
+                leaves.append(output)
+            elif output.storage < 0:
+                leaves.append(_alias(output, args, kwargs))
+            elif facts.chooses and output.dtype is torch.int64 and _few(output):
+                leaves.append(self._record(_chosen(facts, output, args)))
+            else:
+                leaves.append(self._fresh(output, storages))
+        return unflatten(plan, leaves)
+
+    def _fresh(self, output: Output, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
+        storage = storages.get(output.storage)
+        if storage is None:
+            storage = storages[output.storage] = unbacked_storage(output.nbytes)
+            self.ledger.add(storage)
+        empty = torch.empty(0, dtype=output.dtype, device=_CPU)
+        return empty.set_(storage, output.offset, output.shape, output.stride)
+
+    def _record(self, result: Any) -> Any:
+        """Write the storages of real results into the ledger."""
+        for leaf in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+                self.ledger.add(leaf.untyped_storage())
+        return result
+
+    def _scratch(self, facts: OpFacts, args: Any, kwargs: Any) -> None:
+        charge = self.charges.get(facts.name)
+        if charge is not None:
+            self.ledger.scratch(charge(args, kwargs))
+
+    def _as_numbers(self, index: Any) -> tuple[Any, ...]:
+        """Turn a mask into the index tensors that it stands for."""
+        if index is None or index.dtype not in {torch.bool, torch.uint8}:
+            return (index,)
+        if not self.known((index,)):
+            raise self.reads.refusal("an index by a mask")
+        return tuple(self._record(part) for part in index.nonzero().unbind(1))
+
+    def _dynamic_unknown(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+        if facts.name == "masked_select" and self.known((args[1],)):
+            shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+            count = int(args[1].expand(shape).sum())
+            output = Output((count,), (1,), 0, args[0].dtype, count * args[0].itemsize, 0)
+            return self._fresh(output, {})
+        raise self.reads.refusal(facts.name)
+
+    def _resize_out(self, func: Any, args: Any, kwargs: Any, written: list[Any]) -> None:
+        """An ``out=`` of another shape gets a new storage, as a kernel would resize it."""
+        for leaf, out in zip(infer(func, args, kwargs).leaves, written, strict=False):
+            if isinstance(leaf, Output) and leaf.shape != tuple(out.shape):
+                storage = unbacked_storage(leaf.nbytes)
+                self.ledger.add(storage)
+                out.set_(storage, leaf.offset, leaf.shape, leaf.stride)
+
+
+def _known_limit(plan: Plan) -> int:
+    floats = any(isinstance(o, Output) and o.dtype.is_floating_point for o in plan.leaves)
+    return _KNOWN_FLOATS if floats else _KNOWN_INTEGERS
+
+
+def _few(output: Output) -> bool:
+    return output.nbytes // 8 <= _KNOWN_INTEGERS
+
+
+def _chosen(facts: OpFacts, output: Output, args: Any) -> torch.Tensor:
+    position = 2 if facts.name in {"topk", "kthvalue"} else 1
+    dim = args[position] if len(args) > position and type(args[position]) is int else -1
+    return spread(output.shape, args[0].shape, dim)
+
+
+def _alias(output: Output, args: Any, kwargs: Any) -> torch.Tensor:
+    """Return another view of an argument: the meta kernel returned its storage."""
+    from torch.utils._pytree import tree_leaves
+
+    tensors: dict[int, torch.Tensor] = {}
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, torch.Tensor):
+            tensors.setdefault(id(leaf), leaf)
+    source = list(tensors.values())[-1 - output.storage]
+    return source.as_strided(output.shape, output.stride, output.offset)
+
+
+_ROUTES: dict[str, Callable[..., Any]] = {
+    "view": Tracer.view,
+    "inplace": Tracer.inplace,
+    "item": Tracer.item,
+    "dynamic": Tracer.dynamic,
+    "compute": Tracer.compute,
+}
