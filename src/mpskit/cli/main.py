@@ -41,7 +41,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version
 
-        parser.exit(message=f"mpskit {version('mpskit')}\n")
+        print(f"mpskit {version('mpskit')}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Build the parser; only the chosen command's module is imported for its arguments."""
-    parser = argparse.ArgumentParser(prog="mpskit", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="mpskit", description="Know the machine, choose the device, know what fits."
+    )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if not word.startswith("-")), None)

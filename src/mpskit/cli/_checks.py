@@ -1,0 +1,202 @@
+"""The doctor's findings: gathered one by one, so that one that fails hides no other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from mpskit._values import Value
+from mpskit.errors import MpskitError
+
+__all__ = ["Check", "Findings", "gather", "scrub"]
+
+_Mark = Literal["ok", "note", "warn", "fail"]
+
+
+class Check(Value):
+    """One thing that was looked at.
+
+    Attributes:
+        name: what was looked at.
+        mark: ``ok``, ``note``, ``warn`` or ``fail``.
+        seen: what was seen.
+        why: why it matters, for a warning or a failure.
+        fix: one command or line that mends it.
+    """
+
+    name: str
+    mark: _Mark
+    seen: str
+    why: str | None = None
+    fix: str | None = None
+
+
+class Findings:
+    """The checks in order, and the facts behind them for ``--json``."""
+
+    def __init__(self) -> None:
+        self.checks: list[Check] = []
+        self.facts: dict[str, Any] = {}
+
+    def add(self, name: str, mark: _Mark, seen: str, **rest: str | None) -> None:
+        """Add one check; its texts lose the user's name and home folder."""
+        cleaned = {key: scrub(text) if text else None for key, text in rest.items()}
+        self.checks.append(Check(name=name, mark=mark, seen=scrub(seen), **cleaned))
+
+    @property
+    def failed(self) -> bool:
+        """Whether any check failed."""
+        return any(check.mark == "fail" for check in self.checks)
+
+
+def gather() -> Findings:
+    """Look at everything; an error in one look becomes a failed check and stops no other."""
+    found = Findings()
+    for look in (_machine, _torch, _backends, _device, _memory, _environment, _bugs, _power):
+        _survive(look, found)
+    return found
+
+
+def scrub(text: str) -> str:
+    """Take the home folder, the user's name and the host's name out of a text."""
+    home = str(Path.home())
+    names = {os.environ.get("USER"), os.environ.get("LOGNAME"), platform.node()}
+    cleaned = text.replace(home, "~") if len(home) > 1 else text
+    for name in sorted(filter(None, names), key=len, reverse=True):
+        if len(name) > 2:
+            word = rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])"
+            cleaned = re.sub(word, "(name)", cleaned)
+    return cleaned
+
+
+def _survive(look: Callable[[Findings], None], found: Findings) -> None:
+    name = look.__name__.strip("_")
+    try:
+        look(found)
+    except MpskitError as error:
+        found.add(name, "fail", str(error), why="mpskit cannot go on with it as it is")
+    except Exception as error:  # noqa: BLE001 - a report must come out on any machine
+        seen = f"{type(error).__name__}: {error}"
+        found.add(name, "fail", seen, why="this is a fault of mpskit or of the installation")
+
+
+def _machine(found: Findings) -> None:
+    from mpskit.host import detect_host
+
+    host = detect_host()
+    found.facts["machine"] = host.model_dump(mode="json")
+    found.add("machine", "ok", str(host))
+
+
+def _torch(found: Findings) -> None:
+    python = f"Python {platform.python_version()}"
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        why = "without torch there is nothing to choose a device for"
+        fix = f"{Path(sys.executable).name} -m pip install torch"
+        found.add("torch", "fail", f"{python}; torch: {error}", why=why, fix=fix)
+        return
+    found.facts["torch"] = {"version": str(torch.__version__), "python": platform.python_version()}
+    found.add("torch", "ok", f"torch {torch.__version__} on {python}")
+
+
+def _backends(found: Findings) -> None:
+    """No accelerator is no fault: a backend that cannot be used is a note, with what would help."""
+    from mpskit.device.choice import backend_statuses
+    from mpskit.device.facts import read_torch
+    from mpskit.host import detect_host
+    from mpskit.settings import read_settings
+
+    if "torch" not in found.facts:
+        return
+    statuses = backend_statuses(detect_host(), read_torch(), read_settings())
+    found.facts["backends"] = [status.model_dump(mode="json") for status in statuses]
+    for status in statuses:
+        words = f"built {_yes(status.built)}, available {_yes(status.available)}"
+        words += f", usable {_yes(status.usable)}"
+        if status.usable:
+            found.add(status.device, "ok", words)
+        else:
+            found.add(status.device, "note", f"{words}: {status.reason}", fix=status.fix)
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
+
+
+def _device(found: Findings) -> None:
+    from mpskit.device import get_optimal_device
+
+    if "torch" not in found.facts:
+        return
+    import warnings
+
+    with warnings.catch_warnings():
+        # The same facts stand among the backends; a second voice on stderr helps nobody.
+        warnings.simplefilter("ignore")
+        device, info = get_optimal_device()
+    found.facts["device"] = info.model_dump(mode="json")
+    found.add("device", "ok", f"{device}: {info.reason}")
+    for line in info.advice:
+        found.add("advice", "note", line)
+    _device_test(found, str(device))
+
+
+def _device_test(found: Findings, device: str) -> None:
+    """Forward, backward and an optimizer step: PASS, or FAIL with the exception."""
+    from mpskit.cli._device_test import train_one_step
+
+    failure = train_one_step(device)
+    found.facts["device_test"] = {"device": device, "passed": failure is None, "error": failure}
+    if failure is None:
+        found.add("device test", "ok", f"PASS: forward, backward and optimizer step on {device}")
+    else:
+        why, fix = "training on this device will fail the same way", "export MPSKIT_DEVICE=cpu"
+        found.add("device test", "fail", f"FAIL: {failure}", why=why, fix=fix)
+
+
+def _memory(found: Findings) -> None:
+    from mpskit.memory import memory_budget
+
+    device = found.facts.get("device", {}).get("device", "cpu")
+    budget = memory_budget(device, live=False)
+    found.facts["memory"] = budget.model_dump(mode="json")
+    found.add("memory", "ok", str(budget))
+
+
+def _environment(found: Findings) -> None:
+    from mpskit.environment import current_environment
+
+    report = current_environment()
+    found.facts["environment"] = report.model_dump(mode="json")
+    for variable in report.variables:
+        seen = f"{variable.name}={variable.value}"
+        if variable.problem:
+            found.add(variable.name, "fail", seen, why=variable.problem, fix=variable.fix)
+        else:
+            found.add(variable.name, "note", f"{seen}: {variable.meaning}")
+
+
+def _bugs(found: Findings) -> None:
+    from mpskit import known_issues
+
+    issues = known_issues()
+    found.facts["known_issues"] = [issue.model_dump(mode="json") for issue in issues]
+    for issue in issues:
+        found.add("known bug", "warn", f"{issue.summary} ({issue.source})")
+
+
+def _power(found: Findings) -> None:
+    from mpskit.power import power_state
+
+    state = power_state()
+    found.facts["power"] = state.model_dump(mode="json")
+    with contextlib.suppress(AttributeError):
+        found.add("power", "warn" if state.low_power_mode else "ok", str(state))

@@ -1,0 +1,34 @@
+"""``mpskit device``: one bare word for shell scripts."""
+
+from __future__ import annotations
+
+import argparse
+
+from mpskit.cli._json import print_json
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--why", action="store_true", help="add a paragraph that says why")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--cpu", action="store_true", help="as use_gpu=False")
+    parser.add_argument("--force-mps", action="store_true", help="as force_mps=True")
+    parser.add_argument("--policy", help="auto, conservative, or an order such as mps,cuda,cpu")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the device; 0 always, since there is always a CPU."""
+    from mpskit.device import get_optimal_device
+
+    device, info = get_optimal_device(
+        not arguments.cpu, arguments.force_mps, policy=arguments.policy
+    )
+    if arguments.json:
+        print_json("device", info.model_dump(mode="json"))
+        return 0
+    print(device)
+    if arguments.why:
+        print(info)
+    return 0

@@ -1,0 +1,47 @@
+"""``mpskit doctor``: what this machine has, what works, and what would mend the rest."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from mpskit.cli._checks import Check, Findings, gather
+from mpskit.cli._json import print_json
+from mpskit.cli._print import printer
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print only what failed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report; 1 if a check failed. Having no accelerator is no failed check."""
+    found = gather()
+    if arguments.json:
+        checks = [check.model_dump(mode="json") for check in found.checks]
+        print_json("doctor", {"ok": not found.failed, **found.facts, "checks": checks})
+    else:
+        _show(found, quiet=arguments.quiet)
+    return int(found.failed)
+
+
+def _show(found: Findings, *, quiet: bool) -> None:
+    show = printer()
+    for check in found.checks:
+        if not quiet or check.mark == "fail":
+            show(check.mark, f"{check.name}: {check.seen}")
+            _show_rest(check, show)
+    if not quiet:
+        failed = sum(check.mark == "fail" for check in found.checks)
+        show("", "Nothing failed." if not failed else f"{failed} check(s) failed.")
+
+
+def _show_rest(check: Check, show: Callable[[str, str], None]) -> None:
+    if check.why:
+        show("", f"       why it matters: {check.why}")
+    if check.fix:
+        show("", f"       to mend it: {check.fix}")

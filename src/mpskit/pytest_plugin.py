@@ -1,0 +1,112 @@
+"""The pytest plugin: device fixtures and markers, and simulated machines.
+
+Importing it imports neither torch nor pydantic, because every pytest run in the environment
+imports it. Torch is imported when a test first asks for a device.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+__all__: list[str] = []
+
+_MARKER = (
+    "mpskit_requires(device): skip unless 'mps', 'cuda' or 'accelerator' can be used; "
+    "the skip says why not"
+)
+_REQUIREMENTS = ("mps", "cuda", "accelerator")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, so that --strict-markers accepts it."""
+    config.addinivalue_line("markers", _MARKER)
+
+
+def pytest_report_header() -> str:
+    """Name the device that the tests will get."""
+    from mpskit.errors import MpskitError
+
+    try:
+        return f"mpskit: {_header()}"
+    except MpskitError as error:
+        return f"mpskit: {error}"
+
+
+def _header() -> str:
+    if "torch" in sys.modules:
+        from mpskit.device import get_optimal_device
+
+        info = get_optimal_device().info
+        return f"device {info.device} ({info.reason})"
+    from mpskit.device.expect import expected_device
+
+    return f"device {expected_device()} expected (torch is not imported yet)"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes ``mpskit_each_device`` once on every usable device."""
+    if "mpskit_each_device" in metafunc.fixturenames:
+        metafunc.parametrize("mpskit_each_device", _usable_devices(), indirect=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a device that this machine has not."""
+    for mark in item.iter_markers("mpskit_requires"):
+        if len(mark.args) != 1 or mark.args[0] not in _REQUIREMENTS:
+            raise pytest.UsageError(
+                f"mpskit_requires takes one of {', '.join(_REQUIREMENTS)}, not {mark.args!r}"
+            )
+        reason = _why_not(mark.args[0])
+        if reason is not None:
+            pytest.skip(reason)
+
+
+@pytest.fixture
+def mpskit_device() -> torch.device:
+    """The best device here, as `mpskit.get_optimal_device` chooses it."""
+    from mpskit.device import get_optimal_device
+
+    return get_optimal_device().device
+
+
+@pytest.fixture
+def mpskit_each_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Every usable device in turn; the machine's cache of it is emptied afterwards."""
+    import torch
+
+    device = torch.device(request.param)
+    yield device
+    if device.type != "cpu":
+        from mpskit.memory import empty_cache
+
+        empty_cache(device)
+
+
+def _statuses() -> list[Any]:
+    from mpskit.device.choice import backend_statuses
+    from mpskit.device.facts import read_torch
+    from mpskit.host import detect_host
+    from mpskit.settings import read_settings
+
+    return backend_statuses(detect_host(), read_torch(), read_settings())
+
+
+def _usable_devices() -> list[str]:
+    return [status.device for status in reversed(_statuses()) if status.usable]
+
+
+def _why_not(requirement: str) -> str | None:
+    """Return why the requirement does not hold, or None if it does."""
+    statuses = [status for status in _statuses() if status.device != "cpu"]
+    if requirement != "accelerator":
+        statuses = [status for status in statuses if status.device == requirement]
+    if any(status.usable for status in statuses):
+        return None
+    return f"needs {requirement}: " + "; ".join(status.reason for status in statuses)

@@ -1,0 +1,125 @@
+"""The doctor as a person, a script and a public issue see it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpskit.cli import _checks, _device_test
+from mpskit.cli.main import main
+from mpskit.errors import SettingsError
+
+
+def _run(*words, **variables):
+    return subprocess.run(
+        [sys.executable, "-m", "mpskit", *words],
+        capture_output=True, text=True, timeout=120, env={**os.environ, **variables}, check=False,
+    )  # fmt: skip
+
+
+def test_it_says_everything_in_plain_text():
+    done = _run("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for part in ("machine:", "torch:", "mps:", "cuda:", "cpu:", "device:", "PASS", "memory:"):
+        assert part in done.stdout
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_without_a_command_it_is_the_doctor():
+    assert "device test: PASS" in _run().stdout
+
+
+def test_json_is_one_document_with_a_schema():
+    done = _run("doctor", "--json")
+    report = json.loads(done.stdout)
+    assert (report["schema"], report["command"], report["ok"]) == (1, "doctor", True)
+    assert report["device"]["device"] == "cpu"
+    assert report["device_test"] == {"device": "cpu", "passed": True, "error": None}
+    assert {b["device"]: b["usable"] for b in report["backends"]}["cpu"] is True
+    mps = next(b for b in report["backends"] if b["device"] == "mps")
+    assert {"built", "available", "usable", "code", "reason", "fix"} <= mps.keys()
+    assert report["machine"]["memory_total_bytes"] > 0
+    assert {"name", "mark", "seen", "why", "fix"} == report["checks"][0].keys()
+
+
+def test_quiet_prints_only_what_failed():
+    assert _run("doctor", "--quiet").stdout == ""
+
+
+def test_a_wrong_variable_is_a_failed_check_and_json_comes_all_the_same():
+    done = _run("doctor", "--json", MPSKIT_DEVICE="gpu")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (1, False)
+    failed = [check for check in report["checks"] if check["mark"] == "fail"]
+    assert any("MPSKIT_DEVICE='gpu'" in check["seen"] for check in failed)
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_private_is_printed():
+    secret = {"USER": "grace.hopper", "LOGNAME": "grace.hopper"}
+    done = _run("doctor", "--json", MPSKIT_DEVICE=f"{Path.home()}/grace.hopper", **secret)
+    for private in ("grace.hopper", str(Path.home()) + "/"):
+        assert private not in done.stdout.replace("\\/", "/")
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (f"{Path.home()}/models/x", "~/models/x"),
+        ("host mac-of-grace is down", "host (name) is down"),
+        ("a mac-of-graceful design", "a mac-of-graceful design"),
+        ("nothing to hide", "nothing to hide"),
+    ],
+)
+def test_scrub(monkeypatch, text, clean):
+    monkeypatch.setattr(platform, "node", lambda: "mac-of-grace")
+    assert _checks.scrub(text) == clean
+
+
+def test_a_look_that_fails_hides_no_other(monkeypatch, capsys):
+    def broken(_):
+        raise ZeroDivisionError("sensor on fire")
+
+    def refused(_):
+        raise SettingsError("use the other one", given=1)
+
+    broken.__name__, refused.__name__ = "_broken", "_refused"
+    for name, look in (("_power", broken), ("_bugs", refused)):
+        monkeypatch.setattr(_checks, name, look)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL broken: ZeroDivisionError: sensor on fire" in printed
+    assert "FAIL refused: use the other one" in printed
+    assert "device test: PASS" in printed
+    assert "2 check(s) failed." in printed
+
+
+def test_the_device_test_reports_the_exception():
+    assert _device_test.train_one_step("cpu") is None
+    failure = _device_test.train_one_step("mps")
+    assert "mps" in failure.lower()
+    assert "\n" not in failure
+
+
+def test_a_device_that_fails_is_a_failed_check(monkeypatch, capsys):
+    monkeypatch.setattr(_device_test, "train_one_step", lambda _: "RuntimeError: out of luck")
+    assert main(["doctor", "--quiet"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL device test: FAIL: RuntimeError: out of luck" in printed
+    assert "why it matters" in printed
+    assert "to mend it: export MPSKIT_DEVICE=cpu" in printed
+
+
+def test_colour_needs_a_terminal(monkeypatch):
+    from mpskit.cli import _print
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert _print._console() is not None
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert _print._console() is None

@@ -1,0 +1,73 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+import mpskit
+from mpskit.cli import device
+from mpskit.cli.main import COMMANDS, main
+from mpskit.errors import DeviceUnavailableError
+
+
+def test_the_device_is_one_bare_word(capsys):
+    assert main(["device"]) == 0
+    assert capsys.readouterr().out == "cpu\n"
+
+
+def test_why_adds_the_paragraph(capsys):
+    assert main(["device", "--why"]) == 0
+    word, paragraph = capsys.readouterr().out.splitlines()
+    assert word == "cpu"
+    assert paragraph == str(mpskit.get_optimal_device().info)
+
+
+def test_device_json(capsys):
+    assert main(["device", "--json", "--cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["schema"], report["device"], report["basis"]) == (1, "cpu", "forced")
+
+
+@pytest.mark.parametrize(
+    "words", [["device", "--policy", "fastest"], ["nonsense"], ["device", "--x"]]
+)
+def test_usage_is_two(words, capsys):
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert capsys.readouterr().err
+
+
+def test_an_error_of_ours_is_one_line(monkeypatch, capsys):
+    def run(_):
+        raise DeviceUnavailableError("no such card", given=3)
+
+    monkeypatch.setattr(device, "run", run)
+    assert main(["device"]) == 2
+    assert capsys.readouterr().err == "mpskit device: no such card\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: mpskit " + command in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mpskit {mpskit.__version__}\n"
+
+
+def test_help_is_quick_enough_to_import_no_torch():
+    code = (
+        "import sys\nfrom mpskit.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

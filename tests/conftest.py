@@ -1,0 +1,17 @@
+"""Every test starts from a machine that remembers nothing, and leaves nothing behind."""
+
+import os
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_folder(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache folder, nor sees the user's MPSKIT_* variables."""
+    for name in [name for name in os.environ if name.startswith("MPSKIT_")]:
+        if name != "MPSKIT_SIMULATE":
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("MPSKIT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -1,0 +1,29 @@
+import pytest
+
+from mpskit.device import choice, facts, forget_decisions
+from mpskit.device.facts import TorchFacts
+from mpskit.host import Host, find_machine
+
+
+@pytest.fixture
+def on_machine(monkeypatch):
+    """Put get_optimal_device on another machine: ``on_machine("m1-8gb", mps=True, cuda=0)``."""
+
+    def put(name, *, torch="2.13.0", mps=True, cuda=0, bad_fork=False, built=True, **changes):
+        readings = find_machine(name).readings() if isinstance(name, str) else name
+        host = Host.from_readings(readings.model_copy(update=changes))
+        found = TorchFacts(
+            version=torch,
+            mps_built=built,
+            mps_available=mps,
+            mps_bad_fork=bad_fork,
+            cuda_built="12.8" if cuda else None,
+            cuda_count=cuda,
+        )
+        monkeypatch.setattr(choice, "detect_host", lambda **_: host)
+        monkeypatch.setattr(facts, "read_torch", lambda: found)
+        forget_decisions()
+        return host
+
+    yield put
+    forget_decisions()

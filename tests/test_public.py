@@ -1,0 +1,64 @@
+"""The package's face: what it exports, and what importing it costs."""
+
+import importlib
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import mpskit
+
+
+def _in_a_fresh_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.strip()
+
+
+def test_importing_imports_no_heavy_package():
+    code = "import mpskit, sys; print(*{'torch', 'pydantic', 'psutil', 'numpy'} & set(sys.modules))"
+    assert _in_a_fresh_python(code) == ""
+
+
+def test_importing_changes_no_variable_and_sets_up_no_logging():
+    code = (
+        "import os, logging; before = dict(os.environ); import mpskit; "
+        "print(before == dict(os.environ), logging.getLogger().handlers, "
+        "logging.getLogger('mpskit').level)"
+    )
+    assert _in_a_fresh_python(code) == "True [] 0"
+
+
+def test_the_plugin_imports_no_torch():
+    code = "import mpskit.pytest_plugin, sys; print(*{'torch', 'pydantic'} & set(sys.modules))"
+    assert _in_a_fresh_python(code) == ""
+
+
+def test_all_and_dir_agree():
+    assert sorted(dir(mpskit)) == sorted(mpskit.__all__)
+    assert len(set(mpskit.__all__)) == len(mpskit.__all__)
+
+
+@pytest.mark.parametrize("name", mpskit.__all__)
+def test_every_public_name_resolves(name):
+    value = getattr(mpskit, name)
+    if name != "__version__":
+        home = importlib.import_module(mpskit._PUBLIC[name])
+        assert value is getattr(home, name)
+        assert value.__doc__
+
+
+def test_no_public_name_hides_a_module():
+    hidden = [name for name in mpskit.__all__ if importlib.util.find_spec(f"mpskit.{name}")]
+    assert hidden == []
+
+
+def test_the_version_is_the_package_s():
+    assert mpskit.__version__ == version("mpskit")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'get_optimal_devise'"):
+        mpskit.get_optimal_devise

@@ -1,0 +1,80 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpskit.errors import SettingsError
+from mpskit.settings import Settings, fingerprint, parse_policy, read_settings
+
+
+def test_nothing_set_is_all_defaults():
+    assert read_settings({}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("MPSKIT_DEVICE", "mps", "device", "mps"),
+        ("MPSKIT_DEVICE", " CUDA:1 ", "device", "cuda:1"),
+        ("MPSKIT_DEVICE", "", "device", None),
+        ("MPSKIT_POLICY", "conservative", "policy", "conservative"),
+        ("MPSKIT_POLICY", "mps, cuda,cpu", "policy", ("mps", "cuda", "cpu")),
+        ("MPSKIT_DISABLE_MPS", "1", "disable_mps", True),
+        ("MPSKIT_DISABLE_MPS", "No", "disable_mps", False),
+        ("MPSKIT_NO_CACHE", "true", "no_cache", True),
+        ("LOCAL_RANK", "3", "local_rank", 3),
+    ],
+)
+def test_right_values(variable, text, field, value):
+    assert getattr(read_settings({variable: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "right"),
+    [
+        ("MPSKIT_DEVICE", "gpu", "cpu, mps, cuda"),
+        ("MPSKIT_DEVICE", "cuda:x", "cuda:N"),
+        ("MPSKIT_POLICY", "fast", "auto, conservative"),
+        ("MPSKIT_POLICY", "mps,mps", "mps,cuda,cpu"),
+        ("MPSKIT_DISABLE_MPS", "maybe", "true"),
+        ("LOCAL_RANK", "-1", "whole number"),
+        ("LOCAL_RANK", "٣", "whole number"),
+    ],
+)
+def test_wrong_values_list_the_right_ones_and_carry_the_input(variable, text, right):
+    with pytest.raises(SettingsError, match=right) as caught:
+        read_settings({variable: text})
+    assert caught.value.given == text
+    assert isinstance(caught.value, ValueError)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "MPSKIT_DEVICE",
+                "MPSKIT_POLICY",
+                "MPSKIT_DISABLE_MPS",
+                "MPSKIT_NO_CACHE",
+                "LOCAL_RANK",
+            ]
+        ),
+        st.text(max_size=20),
+    )
+)
+def test_any_text_is_a_setting_or_a_settings_error(environ):
+    try:
+        assert isinstance(read_settings(environ), Settings)
+    except SettingsError as error:
+        assert error.given is not None
+
+
+@given(st.text(max_size=30))
+def test_a_policy_is_parsed_or_none(text):
+    assert parse_policy(text) is None or parse_policy(text)
+
+
+def test_the_fingerprint_tells_every_decisive_change():
+    seen = {fingerprint({})}
+    for name in ("MPSKIT_DEVICE", "MPSKIT_POLICY", "MPSKIT_DISABLE_MPS", "LOCAL_RANK"):
+        seen.add(fingerprint({name: "1"}))
+    assert len(seen) == 5

@@ -1,0 +1,48 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpskit._sizes import GIB, format_bytes, parse_bytes
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("12GiB", 12 * GIB),
+        ("12 GB", 12 * GIB),
+        ("1.5g", GIB * 3 // 2),
+        ("512 MiB", 512 * 1024**2),
+        ("4kb", 4096),
+        ("100", 100),
+        ("100 bytes", 100),
+        ("2T", 2 * 1024 * GIB),
+    ],
+)
+def test_sizes(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1 parsec", "nan", "1e3", "80%", "9" * 400])
+def test_no_sizes(text):
+    with pytest.raises(ArgumentError, match="not a size") as caught:
+        parse_bytes(text)
+    assert caught.value.given == text
+
+
+def test_a_number_is_a_type_error():
+    with pytest.raises(ArgumentTypeError):
+        parse_bytes(12)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_size_or_an_argument_error(text):
+    try:
+        assert parse_bytes(text) >= 0
+    except ArgumentError as error:
+        assert error.given == text
+
+
+@given(st.integers(0, 2**60))
+def test_what_is_written_can_be_read(count):
+    assert parse_bytes(format_bytes(count)) == pytest.approx(count, rel=0.005)
