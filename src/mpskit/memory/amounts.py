@@ -1,0 +1,53 @@
+"""An amount of memory as people give it: bytes, a size, a percentage or a fraction."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeAlias
+
+from mpskit._sizes import parse_bytes
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["Amount", "amount_bytes", "share_of"]
+
+Amount: TypeAlias = int | float | str
+
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*", re.ASCII)
+
+
+def amount_bytes(amount: Amount, whole: int, name: str) -> int:
+    """Return the bytes of ``amount``.
+
+    Args:
+        amount: bytes (``int``), a size (``"2GiB"``), a percentage (``"10%"``) or a fraction
+            (``float``) of ``whole``.
+        whole: what a percentage or a fraction is taken of, in bytes.
+        name: the argument's name, for the message.
+
+    Raises:
+        ArgumentTypeError: it is none of these types.
+        ArgumentError: it is negative, not a number, or more than the whole where it is a share.
+    """
+    if isinstance(amount, bool) or not isinstance(amount, int | float | str):
+        raise ArgumentTypeError(
+            f"{name} is bytes, a size such as '2GiB', '10%' or a fraction, not {amount!r}",
+            given=amount,
+        )
+    share = share_of(amount)
+    fine = amount >= 0 if isinstance(amount, int) else share is None or 0 <= share <= 1
+    if not fine:
+        raise ArgumentError(
+            f"{name}={amount!r} is not an amount: give bytes from 0, '2GiB', '10%' or 0.0 to 1.0",
+            given=amount,
+        )
+    if share is not None:
+        return int(share * whole)
+    return parse_bytes(amount) if isinstance(amount, str) else int(amount)
+
+
+def share_of(amount: Amount) -> float | None:
+    """Return a fraction or a percentage as a fraction (``"80%"`` is 0.8); None for a size."""
+    if isinstance(amount, float):
+        return amount
+    match = _PERCENT.fullmatch(amount) if isinstance(amount, str) else None
+    return float(match[1]) / 100 if match else None

@@ -1,0 +1,331 @@
+"""How much memory a job may use: on this machine's device, or on a Mac that is elsewhere.
+
+Free memory is told honestly: a Mac's GPU shares the machine's memory, so what Metal would allow is
+no use while other programs hold it. The usable amount is the smaller of the two, less a reserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from mpskit._sizes import GIB, MIB, format_bytes
+from mpskit._values import Value
+from mpskit.memory.amounts import Amount, amount_bytes
+from mpskit.memory.system import system_memory
+from mpskit.memory.users import MemoryUser, largest_users
+from mpskit.memory.working_set import (
+    Confidence,
+    WorkingSet,
+    limit_bytes,
+    recommended_bytes,
+    rule_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpskit._torch import DeviceLike
+    from mpskit.host import Host
+
+__all__ = ["MemoryBudget", "MemoryUser", "memory_budget", "memory_budget_for"]
+
+_ROWS = {
+    "total": "total_bytes",
+    "recommended": "recommended_bytes",
+    "hard limit": "limit_bytes",
+    "largest buffer": "max_buffer_bytes",
+    "allocated now": "allocated_bytes",
+    "held by driver": "reserved_bytes",
+    "free on device": "free_bytes",
+    "available RAM": "available_bytes",
+    "swap in use": "swap_used_bytes",
+    "wired override": "wired_limit_bytes",
+    "reserve": "reserve_bytes",
+    "usable": "usable_bytes",
+}
+
+
+class MemoryBudget(Value):
+    """What a job may use of a device's memory; sizes in bytes, None where one is not known.
+
+    Attributes:
+        device: the device, as ``mps`` or ``cuda:0``.
+        machine: the machine, as far as it is known.
+        total_bytes: the memory the device has: the machine's RAM (less if a container is limited)
+            for the CPU and Apple GPUs, its own for others.
+        recommended_bytes: what may be used of it at best.
+        recommended_source: where that comes from: ``live`` (torch asked Metal), ``table`` (the
+            working-set rule), ``vram``, ``cgroup`` or ``ram``.
+        limit_bytes: the backend's hard limit, beyond which it raises its out-of-memory error.
+        max_buffer_bytes: the largest single buffer, so the largest tensor.
+        allocated_bytes: what live tensors hold now in this process.
+        reserved_bytes: what the backend holds for this process now, caches included.
+        free_bytes: what is free on a device with memory of its own.
+        available_bytes: RAM that can be had without swapping.
+        swap_total_bytes: the machine's swap.
+        swap_used_bytes: how much of it is in use.
+        wired_limit_bytes: the override ``sysctl iogpu.wired_limit_mb``; None if it is not set.
+        users: the largest other users of the machine's memory, by program.
+        reserve_bytes: what is left alone.
+        usable_bytes: what this process may take on top of what it holds.
+        confidence: how sure ``recommended_bytes`` is.
+        notes: what a person should know.
+    """
+
+    device: str
+    machine: str | None = None
+    total_bytes: int | None = None
+    recommended_bytes: int | None = None
+    recommended_source: Literal["live", "table", "vram", "cgroup", "ram"] | None = None
+    limit_bytes: int | None = None
+    max_buffer_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    free_bytes: int | None = None
+    available_bytes: int | None = None
+    swap_total_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    wired_limit_bytes: int | None = None
+    users: tuple[MemoryUser, ...] = ()
+    reserve_bytes: int = 0
+    usable_bytes: int | None = None
+    confidence: Confidence = "low"
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        title = f"Memory budget of {self.device}" + (f" on {self.machine}" if self.machine else "")
+        rows = [(label, getattr(self, field)) for label, field in _ROWS.items()]
+        lines = [
+            f"  {label:<16}{format_bytes(size):>12}" for label, size in rows if size is not None
+        ]
+        source = (
+            [f"  source: {self.recommended_source}, {self.confidence} confidence"]
+            if self.recommended_source
+            else []
+        )
+        users = [f"  others: {', '.join(map(str, self.users))}"] if self.users else []
+        return "\n".join([title, *lines, *source, *users, *(f"  note: {n}" for n in self.notes)])
+
+
+def memory_budget_for(
+    ram_bytes: int,
+    macos: str = "15.6",
+    chip: str | None = None,
+    *,
+    vram_bytes: int | None = None,
+    wired_limit_bytes: int | None = None,
+    reserve: Amount | None = None,
+) -> MemoryBudget:
+    """Return the budget of a Mac that is not this one, by the working-set rule.
+
+    ``recommended_bytes`` and ``limit_bytes`` are exact to the byte where the confidence is high.
+    Neither imports torch nor looks at this machine. What other programs will hold there is not
+    known, so ``usable_bytes`` is the recommended working set less the reserve.
+
+    Args:
+        ram_bytes: the machine's memory in bytes.
+        macos: its version, ``"15.6"`` or ``"26"``.
+        chip: its chip, such as ``"M3 Max"``; an Intel one without ``vram_bytes`` has no usable GPU,
+            so that the budget is the CPU's.
+        vram_bytes: the memory of an Intel Mac's AMD GPU.
+        wired_limit_bytes: the machine's ``iogpu.wired_limit_mb``, in bytes.
+        reserve: as for :func:`memory_budget`.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError: a size is not positive, or ``macos`` is not a version.
+    """
+    intel = chip is not None and chip.casefold().startswith("intel")
+    working_set = recommended_bytes(
+        ram_bytes, macos, wired_limit_bytes=wired_limit_bytes, vram_bytes=vram_bytes
+    )
+    on_cpu = intel and vram_bytes is None
+    known = _of_ram(ram_bytes, None) if on_cpu else _of_working_set(working_set, "table")
+    budget = MemoryBudget(
+        device="cpu" if on_cpu else "mps",
+        machine=", ".join(filter(None, [chip, format_bytes(ram_bytes), f"macOS {macos.strip()}"])),
+        wired_limit_bytes=None if on_cpu else wired_limit_bytes or None,
+        notes=tuple(_elsewhere(chip or "")),
+        **{"total_bytes": vram_bytes or ram_bytes, **known},
+    )
+    return _settled(budget, reserve)
+
+
+def memory_budget(
+    device: DeviceLike | None = None, *, reserve: Amount | None = None, live: bool = True
+) -> MemoryBudget:
+    """Return what a job may use of a device now.
+
+    Args:
+        device: the device; None takes the one that :func:`mpskit.get_optimal_device` chooses.
+        reserve: what to leave alone: bytes (``int``), ``"2GiB"``, or a share of the device's
+            memory (``"10%"``, ``0.1``). None takes 5%, at least 512 MiB and at most 4 GiB.
+        live: ask the backend. That is a first use of it: on MPS the watermark variables are read
+            and frozen, CUDA makes its context. With False only a backend that is in use already
+            is asked, and the working-set rule stands in for Metal.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError: the device or the reserve cannot be understood.
+    """
+    from mpskit import _torch
+    from mpskit.device import get_optimal_device
+    from mpskit.host import detect_host
+
+    chosen = _torch.as_device(device) if device is not None else get_optimal_device().device
+    host, ram = detect_host(), system_memory()
+    known = _RULES.get(chosen.type, _own_memory)(
+        chosen, host, live or _torch.is_initialized(chosen) is True
+    )
+    budget = MemoryBudget(
+        device=str(chosen),
+        machine=host.summary,
+        available_bytes=ram.available,
+        swap_total_bytes=ram.swap_total,
+        swap_used_bytes=ram.swap_used,
+        users=largest_users(),
+        **known,
+    )
+    return _settled(budget, reserve)
+
+
+def _elsewhere(chip: str) -> list[str]:
+    said = {
+        "assumes that no other program holds memory there": True,
+        "torch 2.2 is the last that runs on an Intel Mac": chip.casefold().startswith("intel"),
+        "a virtual Mac often cannot allocate on MPS at all": "virtual" in chip.casefold(),
+    }
+    return [text for text, holds in said.items() if holds]
+
+
+# What a rule finds out: some of MemoryBudget's fields.
+_Known: TypeAlias = dict[str, Any]
+
+
+def _cpu(_device: torch.device, host: Host, _ask: bool) -> _Known:
+    return _of_ram(host.memory_total_bytes, host.memory_limit_bytes)
+
+
+def _of_ram(ram: int | None, container: int | None) -> _Known:
+    whole = container or ram
+    source = "cgroup" if container else "ram"
+    return {
+        "total_bytes": whole,
+        "recommended_bytes": whole,
+        "recommended_source": source if whole else None,
+        "confidence": "high" if whole else "low",
+    }
+
+
+def _mps(device: torch.device, host: Host, ask: bool) -> _Known:
+    """Return Metal's own figures, or the working-set rule's where it is not asked."""
+    rule = rule_of(host)
+    known = _of_working_set(rule, "table") if rule else {}
+    if ask:
+        known |= _present(device) | _metal(device)
+    return {
+        **known,
+        "total_bytes": host.memory_total_bytes,
+        "wired_limit_bytes": host.wired_limit_bytes,
+    }
+
+
+def _of_working_set(found: WorkingSet, source: str) -> _Known:
+    return {
+        "recommended_bytes": found.recommended_bytes,
+        "recommended_source": source,
+        "limit_bytes": found.limit_bytes,
+        "max_buffer_bytes": found.max_buffer_bytes,
+        "confidence": found.confidence,
+    }
+
+
+def _metal(device: torch.device) -> _Known:
+    from mpskit import _torch
+    from mpskit.memory.limits import high_watermark
+
+    size, buffer = _torch.recommended_bytes(device), _torch.max_buffer_bytes(device)
+    known: _Known = {} if buffer is None else {"max_buffer_bytes": buffer}
+    if size is None:
+        return known
+    ratio = high_watermark()
+    limit = limit_bytes(size, ratio) if ratio else None
+    known |= {"recommended_bytes": size, "recommended_source": "live", "confidence": "high"}
+    return known | {"limit_bytes": limit}
+
+
+def _own_memory(device: torch.device, _host: Host, ask: bool) -> _Known:
+    """Return the figures of a device with memory of its own: CUDA, XPU and whatever comes."""
+    from mpskit import _torch
+
+    if not ask:
+        return {"notes": (f"{device} was not asked: that would be its first use",)}
+    total = _torch.total_bytes(device)
+    if total is None:
+        return {"notes": (f"{device} does not tell its memory",)}
+    return {
+        **_present(device),
+        "total_bytes": total,
+        "recommended_bytes": total,
+        "recommended_source": "vram",
+        "confidence": "high",
+        "limit_bytes": int(total * (_torch.memory_fraction(device) or 1.0)),
+        "free_bytes": _torch.free_bytes(device),
+    }
+
+
+def _present(device: torch.device) -> _Known:
+    from mpskit import _torch
+
+    allocated, reserved = _torch.allocated_bytes(device), _torch.reserved_bytes(device)
+    return {"allocated_bytes": allocated, "reserved_bytes": reserved}
+
+
+_RULES: dict[str, Callable[[torch.device, Host, bool], _Known]] = {"cpu": _cpu, "mps": _mps}
+
+
+def _settled(budget: MemoryBudget, reserve: Amount | None) -> MemoryBudget:
+    """Complete a budget with its reserve, what is usable, and the notes."""
+    whole = budget.total_bytes or 0
+    kept = _default_reserve(whole) if reserve is None else amount_bytes(reserve, whole, "reserve")
+    usable = _usable(budget, kept)
+    notes = (*budget.notes, *_notes(budget))
+    return budget.model_copy(update={"reserve_bytes": kept, "usable_bytes": usable, "notes": notes})
+
+
+def _default_reserve(whole: int) -> int:
+    return min(max(whole // 20, 512 * MIB), 4 * GIB)
+
+
+def _usable(budget: MemoryBudget, reserve: int) -> int | None:
+    """Return the smallest of what the backend, the device and the machine still have."""
+    ceiling = _least(budget.recommended_bytes, budget.limit_bytes)
+    if ceiling is None:
+        return None
+    room = ceiling - (budget.reserved_bytes or 0)
+    shared = budget.available_bytes if budget.device.startswith(("cpu", "mps")) else None
+    least = _least(room, budget.free_bytes, shared)
+    return None if least is None else max(0, least - reserve)
+
+
+def _least(*sizes: int | None) -> int | None:
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _notes(budget: MemoryBudget) -> list[str]:
+    """Return what a person should know about a budget; pure."""
+    total, limit = budget.total_bytes or 0, budget.limit_bytes
+    said = {
+        "PyTorch's own limit is above the physical memory, so that a job swaps before it fails; "
+        "limit_memory() sets a lower one": limit is not None and limit > total,
+        "PYTORCH_MPS_HIGH_WATERMARK_RATIO is 0: PyTorch has no limit here": limit is None
+        and budget.recommended_source == "live",
+        "other programs hold memory that Metal would allow": budget.device.startswith("mps")
+        and (budget.available_bytes or total) < (budget.recommended_bytes or 0),
+        "the machine already swaps": (budget.swap_used_bytes or 0) > total // 10 > 0,
+        "iogpu.wired_limit_mb overrides Metal's own figure": budget.wired_limit_bytes is not None,
+        "Metal does not say how much memory it recommends here": budget.recommended_bytes is None
+        and budget.device.startswith("mps"),
+    }
+    return [text for text, holds in said.items() if holds]

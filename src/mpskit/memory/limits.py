@@ -1,0 +1,306 @@
+"""A cap on what this process may use of a device, so that a job fails before the machine swaps.
+
+MPS: a ratio of the recommended working set; PyTorch's default of 1.7 is above the physical memory
+of every Mac. CUDA and XPU: a share of the device. CPU: the soft ``RLIMIT_DATA``, where there is one
+that the kernel enforces.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+
+from pydantic import PrivateAttr
+
+from mpskit._sizes import format_bytes
+from mpskit._values import Value
+from mpskit.errors import ArgumentError, DeviceUnavailableError
+from mpskit.memory.amounts import Amount, amount_bytes
+from mpskit.memory.working_set import HIGH_WATERMARK, LOW_WATERMARK, limit_bytes, rule_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpskit._torch import DeviceLike
+
+__all__ = ["MemoryLimit", "high_watermark", "limit_memory"]
+
+_HIGH, _LOW = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"
+
+# The caps set here, by device: MPS never tells the one in force, CUDA only in newer torches.
+_caps: dict[str, float] = {}
+_lock = threading.RLock()
+_HIGHEST = 2.0  # default_high_watermark_upper_bound in MPSAllocator.h
+_NO_COLLECTION = (
+    "garbage collection starts at {:g} x the working set, above this cap, so never: PyTorch has no "
+    "call to lower it; configure_environment(memory_limit=...) does, before the first use of MPS"
+)
+
+Kind: TypeAlias = Literal["working-set", "device", "data"]
+
+
+class MemoryLimit(Value):
+    """A cap that is in force; ``with`` it, or call :meth:`restore`, to bring the previous one back.
+
+    Attributes:
+        device: the device it holds for.
+        limit_bytes: the cap in bytes.
+        kind: what it is a cap on: ``working-set`` (MPS), ``device`` (CUDA, XPU) or ``data``
+            (the process's private writable memory, on the CPU).
+        ratio: the cap as the backend takes it; None on the CPU.
+        previous_bytes: the cap before; None where there was none.
+        notes: what it cannot do.
+    """
+
+    device: str
+    limit_bytes: int
+    kind: Kind
+    ratio: float | None = None
+    previous_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+    _undo: Callable[[], None] | None = PrivateAttr(default=None)
+
+    def __str__(self) -> str:
+        before = "no limit" if self.previous_bytes is None else format_bytes(self.previous_bytes)
+        ratio = "" if self.ratio is None else f" (ratio {self.ratio:.4f})"
+        first = (
+            f"{self.device} limited to {format_bytes(self.limit_bytes)}{ratio}, before: {before}"
+        )
+        return "\n".join([first, *(f"  note: {note}" for note in self.notes)])
+
+    def restore(self) -> None:
+        """Bring the previous cap back; a second call does nothing."""
+        with _lock:
+            undo, self._undo = self._undo, None
+            if undo is not None:
+                undo()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.restore()
+
+
+def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit:
+    """Cap what this process may use of a device: at once, and for a ``with`` block if it is one.
+
+    On a Mac ``"80%"`` is 80% of the machine's RAM, and becomes the ratio of the recommended
+    working set that means it (1.2 on 8 GiB with macOS 15, not 0.8). Allocations beyond the cap
+    raise the backend's out-of-memory error, as :func:`mpskit.is_oom` knows it. Caps that are
+    nested have to be restored in the reverse order.
+
+    On MPS PyTorch has no call to set the low watermark, where garbage collection starts: with a
+    cap below it (1.4 x recommended unless set) nothing is collected before the error, and a note
+    says so. ``configure_environment(memory_limit=...)``, before the first use, lowers both.
+
+    Args:
+        limit: a size (``"12GiB"``, bytes as ``int``) or a share of the device's memory (``"80%"``
+            or ``0.8``: the same thing).
+        device: the device; None takes the one that :func:`mpskit.get_optimal_device`
+            chooses. It is a first use of an accelerator.
+
+    Returns:
+        What was applied.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError: the limit is zero, more than the device has, or cannot be understood.
+        DeviceUnavailableError: the device has no cap that works (the CPU outside Linux).
+    """
+    from mpskit import _torch
+    from mpskit.device import get_optimal_device
+
+    chosen = _torch.as_device(device) if device is not None else get_optimal_device().device
+    rules = {"cpu": _limit_cpu, "mps": _limit_mps}
+    with _lock:
+        return rules.get(chosen.type, _limit_share)(chosen, limit)
+
+
+def high_watermark() -> float:
+    """Return the MPS ratio in force as far as one can know: the cap set here, else the variable's.
+
+    0.0 is no limit. A cap set by ``torch.mps.set_per_process_memory_fraction`` itself is not seen.
+    """
+    return _caps.get("mps", _ratio(_HIGH, HIGH_WATERMARK))
+
+
+def _ratio(variable: str, default: float) -> float:
+    """Return a variable as PyTorch parses it (strtod): what is no number is 0."""
+    text = os.environ.get(variable)
+    if text is None:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _wanted(limit: Amount, whole: int | None, device: torch.device) -> int:
+    """Return the limit in bytes, once it is known to be one that the device can have."""
+    if whole is None:
+        raise DeviceUnavailableError(
+            f"{device} cannot be limited: it is not available here", given=str(device)
+        )
+    size = amount_bytes(limit, whole, "limit")
+    if not 0 < size <= whole:
+        raise ArgumentError(
+            f"limit={limit!r} is not between 0 and the {format_bytes(whole)} of {device}",
+            given=limit,
+        )
+    return size
+
+
+def _limit_mps(device: torch.device, limit: Amount) -> MemoryLimit:
+    from mpskit import _torch
+    from mpskit.host import detect_host
+
+    host, recommended = detect_host(), _torch.recommended_bytes(device)
+    if recommended is None and (rule := rule_of(host)) is not None:
+        recommended = rule.recommended_bytes
+    size = _wanted(limit, host.memory_total_bytes if recommended else None, device)
+    base = recommended or size
+    if size > _HIGHEST * base:
+        raise ArgumentError(
+            f"limit={limit!r} is more than twice the working set of {format_bytes(base)}, the most "
+            "that PyTorch takes",
+            given=limit,
+        )
+    held = _torch.reserved_bytes(device) or 0
+    notes = (*_low_notes(size / base), *_full_notes(held, size))
+    return _apply(device, "working-set", size / base, base, high_watermark(), notes)
+
+
+def _low_notes(ratio: float) -> tuple[str, ...]:
+    low = _ratio(_LOW, LOW_WATERMARK)
+    if not low or low <= ratio:
+        return ()
+    return (_NO_COLLECTION.format(low),)
+
+
+def _full_notes(held: int, size: int) -> tuple[str, ...]:
+    if held <= size:
+        return ()
+    return (f"{format_bytes(held)} are held already: until that falls, every allocation fails",)
+
+
+def _limit_share(device: torch.device, limit: Amount) -> MemoryLimit:
+    """Cap CUDA, XPU and whatever has torch's per-process fraction."""
+    from mpskit import _torch
+
+    total = _torch.total_bytes(device)
+    size = _wanted(limit, total, device)
+    before = _torch.memory_fraction(device) or _caps.get(_key(device), 1.0)
+    notes = _full_notes(_torch.reserved_bytes(device) or 0, size)
+    return _apply(device, "device", size / (total or size), total or size, before, notes)
+
+
+def _apply(
+    device: torch.device, kind: Kind, ratio: float, base: int, before: float, notes: tuple[str, ...]
+) -> MemoryLimit:
+    _put(device, ratio)
+    applied = MemoryLimit(
+        device=str(device),
+        limit_bytes=limit_bytes(base, ratio),
+        kind=kind,
+        ratio=ratio,
+        previous_bytes=limit_bytes(base, before) if before else None,
+        notes=notes,
+    )
+    applied._undo = lambda: _put(device, before)
+    return applied
+
+
+def _put(device: torch.device, ratio: float) -> None:
+    from mpskit import _torch
+
+    if not _torch.set_memory_fraction(device, ratio):
+        raise DeviceUnavailableError(
+            f"{device} cannot be limited: this torch has no cap for it", given=str(device)
+        )
+    _caps[_key(device)] = ratio
+
+
+def _key(device: torch.device) -> str:
+    return "mps" if device.type == "mps" else str(device)
+
+
+def _limit_cpu(device: torch.device, limit: Amount) -> MemoryLimit:
+    """Lower the soft ``RLIMIT_DATA``; child processes started under it have it too."""
+    from mpskit.host import detect_host
+
+    if sys.platform != "linux":
+        raise DeviceUnavailableError(
+            "the CPU's memory can be limited on Linux only: other kernels do not enforce "
+            "RLIMIT_DATA for what torch allocates",
+            given=limit,
+        )
+    host = detect_host()
+    size = _wanted(limit, host.memory_limit_bytes or host.memory_total_bytes, device)
+    previous = _set_data_limit(size, limit)
+    applied = MemoryLimit(
+        device=str(device),
+        limit_bytes=size,
+        kind="data",
+        previous_bytes=previous,
+        notes=(
+            "counts all private writable memory the process has mapped, used or not",
+            *_full_notes(_mapped(), size),
+        ),
+    )
+    applied._undo = lambda: _set_soft_limit(previous)
+    return applied
+
+
+def _set_data_limit(size: int, given: Amount) -> int | None:
+    """Set the soft limit and return the one before; refuse where the kernel ignores it."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    previous = None if soft == resource.RLIM_INFINITY else soft
+    if hard not in (resource.RLIM_INFINITY, size) and size > hard:
+        raise ArgumentError(
+            f"limit={given!r} is above this process's hard limit of {format_bytes(hard)}",
+            given=given,
+        )
+    _set_soft_limit(size)
+    if _can_map(size):
+        _set_soft_limit(previous)
+        raise DeviceUnavailableError("this kernel does not enforce RLIMIT_DATA", given=given)
+    return previous
+
+
+def _set_soft_limit(size: int | None) -> None:
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (resource.RLIM_INFINITY if size is None else size, hard)
+    )
+
+
+def _can_map(size: int) -> bool:
+    """Return whether ``size`` bytes can be mapped; no page of them is touched."""
+    import mmap
+
+    try:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _mapped() -> int:
+    """Return the private writable memory of this process (``VmData``), 0 where it is not told."""
+    from mpskit.memory.system import status_bytes
+
+    return status_bytes("VmData") or 0

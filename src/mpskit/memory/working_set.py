@@ -1,0 +1,198 @@
+"""How much memory Metal recommends to use, for when it cannot be asked.
+
+``device.recommendedMaxWorkingSetSize``, which ``torch.mps.recommended_max_memory()`` returns, as a
+pure function of the machine's memory and macOS version. The rule was fitted to public reports of
+84 Macs and meets each one that gives exact bytes; no influence of the chip was seen from M1 to M5.
+The table and its sources are in ``data/working_set.csv``. A live figure always wins.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import struct
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from mpskit._data import read_csv
+from mpskit._sizes import GIB, MIB, format_bytes
+from mpskit._values import Value
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    from mpskit.host import Host
+
+__all__ = [
+    "HIGH_WATERMARK",
+    "LOW_WATERMARK",
+    "Confidence",
+    "WorkingSet",
+    "limit_bytes",
+    "recommended_bytes",
+    "rule_of",
+]
+
+Confidence: TypeAlias = Literal["high", "medium", "low"]
+
+# PyTorch's defaults as ratios of the working set (MPSAllocator.h, torch 2.1 to 2.15): the hard
+# limit, and where garbage collection starts on a GPU that shares the machine's memory.
+HIGH_WATERMARK = 1.7
+LOW_WATERMARK = 1.4
+_PAGE = 16384
+_WIRED = "sysctl iogpu.wired_limit_mb"
+_MOST_KEPT_BACK = 48 * GIB
+# macOS 26 calls itself 16 to programs that were built before it.
+_COMPATIBILITY = {16: 26}
+_VERSION = re.compile(r"\s*(\d{1,3})(?:\.\d{1,3}){0,2}\s*", re.ASCII)
+
+
+class WorkingSet(Value):
+    """What Metal recommends for a machine, in bytes.
+
+    Attributes:
+        recommended_bytes: the recommended working set, ``recommendedMaxWorkingSetSize``.
+        max_buffer_bytes: the largest single buffer, ``maxBufferLength``; None for a discrete GPU,
+            for which no report was seen.
+        limit_bytes: PyTorch's default hard limit, 1.7 times the recommended working set.
+        confidence: ``high`` where this size was reported, ``medium`` where the rule was applied
+            to another, ``low`` where there is one report at most.
+        source: where the figure comes from.
+    """
+
+    recommended_bytes: int
+    max_buffer_bytes: int | None
+    limit_bytes: int
+    confidence: Confidence
+    source: str
+
+    def __str__(self) -> str:
+        return (
+            f"recommended {format_bytes(self.recommended_bytes)}, PyTorch's limit "
+            f"{format_bytes(self.limit_bytes)} ({self.confidence} confidence: {self.source})"
+        )
+
+
+class _Row(NamedTuple):
+    macos: int
+    gib: int
+    keep: str
+    reported: tuple[int, ...]
+
+
+def recommended_bytes(
+    ram_bytes: int,
+    macos: str = "15.6",
+    *,
+    wired_limit_bytes: int | None = None,
+    vram_bytes: int | None = None,
+) -> WorkingSet:
+    """Return the recommended working set of a Mac by the rule.
+
+    Args:
+        ram_bytes: the machine's memory.
+        macos: its macOS version, ``"15.6"`` or ``"26"``. An unknown one gets the nearest known
+            rule with low confidence.
+        wired_limit_bytes: the override ``sysctl iogpu.wired_limit_mb``, in bytes; None or 0 if it
+            is not set. It replaces the working set, not the largest buffer.
+        vram_bytes: the memory of an Intel Mac's discrete AMD GPU, which then counts instead.
+
+    Raises:
+        ArgumentTypeError: a size is not an int, or ``macos`` is not a string.
+        ArgumentError: a size is not positive, or ``macos`` is not a version.
+    """
+    _check_size("ram_bytes", ram_bytes)
+    version = _major(macos)
+    if vram_bytes is not None:
+        _check_size("vram_bytes", vram_bytes)
+        return _discrete(vram_bytes)
+    row = _row(version, ram_bytes)
+    stock = _keep(row.keep, ram_bytes)
+    size = wired_limit_bytes or stock
+    return WorkingSet(
+        recommended_bytes=size,
+        max_buffer_bytes=stock * 3 // 4 // _PAGE * _PAGE,
+        limit_bytes=limit_bytes(size),
+        confidence="high" if wired_limit_bytes else _confidence(row, ram_bytes, version),
+        source=_WIRED if wired_limit_bytes else f"working-set rule of macOS {row.macos}",
+    )
+
+
+def rule_of(host: Host) -> WorkingSet | None:
+    """Apply the rule to a machine; None if it is no Mac, or its GPU has memory of its own."""
+    from mpskit.host import HostKind
+
+    if not host.is_mac or host.kind is HostKind.INTEL_MAC or host.memory_total_bytes is None:
+        return None
+    wired, macos = host.wired_limit_bytes, host.os_version or "15.6"
+    return recommended_bytes(host.memory_total_bytes, macos, wired_limit_bytes=wired)
+
+
+def limit_bytes(recommended: int, ratio: float = HIGH_WATERMARK) -> int:
+    """Return PyTorch's hard limit for a working set: ``size_t(ratio * (double)recommended)``.
+
+    Source: ``MPSHeapAllocatorImpl::setHighWatermarkRatio`` in MPSAllocator.mm.
+    """
+    return int(ratio * recommended)
+
+
+def _discrete(vram: int) -> WorkingSet:
+    # 8, 16 and 32 GiB cards report 16 MiB less than they have; the one 4 GiB card reported
+    # (Fooocus#1152: 6.80 GB = 1.7 x 4.00 GiB) reports all of it.
+    size, known = (vram - 16 * MIB, True) if vram >= 8 * GIB else (vram, False)
+    return WorkingSet(
+        recommended_bytes=size,
+        max_buffer_bytes=None,
+        limit_bytes=limit_bytes(size),
+        confidence="medium" if known else "low",
+        source="the GPU's own memory",
+    )
+
+
+def _keep(keep: str, ram: int) -> int:
+    """Apply one cell of the table: a fraction of the memory, or all but a quarter of it."""
+    if keep == "quarter":
+        return ram - min(ram // 4, _MOST_KEPT_BACK)
+    # In single precision and up to a whole page: exact in integers, where floats would round.
+    (single,) = struct.unpack("f", struct.pack("f", float(Fraction(keep))))
+    return -(-ram * Fraction(single) // _PAGE) * _PAGE
+
+
+def _confidence(row: _Row, ram: int, version: int) -> Confidence:
+    macos = [known.macos for known in _table()]
+    if not row.reported or not min(macos) <= version <= max(macos):
+        return "low"
+    return "high" if ram % GIB == 0 and ram // GIB in row.reported else "medium"
+
+
+def _row(version: int, ram: int) -> _Row:
+    """Return the last row whose macOS and memory are reached; an older macOS gets the oldest."""
+    table = _table()
+    era = max((row.macos for row in table if row.macos <= version), default=table[0].macos)
+    return [row for row in table if row.macos == era and row.gib * GIB <= ram][-1]
+
+
+@functools.cache
+def _table() -> tuple[_Row, ...]:
+    return tuple(_parse(cells) for cells in read_csv("working_set.csv"))
+
+
+def _parse(cells: dict[str, str]) -> _Row:
+    reported = tuple(int(size) for size in cells["reported_gib"].split("|") if size)
+    return _Row(int(cells["from_macos"]), int(cells["from_gib"]), cells["keep"], reported)
+
+
+def _check_size(name: str, size: object) -> None:
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise ArgumentTypeError(f"{name} is a whole number of bytes, not {size!r}", given=size)
+    if size <= 0:
+        raise ArgumentError(f"{name} is a positive number of bytes, not {size}", given=size)
+
+
+def _major(macos: str) -> int:
+    if not isinstance(macos, str):
+        raise ArgumentTypeError(f"macos is a text such as '15.6', not {macos!r}", given=macos)
+    match = _VERSION.fullmatch(macos)
+    if match is None:
+        raise ArgumentError(f"macos={macos!r} is not a version: write '15.6' or '26'", given=macos)
+    major = int(match[1])
+    return _COMPATIBILITY.get(major, major)
