@@ -10,4 +10,5 @@ __all__ = ["Value"]
 class Value(BaseModel):
     """A frozen result: ``str()`` is for a person, ``model_dump_json()`` for a program."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+    # Schemas are built on first use: choosing a device must not pay for results it never makes.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

@@ -93,7 +93,6 @@ def backend_statuses(
     host: Host, facts: TorchFacts, settings: Settings, *, refresh: bool = False
 ) -> list[BackendStatus]:
     """Return every backend's status on this machine, the strongest first, the CPU last."""
-
     if replaced_readings() is not None:
         # A simulated machine's verdict is not this machine's: nothing of it is kept.
         settings = replace(settings, no_cache=True)

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from mpskit import versions
@@ -93,7 +94,7 @@ def read_readings() -> Readings:
     if _replaced is not None:
         return _replaced
     readers = _READERS | _BY_SYSTEM.get(platform.system(), _ELSEWHERE)
-    values: dict[str, Any] = {name: _bounded(read) for name, read in readers.items()}
+    values = _bounded(readers)
     for name in [name for name in values if name.startswith("*")]:
         values |= values.pop(name) or {}
     return Readings(**values)
@@ -109,18 +110,35 @@ def read_power() -> Mapping[str, str] | None:
     if _replaced is not None:
         return _replaced.power
     if platform.system() == "Darwin":
-        texts = {name: _bounded(partial(_run, words)) for name, words in _POWER_COMMANDS.items()}
+        texts = _bounded({name: partial(_run, words) for name, words in _POWER_COMMANDS.items()})
         return {name: text for name, text in texts.items() if text} or None
-    return _bounded(_linux_power) or None
+    return _bounded({"power": _linux_power})["power"] or None
 
 
-def _bounded(read: Callable[[], Any]) -> Any:
-    """Return ``read()``, or None if it raises or takes too long (its thread is then left alone)."""
-    results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(_quiet(read)), daemon=True)
-    thread.start()
-    thread.join(TIME_LIMIT_S)
-    return results[0] if results else None
+def _bounded(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Read everything; a reading that raises or takes too long is None.
+
+    One thread does them all, because starting one costs more than most readings do. A reading
+    that hangs is left alone with its thread, and another thread takes the rest.
+    """
+    values: dict[str, Any] = dict.fromkeys(readers)
+    names = list(readers)
+    while names:
+        answers: SimpleQueue[Any] = SimpleQueue()
+        todo = [readers[name] for name in names]
+        threading.Thread(target=_answer, args=(todo, answers), daemon=True).start()
+        while names:
+            name = names.pop(0)
+            try:
+                values[name] = answers.get(timeout=TIME_LIMIT_S)
+            except Empty:
+                break
+    return values
+
+
+def _answer(todo: list[Callable[[], Any]], answers: SimpleQueue[Any]) -> None:
+    for read in todo:
+        answers.put(_quiet(read))
 
 
 def _quiet(read: Callable[[], Any]) -> Any:
