@@ -42,6 +42,8 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.pinned_cpu_tensors": ("2.14", None),  # pytorch#181720
     "mps.float8_e4m3fn": ("2.15", None),  # pytorch#194074
     "mps.stream": ("2.15", None),
+    "mps.knows_macos_26": ("2.11", None),
+    "simulation": ("2.6", None),
     "mps.missing_text.commit": ("2.6", None),
 }
 

@@ -1,0 +1,36 @@
+"""``torch.compile`` inside a simulation: what it is given runs eagerly, and that is said once."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+
+from mpskit.errors import SimulationWarning
+from mpskit.simulation.patches import Patches
+
+__all__ = ["install"]
+
+
+def install(patches: Patches) -> None:
+    """Replace ``torch.compile``, and switch off what was compiled before."""
+    said: list[bool] = []
+
+    def compile(model: Any = None, **_: Any) -> Any:  # noqa: A001 - torch's name
+        if not said:
+            said.append(True)
+            warnings.warn(
+                "torch.compile does nothing on a simulated Mac: the code runs eagerly",
+                SimulationWarning,
+                stacklevel=2,
+            )
+        return (lambda function: function) if model is None else model
+
+    patches.set(torch, "compile", compile)
+    dynamo = sys.modules.get("torch._dynamo.config")
+    if dynamo is not None:
+        context = dynamo.patch(disable=True)
+        context.__enter__()
+        patches.on_exit(lambda: context.__exit__(None, None, None))

@@ -1,0 +1,81 @@
+"""What one simulation knows: the machine, its memory, its tagged storages and its rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from mpskit.host import Machine
+    from mpskit.simulation.autocast import Autocast
+    from mpskit.simulation.memory import Memory
+    from mpskit.simulation.rng import Randomness
+    from mpskit.simulation.rules import Rules
+    from mpskit.simulation.tags import Tags
+
+__all__ = ["CPU", "MPS", "RngMode", "Simulation", "ThreadState", "asks_mps"]
+
+RngMode = Literal["cpu", "separate"]
+CPU = torch.device("cpu")
+MPS = torch.device("mps", 0)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Simulation:
+    """Everything the patches and modes of one ``with simulate(...)`` share.
+
+    Attributes:
+        usable: torch can use the GPU (not on an Intel Mac or under Rosetta).
+        closed: the simulation is over; modes that are still on somewhere do nothing.
+    """
+
+    machine: Machine
+    torch_version: str
+    usable: bool
+    memory: Memory
+    tags: Tags
+    rules: Rules
+    randomness: Randomness
+    autocast: Autocast
+    closed: bool = False
+    _local: threading.local = dataclasses.field(default_factory=threading.local)
+
+    def state(self) -> ThreadState:
+        """Return this thread's state; a new one where no modes are on."""
+        found: ThreadState | None = getattr(self._local, "state", None)
+        return found if found is not None else ThreadState()
+
+    def enter_thread(self, state: ThreadState | None) -> ThreadState | None:
+        """Set this thread's state and return what it was."""
+        before: ThreadState | None = getattr(self._local, "state", None)
+        self._local.state = state
+        return before
+
+
+class ThreadState:
+    """What the two modes of one thread tell each other.
+
+    Attributes:
+        call: arguments of the C++ function that the function mode is inside of; None between.
+        target: the device that a transfer is moving to; None outside transfers.
+        last_on_mac: whether the last operator that took tensors ran on the simulated device.
+    """
+
+    __slots__ = ("call", "last_on_mac", "target")
+
+    def __init__(self) -> None:
+        self.call: tuple[tuple[object, ...], dict[str, object]] | None = None
+        self.target: torch.device | None = None
+        self.last_on_mac = False
+
+
+def asks_mps(device: object) -> bool:
+    """Return whether a device argument names the simulated device."""
+    if device is None:
+        return False
+    if isinstance(device, str):
+        return device == "mps" or device.startswith("mps:")
+    return isinstance(device, torch.device) and device.type == "mps"

@@ -1,0 +1,207 @@
+"""Enters and leaves a simulated machine."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils import _device
+
+from mpskit.errors import ArgumentTypeError, SimulationError
+from mpskit.host import Host, Machine
+from mpskit.simulation import (
+    autocast,
+    autograd,
+    compile,
+    events,
+    loader,
+    overridable,
+    rng,
+    storages,
+    tensor_patches,
+    threads,
+    torch_c,
+)
+from mpskit.simulation.build import build
+from mpskit.simulation.core import RngMode, Simulation
+from mpskit.simulation.modes import modes
+from mpskit.simulation.patches import Patches
+
+__all__ = ["SimulatedMac", "active"]
+
+_lock = threading.Lock()
+_active: SimulatedMac | None = None
+
+
+def active() -> SimulatedMac | None:
+    """Return the simulated Mac that this process is inside of, or None."""
+    return _active
+
+
+class SimulatedMac:
+    """A Mac you do not have, as context manager and as decorator; ``simulate`` makes it.
+
+    Attributes:
+        machine: the machine that is simulated.
+        device: ``torch.device("mps")``.
+    """
+
+    def __init__(self, machine: Machine, *, rng: RngMode, fallback: bool | None) -> None:
+        self.machine = machine
+        self.device = torch.device("mps")
+        self._rng: RngMode = rng
+        self._fallback = fallback
+        self._simulation: Simulation | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<simulated Mac: {self.machine}>"
+
+    def __enter__(self) -> SimulatedMac:
+        global _active  # noqa: PLW0603 - a simulated machine holds for the whole process
+        with _lock:
+            if _active is not None:
+                raise SimulationError(
+                    f"already inside a simulated Mac ({_active.machine}): leave it first",
+                    given=self.machine,
+                )
+            self._simulation = build(self.machine, rng=self._rng, fallback=self._fallback)
+            self._stack = _entered(self._simulation)
+            _active = self
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _active  # noqa: PLW0603
+        with _lock:
+            if _active is not self:
+                raise SimulationError("this simulated Mac was not entered")
+            _active = None
+            self._stack.close()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``function`` running on a fresh machine of this kind at each call.
+
+        Raises:
+            ArgumentTypeError: it is not a plain function (a coroutine's body would run outside).
+        """
+        if not callable(function) or _is_deferred(function):
+            raise ArgumentTypeError(
+                f"simulate decorates plain functions; use `with` inside {function!r}",
+                given=function,
+            )
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with SimulatedMac(self.machine, rng=self._rng, fallback=self._fallback):
+                return function(*args, **kwargs)
+
+        return run
+
+    @property
+    def host(self) -> Host:
+        """What mpskit says of this machine."""
+        return Host.from_readings(self.machine.readings())
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of live tensors, each rounded as Metal rounds it."""
+        model = self._entered.memory.peek()
+        return 0 if model is None else model.live_bytes
+
+    @property
+    def driver_bytes(self) -> int:
+        """Bytes that the allocator holds from Metal: whole heaps."""
+        model = self._entered.memory.peek()
+        return 0 if model is None else model.driver_bytes
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """The largest ``allocated_bytes`` since entry or ``reset_peaks()``."""
+        model = self._entered.memory.peek()
+        return 0 if model is None else model.peak_live_bytes
+
+    @property
+    def peak_driver_bytes(self) -> int:
+        """The largest ``driver_bytes`` since entry or ``reset_peaks()``."""
+        model = self._entered.memory.peek()
+        return 0 if model is None else model.peak_driver_bytes
+
+    def reset_peaks(self) -> None:
+        """Start both peaks again from what is held now."""
+        model = self._entered.memory.peek()
+        if model is not None:
+            model.reset_peaks()
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Operators that ran on the CPU instead, in order, each once: ``aten::mode``."""
+        return tuple(self._entered.rules.fallbacks)
+
+    @property
+    def _entered(self) -> Simulation:
+        if self._simulation is None:
+            raise SimulationError("enter the simulated Mac first: with simulate(...) as mac")
+        return self._simulation
+
+
+def _is_deferred(function: Callable[..., Any]) -> bool:
+    return (
+        inspect.iscoroutinefunction(function)
+        or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+        or isinstance(function, type)
+    )
+
+
+def _entered(simulation: Simulation) -> contextlib.ExitStack:
+    """Switch everything on; close what this returns to switch it off."""
+    patches = Patches()
+    with contextlib.ExitStack() as stack:
+        stack.callback(simulation.tags.clear)
+        stack.callback(patches.undo)
+        _install(simulation, patches)
+        stack.enter_context(modes(simulation))
+        stack.callback(_close, simulation)
+        return stack.pop_all()
+
+
+def _close(simulation: Simulation) -> None:
+    simulation.closed = True
+
+
+def _install(simulation: Simulation, patches: Patches) -> None:
+    patches.on_exit(_default_device_restorer())
+    tensor_patches.install(simulation, patches)
+    storages.install(simulation, patches)
+    torch_c.install(simulation, patches)
+    events.install(simulation, patches)
+    rng.install(simulation, patches)
+    autograd.install(simulation, patches)
+    autocast.install(simulation, patches)
+    loader.install(simulation, patches)
+    compile.install(patches)
+    threads.install(simulation, patches)
+    overridable.install(patches)
+
+
+def _default_device_restorer() -> Callable[[], None]:
+    """Return what takes back a default device of ``mps``: after the exit nothing could be made."""
+    before = _device.CURRENT_DEVICE
+
+    def restore() -> None:
+        current = _device.CURRENT_DEVICE
+        if current is not before and current is not None and current.type == "mps":
+            torch.set_default_device(before)
+
+    return restore

@@ -1,0 +1,124 @@
+"""Random numbers: ``torch.Generator(device="mps")``, and one stream or two.
+
+With ``rng="cpu"`` the simulated GPU draws from the CPU's default generator, so a run gives the
+same numbers as on the CPU, bit for bit. With ``rng="separate"`` it has a default generator of its
+own, as a Mac has: two streams, seeded alike by ``torch.manual_seed``. The numbers themselves are
+the CPU's in both: Metal's generator is another (Philox) and is not imitated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mpskit.simulation.core import MPS, Simulation, asks_mps
+from mpskit.simulation.patches import Patches
+
+__all__ = ["Randomness", "install"]
+
+_Base = torch._C.Generator
+
+
+class MpsGenerator(_Base):
+    """A generator that says it is on the simulated device."""
+
+    device = MPS  # type: ignore[assignment]
+
+    def clone_state(self) -> MpsGenerator:
+        """Return another generator in the same state."""
+        return _with_state(self.get_state())
+
+
+class _Shared(MpsGenerator):
+    """The default generator of the simulated GPU where it has the CPU's stream."""
+
+    def manual_seed(self, seed: int) -> _Base:
+        torch.default_generator.manual_seed(seed)
+        return self
+
+    def seed(self) -> int:
+        return torch.default_generator.seed()
+
+    def initial_seed(self) -> int:
+        return torch.default_generator.initial_seed()
+
+    def get_state(self) -> torch.Tensor:
+        return torch.default_generator.get_state()
+
+    def set_state(self, state: torch.Tensor) -> _Base:
+        torch.default_generator.set_state(state)
+        return self
+
+
+def _with_state(state: torch.Tensor) -> MpsGenerator:
+    generator = MpsGenerator()
+    generator.set_state(state)
+    return generator
+
+
+class Randomness:
+    """Chooses the generator of a random operator."""
+
+    def __init__(self, mode: str) -> None:
+        self.default: MpsGenerator = _Shared() if mode == "cpu" else MpsGenerator()
+        if mode == "separate":
+            self.default.manual_seed(torch.default_generator.initial_seed())
+        self._separate = mode == "separate"
+
+    def run(self, func: Any, on_mac: bool, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a random operator on the stream that it would use on a Mac.
+
+        Raises:
+            RuntimeError: a generator of the other device was given; torch's own text.
+        """
+        given = kwargs.get("generator")
+        if given is not None:
+            _check(given, on_mac)
+            if given is self.default:
+                given = None
+                kwargs = {**kwargs, "generator": None}
+        if given is None and on_mac and self._separate:
+            return self._on_own_stream(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _on_own_stream(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Lend the GPU's state to the default generator: not every operator takes one."""
+        cpu = torch.default_generator
+        before = cpu.get_state()
+        cpu.set_state(self.default.get_state())
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.default.set_state(cpu.get_state())
+            cpu.set_state(before)
+
+
+def _check(generator: _Base, on_mac: bool) -> None:
+    expected = "mps" if on_mac else "cpu"
+    found = generator.device.type
+    if found != expected:
+        raise RuntimeError(
+            f"Expected a '{expected}' device type for generator but found '{found}'"
+        )
+
+
+class _GeneratorMeta(type):
+    def __call__(cls, device: Any = "cpu") -> Any:
+        return MpsGenerator() if asks_mps(device) else _Base(device)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, _Base)
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return issubclass(other, _Base)
+
+
+def install(simulation: Simulation, patches: Patches) -> None:
+    """Put the simulated generators in place."""
+    replacement = _GeneratorMeta("Generator", (), {"__doc__": _Base.__doc__, "__module__": "torch"})
+    default = simulation.randomness.default
+    patches.set(torch, "Generator", replacement)
+    patches.set(torch._C, "_mps_get_default_generator", lambda: default)
+    patches.set(torch.mps, "_default_mps_generator", None)

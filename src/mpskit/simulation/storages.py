@@ -1,0 +1,79 @@
+"""Storages: their device, their size, their copies, and what a worker process may be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps
+from mpskit.simulation.patches import Patches
+
+__all__ = ["install"]
+
+_Storage = torch.UntypedStorage
+_raw_storage = torch._C.StorageBase
+
+
+def install(simulation: Simulation, patches: Patches) -> None:
+    """Put the simulated attributes on the storage class."""
+    tags = simulation.tags
+
+    def device(self: torch.UntypedStorage) -> torch.device:
+        if self._cdata in tags.live:
+            return MPS
+        raw: torch.device = _raw_storage.device.__get__(self)  # type: ignore[attr-defined]
+        return raw
+
+    def resize_(self: torch.UntypedStorage, size: int) -> Any:
+        result = _raw_storage.resize_(self, size)
+        tags.recharge(self)
+        return result
+
+    patches.set(_Storage, "device", property(device))
+    patches.set(_Storage, "resize_", resize_)
+    for name, value in _copies(simulation).items():
+        patches.set(_Storage, name, value)
+    for name in ("_share_filename_cpu_", "_share_fd_cpu_"):
+        patches.set(_Storage, name, _sharer(simulation, vars(_Storage)[name]))
+
+
+def _copies(simulation: Simulation) -> dict[str, Callable[..., Any]]:
+    tags = simulation.tags
+
+    def copy_to_mac(self: torch.UntypedStorage) -> torch.UntypedStorage:
+        copy = _Storage(self.nbytes())
+        tags.add_storage(copy)
+        copy.copy_(self, False)
+        return copy
+
+    def mps(self: torch.UntypedStorage) -> torch.UntypedStorage:
+        return self if self._cdata in tags.live else copy_to_mac(self)
+
+    def clone(self: torch.UntypedStorage) -> torch.UntypedStorage:
+        return copy_to_mac(self) if self._cdata in tags.live else _clone(self)
+
+    def to(self: torch.UntypedStorage, *, device: Any, non_blocking: bool = False) -> Any:
+        if asks_mps(device):
+            return mps(self)
+        if torch.device(device) == CPU:
+            return self.cpu()
+        return _to(self, device=device, non_blocking=non_blocking)
+
+    return {"mps": mps, "clone": clone, "to": to}
+
+
+_clone = torch.storage._StorageBase.clone
+_to = torch.storage._StorageBase.to
+
+
+def _sharer(simulation: Simulation, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse to share an mps tensor with another process, as a Mac does."""
+
+    def share(self: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
+        if self._cdata in simulation.tags.live:
+            raise RuntimeError("_share_filename_: only available on CPU")
+        return original(self, *args, **kwargs)
+
+    return share

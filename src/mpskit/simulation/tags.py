@@ -1,0 +1,112 @@
+"""Which storages count as being on ``mps:0``, and what each of them was charged for.
+
+A tensor's data lie on the CPU; its storage is *tagged*. Torch keeps one Python object for a C++
+storage for as long as the C++ one lives, so a weak reference to it fires exactly when the memory
+goes, also when only a view or the autograd graph still held it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from mpskit.simulation.memory import Memory
+
+__all__ = ["Tags"]
+
+_storage_of = torch.Tensor.untyped_storage
+_SPARSE_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+class _Tag(weakref.ref[Any]):
+    """A weak reference that knows its storage's address and its block in the allocator."""
+
+    __slots__ = ("block", "key")
+    key: int
+    block: int | None
+
+
+class Tags:
+    """The tagged storages, keyed by the address of the C++ storage."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.live: dict[int, _Tag] = {}
+        self._memory = memory
+
+    def has(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor is on the simulated device."""
+        try:
+            return _storage_of(tensor)._cdata in self.live
+        except (NotImplementedError, RuntimeError):
+            return any(self.has(part) for part in _parts(tensor))
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Tag a tensor's storage and charge it, unless it is tagged already.
+
+        Raises:
+            RuntimeError: the simulated memory is full; torch's own text.
+        """
+        try:
+            storage = _storage_of(tensor)
+        except (NotImplementedError, RuntimeError):
+            for part in _parts(tensor):
+                self.add(part)
+            return
+        if storage._cdata not in self.live:
+            self.add_storage(storage)
+
+    def add_storage(self, storage: torch.UntypedStorage) -> None:
+        """Tag a storage that is not tagged yet and charge it."""
+        block = self._memory.charge(torch._C.StorageBase.nbytes(storage))
+        tag = _Tag(storage, self._drop)
+        tag.key = storage._cdata
+        tag.block = block
+        self.live[tag.key] = tag
+
+    def remove(self, tensor: torch.Tensor) -> None:
+        """Make a tensor's storage a plain CPU one again."""
+        for part in _parts(tensor) or (tensor,):
+            tag = self.live.pop(_storage_of(part)._cdata, None)
+            if tag is not None and tag.block is not None:
+                self._memory.release(tag.block)
+
+    def recharge(self, storage: torch.UntypedStorage) -> None:
+        """Charge a tagged storage anew after its size changed; nothing for an untagged one."""
+        tag = self.live.get(storage._cdata)
+        if tag is None:
+            return
+        if tag.block is not None:
+            self._memory.release(tag.block)
+            tag.block = None
+        tag.block = self._memory.charge(torch._C.StorageBase.nbytes(storage))
+
+    def clear(self) -> None:
+        """Forget every tag: the tensors that are left are plain CPU tensors from now on."""
+        self.live.clear()
+
+    def any(self, tensors: Iterable[torch.Tensor]) -> bool:
+        """Return whether one of the tensors is on the simulated device."""
+        return any(self.has(tensor) for tensor in tensors)
+
+    def _drop(self, tag: weakref.ref[Any]) -> None:
+        assert isinstance(tag, _Tag)  # noqa: S101 - only tags carry this callback
+        if self.live.get(tag.key) is tag:
+            del self.live[tag.key]
+            if tag.block is not None:
+                self._memory.release(tag.block)
+
+
+def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the strided tensors that hold a sparse tensor's data."""
+    names = _SPARSE_PARTS.get(tensor.layout, ())
+    return tuple(getattr(tensor, name)() for name in names)

@@ -1,0 +1,158 @@
+"""The bindings of ``torch._C`` that a build for Macs has, over the simulated machine."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+
+from mpskit.errors import SimulationError
+from mpskit.simulation.core import Simulation
+from mpskit.simulation.events import Events
+from mpskit.simulation.patches import Patches
+from mpskit.versions import has
+
+__all__ = ["install"]
+
+
+def install(simulation: Simulation, patches: Patches) -> None:
+    """Put the simulated bindings into ``torch._C``, and drop what torch cached of the real ones."""
+    bindings = _machine(simulation) | _memory(simulation) | _profiler() | Events().bindings()
+    if simulation.usable:
+        bindings |= _accelerator(simulation)
+    for name, value in bindings.items():
+        patches.set(torch._C, name, value)
+    _forget_answers()
+    patches.on_exit(_forget_answers)
+
+
+def _forget_answers() -> None:
+    """Empty the caches of ``torch.backends.mps`` and ``torch.accelerator``."""
+    accelerator = sys.modules.get("torch.accelerator")
+    for module in (torch.backends.mps, accelerator):
+        for function in vars(module).values() if module is not None else ():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
+
+
+def _machine(simulation: Simulation) -> dict[str, Any]:
+    machine = simulation.machine
+    name = machine.readings().metal_device or ""
+    return {
+        "_has_mps": True,
+        "_mps_is_available": lambda: simulation.usable,
+        "_mps_is_in_bad_fork": lambda: False,
+        "_mps_deviceSynchronize": lambda: None,
+        "_mps_is_on_macos_or_newer": _newer_than(machine.macos, simulation.torch_version),
+        "_mps_get_name": lambda: name,
+        "_mps_get_core_count": lambda: machine.gpu_cores or 0,
+    }
+
+
+def _newer_than(macos: str, torch_version: str) -> Any:
+    """Return torch's check, which knows only the versions that were out when it was built."""
+    own = tuple(int(part) for part in macos.split("."))
+    newest = 26 if has("mps.knows_macos_26", torch_version) else 15
+
+    def is_newer(major: int, minor: int) -> bool:
+        if not 13 <= major <= newest or major in range(16, 26):
+            warnings.warn(
+                f"Checking for unexpected MacOS {major}.{minor} returning false", stacklevel=3
+            )
+            return False
+        return own >= (major, minor)
+
+    return is_newer
+
+
+def _memory(simulation: Simulation) -> dict[str, Any]:
+    memory = simulation.memory
+
+    def recommended() -> int:
+        return memory.recommended_bytes if memory.model else 0
+
+    return {
+        "_mps_emptyCache": lambda: memory.model.empty_cache(),
+        "_mps_currentAllocatedMemory": lambda: memory.model.live_bytes,
+        "_mps_driverAllocatedMemory": lambda: memory.model.driver_bytes,
+        "_mps_recommendedMaxMemory": recommended,
+        "_mps_maxBufferLength": lambda: memory.max_buffer_bytes,
+        "_mps_setMemoryFraction": lambda ratio: memory.model.set_high_watermark(ratio),
+    }
+
+
+def _profiler() -> dict[str, Any]:
+    def no_metal(*_: Any) -> Any:
+        raise SimulationError("Metal shaders cannot run on a simulated Mac")
+
+    return {
+        "_mps_profilerStartTrace": lambda *_: None,
+        "_mps_profilerStopTrace": lambda: None,
+        "_mps_isCaptureEnabled": lambda: False,
+        "_mps_isCapturing": lambda: False,
+        "_mps_compileShader": no_metal,
+    }
+
+
+def _accelerator(simulation: Simulation) -> dict[str, Any]:
+    bindings: dict[str, Any] = {
+        "_accelerator_getAccelerator": lambda: torch.device("mps"),
+        "_accelerator_getDeviceIndex": lambda: 0,
+        "_accelerator_setDeviceIndex": lambda _: None,
+        "_accelerator_exchangeDevice": lambda _: 0,
+        "_accelerator_maybeExchangeDevice": lambda _: 0,
+        "_accelerator_synchronizeDevice": lambda *_: None,
+        "_accelerator_setStream": lambda _: None,
+        "_get_accelerator": lambda *_: torch.device("mps"),
+    }
+    return bindings | _accelerator_memory(simulation)
+
+
+def _accelerator_memory(simulation: Simulation) -> dict[str, Any]:
+    if not has("accelerator.memory.mps", simulation.torch_version):
+        return dict.fromkeys(_MEMORY_BINDINGS, _no_device_allocator)
+    memory = simulation.memory
+
+    def figures(_: int) -> dict[str, Any]:
+        model = memory.model
+        return {
+            "allocated_bytes": _entry(model.live_bytes, model.peak_live_bytes),
+            "reserved_bytes": _entry(model.heap_bytes, model.peak_driver_bytes),
+        }
+
+    def free_and_total(_: int) -> tuple[int, int]:
+        total = memory.recommended_bytes
+        return max(0, total - memory.model.driver_bytes), total
+
+    return {
+        "_accelerator_isAllocatorInitialized": lambda: memory.peek() is not None,
+        "_accelerator_emptyCache": lambda: memory.model.empty_cache(),
+        "_accelerator_emptyHostCache": lambda: None,
+        "_accelerator_getDeviceStats": figures,
+        "_accelerator_getMemoryInfo": free_and_total,
+        "_accelerator_resetPeakStats": lambda _: memory.model.reset_peaks(),
+        "_accelerator_resetAccumulatedStats": lambda _: None,
+    }
+
+
+_MEMORY_BINDINGS = (
+    "_accelerator_isAllocatorInitialized",
+    "_accelerator_emptyCache",
+    "_accelerator_getDeviceStats",
+    "_accelerator_getMemoryInfo",
+    "_accelerator_resetPeakStats",
+    "_accelerator_resetAccumulatedStats",
+)
+
+
+def _no_device_allocator(*_: Any) -> Any:
+    # pytorch#186430: the guard call itself raises in 2.9 to 2.12.
+    raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
+
+
+def _entry(current: int, peak: int) -> dict[str, dict[str, int]]:
+    """Return one statistic; MPS fills only the entries of all pools together."""
+    zero = {"current": 0, "peak": 0, "allocated": 0, "freed": 0}
+    return {"all": zero | {"current": current, "peak": peak}, "large_pool": zero, "small_pool": zero}
