@@ -1,0 +1,255 @@
+"""Giving cached memory back: once at a time, only where something is in use, told in figures.
+
+Torch keeps freed memory for the next allocation. Emptying that cache makes it the system's again,
+but waits for all the work in flight, so it is done at the right moments and not in every step:
+see ``empty_cache_scope`` and ``CacheKeeper`` in ``mpskit.memory.scope``.
+
+Which device? The one named, or those this process uses already, never what the machine has.
+Nothing here initialises a backend. CUDA, XPU and, from torch 2.13, MPS can be asked whether they
+are in use. MPS before 2.13 cannot, and its ``empty_cache`` would be a first use: it allocates
+nothing, but freezes the watermark variables. There it is cleared if it is named, if it is torch's
+default device, or once an MPS tensor has been seen (looked for when ``collect`` is on).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pydantic import computed_field
+
+from mpskit import _torch
+from mpskit._sizes import format_bytes
+from mpskit._values import Value
+from mpskit.errors import ArgumentTypeError
+from mpskit.memory.amounts import Amount, amount_bytes
+
+if TYPE_CHECKING:
+    from mpskit._torch import DeviceLike
+
+__all__ = ["CacheReport", "check_device", "clear", "devices_in_use", "empty_cache"]
+
+_NAMES = frozenset({"cpu", "mps", "cuda", "xpu", "meta"})
+_NUMBERED = re.compile(r"(?:cpu|mps|cuda|xpu|meta):\d{1,2}", re.ASCII)
+_WITHOUT_CACHE = ("cpu", "meta")
+# After an out-of-memory error a clear that another thread has begun is waited for, so long.
+_PATIENCE_SECONDS = 30.0
+_BUSY = "another clear was under way, so this one was left out"
+
+# A lock for each process: one that was held during a fork would stay locked in the child.
+_locks: dict[int, threading.Lock] = {}
+# Devices that cannot be asked whether they are in use, and were seen to be.
+_seen: set[str] = set()
+
+
+class CacheReport(Value):
+    """What a clear did.
+
+    Attributes:
+        devices: the devices whose cache was emptied; none if nothing is in use.
+        before_bytes: what the process held of them before (MPS: the driver's total; others: what
+            torch's allocator had reserved); None where it cannot be known.
+        after_bytes: the same afterwards.
+        graph_cache: the MPS graph cache was cleared too, which torch does from 2.13 on.
+        notes: what was left out, and why.
+    """
+
+    devices: tuple[str, ...] = ()
+    before_bytes: int | None = None
+    after_bytes: int | None = None
+    graph_cache: bool = False
+    notes: tuple[str, ...] = ()
+
+    @computed_field
+    def freed_bytes(self) -> int:
+        """Bytes given back to the system; 0 if there were none or they cannot be known."""
+        return max(0, (self.before_bytes or 0) - (self.after_bytes or 0))
+
+    def __str__(self) -> str:
+        text = f"{' and '.join(self.devices)}: cache emptied" if self.devices else "nothing cleared"
+        if self.before_bytes is not None and self.after_bytes is not None:
+            before, after = format_bytes(self.before_bytes), format_bytes(self.after_bytes)
+            freed = format_bytes(max(0, self.before_bytes - self.after_bytes))
+            text += f", {before} held before and {after} after, {freed} freed"
+        text += ", the MPS graph cache too" if self.graph_cache else ""
+        return "; ".join([text, *self.notes])
+
+
+def empty_cache(device: DeviceLike | None = None, *, collect: bool = True) -> CacheReport:
+    """Give the memory that torch has cached back to the system, and say how much it was.
+
+    It waits for all the work given to the device, so it belongs between phases (after loading,
+    after training, after unloading a model), not into every step. One clear runs at a time: a
+    second caller returns at once, and its report says so. On the CPU there is no cache: only
+    Python's garbage is collected.
+
+    Args:
+        device: which device; None for those that this process uses. A device that is not in use
+            is left alone, and so is everything as long as torch is not imported.
+        collect: collect Python's garbage first, so that tensors in reference cycles go too.
+
+    Returns:
+        A report with ``before_bytes``, ``after_bytes`` and ``freed_bytes``.
+
+    Raises:
+        ArgumentTypeError: ``device`` is neither a device nor a string.
+        ArgumentError: torch knows no such device.
+    """
+    check_device(device)
+    report = clear(device, collect=collect)
+    return report if report is not None else CacheReport(notes=(_nothing(device),))
+
+
+def _nothing(device: DeviceLike | None) -> str:
+    return "no accelerator is in use" if device is None else f"{device} is not in use or keeps none"
+
+
+def check_device(device: object) -> None:
+    """Refuse what cannot be a device, without importing torch for the usual names.
+
+    Raises:
+        ArgumentTypeError: it is neither a device nor a string.
+        ArgumentError: torch knows no such device.
+    """
+    if device is None or (hasattr(device, "index") and hasattr(device, "type")):
+        return
+    if not isinstance(device, str):
+        raise ArgumentTypeError(
+            f"a device is 'mps', 'cuda:0' or such, not {device!r}", given=device
+        )
+    if device not in _NAMES and not _NUMBERED.fullmatch(device):
+        _torch.as_device(device)
+
+
+def clear(
+    device: DeviceLike | None,
+    *,
+    collect: bool,
+    above: Amount | None = None,
+    wait: bool = False,
+) -> CacheReport | None:
+    """Empty the cache of the devices in use; None if there is none, or too little to gain.
+
+    Args:
+        device: as :func:`empty_cache` takes it.
+        collect: collect Python's garbage first; on the CPU that is all there is to do.
+        above: leave it if less than this could come back: what the process holds of the device
+            without a live tensor in it. A share is of the device's memory.
+        wait: wait for a clear that is under way, instead of leaving this one out.
+    """
+    devices = devices_in_use(device, look=collect)
+    if above is not None:
+        devices = tuple(one for one in devices if _held(one, above))
+    if not devices and (above is not None or not collect):
+        return None
+    lock = _locks.setdefault(os.getpid(), threading.Lock())
+    if not lock.acquire(timeout=_PATIENCE_SECONDS if wait else 0):
+        return CacheReport(notes=(_BUSY,))
+    try:
+        return _clear(devices, collect, above)
+    finally:
+        lock.release()
+
+
+def devices_in_use(device: DeviceLike | None, *, look: bool = False) -> tuple[DeviceLike, ...]:
+    """Return the devices with a cache that this process uses: the one named, or all.
+
+    ``look`` searches for a live tensor where a backend cannot be asked.
+    """
+    if device in _WITHOUT_CACHE or "torch" not in sys.modules:
+        return ()
+    if device is None:
+        return tuple(kind for kind in _accelerators() if _is_in_use(kind, look))
+    kind = _kind(device)
+    if kind in _WITHOUT_CACHE or _torch.is_initialized(device) is False:
+        return ()
+    _seen.add(kind)
+    return (device,)
+
+
+def _kind(device: DeviceLike) -> str:
+    return device.partition(":")[0] if isinstance(device, str) else device.type
+
+
+def _accelerators() -> tuple[str, ...]:
+    """Return the accelerators that this build of torch could be using."""
+    accelerator = getattr(sys.modules["torch"], "accelerator", None)
+    if accelerator is None:
+        return ("cuda", "xpu", "mps")
+    # A build of torch has one accelerator at most; asking for it does not initialise it.
+    found = accelerator.current_accelerator()
+    return () if found is None else (found.type,)
+
+
+def _is_in_use(kind: str, look: bool) -> bool:
+    state = _torch.is_initialized(kind)
+    if state is None and kind not in _seen and (_is_default(kind) or (look and _has_tensor(kind))):
+        _seen.add(kind)
+    return kind in _seen if state is None else state
+
+
+def _is_default(kind: str) -> bool:
+    default = getattr(sys.modules["torch"], "get_default_device", None)
+    return default is not None and default().type == kind
+
+
+def _has_tensor(kind: str) -> bool:
+    torch = sys.modules["torch"]
+    # Exact types only: asking a stranger for its device may run anything.
+    types = (torch.Tensor, torch.nn.Parameter)
+    return any(type(one) in types and one.device.type == kind for one in gc.get_objects())
+
+
+def _held(device: DeviceLike, above: Amount) -> bool:
+    """Return whether the process holds ``above`` of the device at all: cheap, and asked first."""
+    held = _torch.reserved_bytes(device)
+    return held is not None and held >= _threshold(device, above)
+
+
+def _idle(device: DeviceLike, above: Amount) -> bool:
+    held, live = _torch.reserved_bytes(device), _torch.allocated_bytes(device)
+    return held is not None and held - (live or 0) >= _threshold(device, above)
+
+
+def _threshold(device: DeviceLike, above: Amount) -> int:
+    whole = 0
+    if not isinstance(above, int):
+        whole = _torch.recommended_bytes(device) or _torch.total_bytes(device) or _ram()
+    return amount_bytes(above, whole, "above")
+
+
+def _ram() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def _clear(
+    devices: Iterable[DeviceLike], collect: bool, above: Amount | None
+) -> CacheReport | None:
+    if collect:
+        gc.collect()
+    chosen = [one for one in devices if above is None or _idle(one, above)]
+    if not chosen:
+        return None
+    before = _sum(chosen)
+    for one in chosen:
+        _torch.empty_cache(one)
+    graphs = any(_kind(one) == "mps" for one in chosen)
+    return CacheReport(
+        devices=tuple(str(one) for one in chosen),
+        before_bytes=before,
+        after_bytes=_sum(chosen),
+        graph_cache=graphs and _torch.torch_has("mps.graph_cache_cleared"),
+    )
+
+
+def _sum(devices: Iterable[DeviceLike]) -> int | None:
+    held = [_torch.reserved_bytes(one) for one in devices]
+    known = [size for size in held if size is not None]
+    return sum(known) if len(known) == len(held) else None
