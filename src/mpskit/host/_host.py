@@ -269,7 +269,8 @@ def _mac_kind(readings: Readings, virtual: list[str]) -> tuple[HostKind, list[st
     hardware, process = apple.hardware_signs(readings), apple.process_signs(readings)
     signs = [*virtual, *(sign for _, sign in (*hardware, *process))]
     architectures = {architecture for architecture, _ in process}
-    apple_chip = hardware[0][0] == "arm64" if hardware else "x86_64" not in architectures
+    # No Intel Mac runs ARM code, so that one ARM sign settles it where the hardware is silent.
+    apple_chip = hardware[0][0] == "arm64" if hardware else architectures != {"x86_64"}
     if virtual:
         return HostKind.MAC_VM, signs
     if not hardware and not process:

@@ -69,7 +69,7 @@ def _mac_evidence(readings: Readings) -> Iterable[bool]:
     if foreign or runner in ("linux", "windows") or readings.cgroup:
         return
     yield runner == "macos"
-    yield any(_MAC_TEXT.match(text) for text in texts)
+    yield any(_MAC_TEXT.match(text) for text in (*texts, sysctl(readings, "kern.version")))
     yield any(_VERSION.match(text.strip()) for text in (*texts[1:], readings.mac_ver or ""))
     names = readings.sysctl or {}
     yield any(name in names for name in _MAC_SYSCTL)
@@ -142,9 +142,10 @@ def hardware_signs(readings: Readings) -> list[tuple[str, str]]:
 
 
 def _translation(readings: Readings) -> str:
-    """An Intel Mac does not know the name at all, so that even 0 is a sign of an Apple chip."""
+    """An Intel Mac does not know the name at all, so that 0 is a sign too, if not to an x86 one."""
     value = sysctl(readings, "sysctl.proc_translated")
-    return f"sysctl.proc_translated is {value}" if value in ("0", "1") else ""
+    telling = value == "1" or (value == "0" and not _is(readings.machine, _X86))
+    return f"sysctl.proc_translated is {value}" if telling else ""
 
 
 def _kernel_signs(readings: Readings) -> list[tuple[str, str]]:

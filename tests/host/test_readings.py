@@ -1,0 +1,124 @@
+"""The impure file, asked on whatever machine runs the tests."""
+
+import platform
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mpskit.host import Readings
+from mpskit.host import readings as module
+
+
+def test_the_machine_answers():
+    found = module.read_readings()
+    assert found.system == platform.system()
+    assert found.machine == platform.machine()
+    assert found.memory_total > found.memory_available > 0
+    assert found.logical_cpus >= 1
+    assert found.python_version == platform.python_version().rstrip("+")
+    assert found.swap_total >= found.swap_used >= 0
+
+
+def test_a_reading_that_fails_is_none(monkeypatch):
+    def fail():
+        raise OSError("no such thing here")
+
+    monkeypatch.setitem(module._READERS, "machine", fail)
+    found = module.read_readings()
+    assert found.machine is None
+    assert found.system == platform.system()
+
+
+def test_a_reading_that_hangs_is_none(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setitem(module._READERS, "machine", released.wait)
+    monkeypatch.setattr(module, "TIME_LIMIT_S", 0.05)
+    began = time.monotonic()
+    assert module.read_readings().machine is None
+    assert time.monotonic() - began < 5
+    released.set()
+
+
+def test_replaced_readings_hold_in_every_thread():
+    other = Readings(system="Darwin", machine="arm64", power={"live": "lowpowermode 1"})
+    previous = module.replace_readings(other)
+    try:
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(module.read_readings()))
+        thread.start()
+        thread.join()
+        assert seen == [other]
+        assert module.read_power() == {"live": "lowpowermode 1"}
+        assert module.replaced_readings() is other
+    finally:
+        assert module.replace_readings(previous) is other
+    assert module.read_readings() != other
+
+
+def test_only_variables_that_name_nobody(monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("RUNNER_NAME", "anne's mini")
+    environ = module.read_readings().environ
+    assert environ["GITHUB_ACTIONS"] == "true"
+    assert "RUNNER_NAME" not in environ
+
+
+def test_a_mac_is_asked_in_the_mac_way(monkeypatch):
+    """Every Mac reader fails here without raising: there is no sysctl to call."""
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(subprocess, "run", no_program)
+    found = module.read_readings()
+    assert found.memory_total > 0
+    assert found.product_version is None
+    assert not found.sysctl
+    assert found.metal_device is None
+    assert module.read_power() is None
+
+
+def no_program(*_, **__):
+    raise FileNotFoundError
+
+
+class Kernel:
+    """The C function, as ctypes calls it: first for the size, then for the value."""
+
+    values = {
+        b"hw.memsize": (8 * 1024**3).to_bytes(8, sys.byteorder),
+        b"hw.model": b"MacBookAir10,1\0",
+        b"hw.optional.arm64": (1).to_bytes(4, sys.byteorder),
+    }
+
+    def sysctlbyname(self, name, buffer, size, *_):
+        value = self.values.get(name)
+        if value is None:
+            return -1
+        if buffer is not None:
+            buffer[: len(value)] = value
+        size._obj.value = len(value)
+        return 0
+
+
+def test_sysctl_values(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: Kernel())
+    assert module._sysctls() == {
+        "hw.memsize": str(8 * 1024**3),
+        "hw.model": "MacBookAir10,1",
+        "hw.optional.arm64": "1",
+    }
+
+
+def test_importing_it_imports_neither_torch_nor_psutil():
+    code = "import sys, mpskit.host as h; h.detect_host(); print({'torch', 'psutil'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = "set()" if platform.system() == "Linux" else "{'psutil'}"
+    assert done.stdout.strip() == expected
+
+
+@pytest.mark.skipif(platform.system() != "Darwin", reason="reads a Mac's own kernel")
+def test_a_real_mac():
+    found = module.read_readings()
+    assert found.sysctl["hw.memsize"] == str(found.memory_total)
+    assert found.product_version
