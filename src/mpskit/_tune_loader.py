@@ -1,0 +1,318 @@
+"""Measuring how many workers a ``DataLoader`` should have: :func:`tune_dataloader`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mpskit._loader_facts import kept_random_state, private_copy
+from mpskit._torch import as_device
+from mpskit._values import Value
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpskit.dataloader import LoaderFacts
+
+__all__ = ["LoaderMeasurement", "LoaderTuning", "tune_dataloader"]
+
+# More workers must win by this much: a measurement on a busy machine is not better than that.
+_GAIN = 1.05
+# Each count gets this share of the time, so that several counts and a second look fit in.
+_SHARE = 0.15
+# Workers that only wait may be this many times more than the CPUs, and no more than so many.
+_OVERSUBSCRIPTION, _MOST = 4, 16
+# The fewest seconds a loader is given to bring a batch before it counts as hanging.
+_PATIENCE_S = 30.0
+
+
+class LoaderMeasurement(Value):
+    """What one number of workers came to.
+
+    Attributes:
+        num_workers: how many.
+        start_seconds: until the first batch was there.
+        batches_per_second: after that; None if there was no second batch.
+        epoch_seconds: of one epoch with its start: measured if it was short enough, else computed
+            from the two figures before; None if nobody knows how long an epoch is.
+        waiting: most of the loading time no processor was used (told for 0 workers only).
+        error: why it failed; None if it did not.
+    """
+
+    num_workers: int
+    start_seconds: float | None = None
+    batches_per_second: float | None = None
+    epoch_seconds: float | None = None
+    waiting: bool | None = None
+    error: str | None = None
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"{self.num_workers} workers: {self.error}"
+        rate = (
+            f"{self.batches_per_second:.1f} batches/s" if self.batches_per_second else "one batch"
+        )
+        epoch = f", epoch {self.epoch_seconds:.2f} s" if self.epoch_seconds else ""
+        return f"{self.num_workers} workers: {rate}, first after {self.start_seconds:.2f} s{epoch}"
+
+
+class LoaderTuning(Value):
+    """The best number of workers found, as arguments for ``DataLoader``.
+
+    Attributes:
+        kwargs: for ``DataLoader(dataset, **kwargs)``.
+        reason: why these, in one sentence.
+        measurements: all that was measured, by number of workers.
+        seconds: what measuring took.
+    """
+
+    kwargs: dict[str, Any]
+    reason: str
+    measurements: tuple[LoaderMeasurement, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.reason, *map(str, self.measurements)])
+
+
+def tune_dataloader(
+    dataset: Any,
+    device: str | torch.device,
+    *,
+    batch_size: int | None,
+    seconds: float = 10.0,
+    epochs: int = 1,
+    max_workers: int | None = None,
+    **options: Any,
+) -> LoaderTuning:
+    """Measure a few numbers of ``DataLoader`` workers and return the best.
+
+    It counts up from 0 (0, 1, 2, 4 ...) while more workers help, and then looks again at the two
+    best. The best is the one with the shortest run of ``epochs`` epochs, starting the workers
+    included; a larger number must win by 5%. Where loading waits for a disk or a network, up to
+    four times as many workers as CPUs are tried; if such a number wins, ``DataLoader`` warns about
+    it when it is made (``reason`` says so), and ``max_workers`` avoids that.
+
+    The data set is read, in this process through a shallow copy; the random streams of Python,
+    NumPy and torch are put back. A worker count that fails is left out with its error.
+
+    Args:
+        dataset: as ``DataLoader`` takes it.
+        device: where the batches will be used.
+        batch_size: items of a batch; None with a ``batch_sampler`` or a data set of batches.
+        seconds: how long measuring may take. The loader is not interrupted inside a batch, so it
+            may be exceeded by the time of a few batches and of starting the workers.
+        epochs: over how many epochs starting the workers is paid off.
+        max_workers: the largest number to try; None for the rule above.
+        options: more arguments for ``DataLoader``: ``collate_fn``, ``shuffle``, ``sampler``...
+            They are used for measuring and not returned.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError: ``seconds`` is not positive and finite, a count is too small, torch knows
+            no such device, or the data set has no items.
+        Exception: what the data set itself raises while it is read in this process.
+    """
+    from mpskit.dataloader import build, check_count, loader_facts
+
+    kind = as_device(device).type
+    _check_seconds(seconds)
+    for name, value, least in (("batch_size", batch_size, 1), ("max_workers", max_workers, 0)):
+        check_count(name, value, least=least)
+    check_count("epochs", epochs, least=1)
+    facts = loader_facts(kind, batch_size, dataset, look=False)
+    bench = _Bench(facts, dataset, options, epochs, end=time.perf_counter() + seconds)
+    begin = time.perf_counter()
+    with kept_random_state(options.get("generator")):
+        bench.climb(seconds * _SHARE, max_workers)
+        bench.look_again(seconds * _SHARE)
+    best, reason = bench.verdict()
+    kwargs = build(facts, best, reason).kwargs
+    if batch_size is None:
+        kwargs["batch_size"] = None
+    return LoaderTuning(
+        kwargs=kwargs,
+        reason=reason,
+        measurements=tuple(bench.found[count] for count in sorted(bench.found)),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _check_seconds(seconds: float) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise ArgumentTypeError(f"seconds is a number, not {seconds!r}", given=seconds)
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ArgumentError(f"seconds must be positive and finite, not {seconds}", given=seconds)
+
+
+@dataclass(slots=True)
+class _Bench:
+    """Measures one data set; ``found`` has the best measurement of each worker count."""
+
+    facts: LoaderFacts
+    dataset: Any
+    options: dict[str, Any]
+    epochs: int
+    end: float
+    batches: int | None = None
+    found: dict[int, LoaderMeasurement] = field(default_factory=dict)
+
+    def climb(self, share: float, max_workers: int | None) -> None:
+        """Try 0, 1, 2, 4 ... until two in a row are no better, or time or numbers run out."""
+        worse = 0
+        for count in self._counts(max_workers):
+            if self.found and self._left() <= 0:
+                return
+            before = min(map(self._cost, self.found), default=math.inf)
+            self._measure(count, share)
+            worse = 0 if self._cost(count) * _GAIN < before else worse + 1
+            if worse > 1:
+                return
+
+    def look_again(self, share: float) -> None:
+        """Measure the two best once more, as far as there is time: a busy moment may have lied."""
+        for count in sorted(self.found, key=self._cost)[:2]:
+            if self._left() > share and self._cost(count) < math.inf:
+                self._measure(count, share)
+
+    def verdict(self) -> tuple[int, str]:
+        """Return the smallest count that is as good as the best, and why."""
+        least = min(map(self._cost, self.found))
+        best = min(count for count in self.found if self._cost(count) <= least * _GAIN)
+        if best == 0:
+            return 0, "0 workers: more of them are no faster"
+        reason = f"{best} workers: {self._cost(0) / self._cost(best):.1f} times as fast as 0"
+        cpus = self.facts.counted_cpus
+        if best > cpus:
+            reason += f"; DataLoader will warn that this is more than the {cpus} CPUs"
+        return best, reason
+
+    def _counts(self, max_workers: int | None) -> Iterator[int]:
+        yield 0
+        limit = 0 if self.facts.dataset.on_accelerator else self._limit(max_workers)
+        count = 1
+        while count < limit:
+            yield count
+            count *= 2
+        if limit:
+            yield limit
+
+    def _limit(self, max_workers: int | None) -> int:
+        """Ask after 0 workers were measured: then it is known whether loading waits."""
+        limit = self.facts.counted_cpus if max_workers is None else max_workers
+        if max_workers is None and self.found[0].waiting:
+            limit = max(limit, min(limit * _OVERSUBSCRIPTION, _MOST))
+        return limit if self.batches is None else min(limit, self.batches)
+
+    def _left(self) -> float:
+        return self.end - time.perf_counter()
+
+    def _cost(self, count: int) -> float:
+        """Return the seconds of all epochs, or of a batch where an epoch has no known length."""
+        found = self.found[count]
+        first, rate = _seconds(found), found.batches_per_second
+        if found.epoch_seconds is None or rate is None or self.batches is None:
+            return first
+        return first + (self.epochs - 1) * self.batches / rate
+
+    def _measure(self, count: int, share: float) -> None:
+        try:
+            measured = self._run(count, min(share, max(self._left(), 0)))
+        except Exception as error:
+            if count == 0:
+                raise
+            measured = LoaderMeasurement(num_workers=count, error=_first_line(error))
+        before = self.found.get(count)
+        if before is None or _seconds(measured) < _seconds(before):
+            self.found[count] = measured
+
+    def _run(self, count: int, limit: float) -> LoaderMeasurement:
+        loader = self._loader(count)
+        self.batches = _length(loader)
+        wall, cpu = time.perf_counter(), time.thread_time()
+        arrivals, complete = _arrivals(loader, limit, least=count + 2)
+        if not arrivals:
+            raise ArgumentError("the data set yields no batch", given=self.dataset)
+        waiting = time.thread_time() - cpu < (time.perf_counter() - wall) / 2
+        start, rate = arrivals[0] - wall, _rate(arrivals, count)
+        epoch = arrivals[-1] - wall if complete else None
+        if epoch is None and self.batches is not None and rate:
+            epoch = start + (self.batches - 1) / rate
+        return LoaderMeasurement(
+            num_workers=count,
+            start_seconds=start,
+            batches_per_second=rate,
+            epoch_seconds=epoch,
+            waiting=None if count else waiting,
+        )
+
+    def _loader(self, count: int) -> Any:
+        from torch.utils.data import DataLoader
+
+        from mpskit.dataloader import build
+
+        kwargs = build(self.facts, count, "").kwargs | {"batch_size": self.facts.batch_size}
+        # Persistent workers would outlive the measurement; a timeout makes a hanging one fail.
+        kwargs.pop("persistent_workers", None)
+        if count:
+            kwargs["timeout"] = max(_PATIENCE_S, self._left())
+        if "batch_sampler" in self.options:
+            del kwargs["batch_size"]
+        dataset = self.dataset if count else private_copy(self.dataset)
+        with _allowing_many_workers():
+            return DataLoader(dataset, **kwargs, **self.options)
+
+
+@contextlib.contextmanager
+def _allowing_many_workers() -> Iterator[None]:
+    """DataLoader warns of more workers than CPUs when it is made and when it starts them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _arrivals(loader: Any, limit: float, *, least: int) -> tuple[list[float], bool]:
+    """Take batches until the time since the first is up and there are enough to tell a rate.
+
+    Returns:
+        When each came, and whether those were all.
+    """
+    arrivals: list[float] = []
+    with _allowing_many_workers():
+        batches = iter(loader)
+    for _ in batches:
+        arrivals.append(time.perf_counter())
+        if len(arrivals) >= least and arrivals[-1] - arrivals[0] >= limit:
+            return arrivals, False
+    return arrivals, True
+
+
+def _rate(arrivals: list[float], workers: int) -> float | None:
+    """Return batches a second; the workers' first round, which comes at once, does not count."""
+    first = max(0, min(workers - 1, len(arrivals) - 2))
+    count, span = len(arrivals) - 1 - first, arrivals[-1] - arrivals[first]
+    return count / span if count > 0 and span > 0 else None
+
+
+def _seconds(found: LoaderMeasurement) -> float:
+    """Return what tells the better of two measurements: of an epoch, else of a batch."""
+    rate = found.batches_per_second
+    return found.epoch_seconds or (1 / rate if rate else math.inf)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0]}"

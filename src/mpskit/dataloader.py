@@ -1,0 +1,265 @@
+"""Arguments for ``torch.utils.data.DataLoader``: :func:`dataloader_kwargs`.
+
+What suits a loader depends on the machine, and the wrong thing warns or is slow: pinned memory
+does not work on MPS (torch forces it off, with a warning, to 2.15 at least); on macOS every worker
+is a new Python that imports torch again, some seconds each (hloc#502: 5 s; hyrax#224: an epoch of
+two minutes became 15 s without workers); in a container there are fewer CPUs than it seems.
+
+:func:`dataloader_kwargs` decides by rule and :func:`tune_dataloader` by measuring.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+from mpskit._loader_facts import DatasetFacts, dataset_facts, fits_a_worker, torch_cpu_count
+from mpskit._torch import as_device
+from mpskit._tune_loader import LoaderMeasurement, LoaderTuning, tune_dataloader
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ExplainedKwargs",
+    "LoaderFacts",
+    "LoaderMeasurement",
+    "LoaderTuning",
+    "build",
+    "check_count",
+    "dataloader_kwargs",
+    "loader_facts",
+    "tune_dataloader",
+    "workers_for",
+]
+
+# From page-locked memory these copy to the device while the CPU goes on; nothing else gains.
+_PINNED = ("cuda", "xpu")
+# Beyond this only a measurement can tell whether more workers help: tune_dataloader.
+_MOST_WORKERS = 4
+# Handing a batch from a worker to the trainer costs up to a millisecond, whatever is in it.
+_WORTH_S = 0.002
+# What starting a worker costs: a fork, or a new Python that imports torch (hloc#502).
+_START_S = {"fork": 0.05, "forkserver": 5.0, "spawn": 5.0}
+# An epoch must cost this many starts before workers are given without being asked for.
+_STARTS_PER_EPOCH = 10
+
+_NO_DATASET = DatasetFacts()
+
+
+class ExplainedKwargs(NamedTuple):
+    """What ``dataloader_kwargs(..., explain=True)`` returns.
+
+    Attributes:
+        kwargs: for ``DataLoader``.
+        reasons: one sentence for each of them, by the same names.
+    """
+
+    kwargs: dict[str, Any]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderFacts:
+    """All that the rule for workers looks at.
+
+    Attributes:
+        device: type of the device that the batches go to.
+        usable_cpus: CPUs for this process, as affinity and container allow.
+        counted_cpus: CPUs as ``DataLoader`` counts them.
+        start_method: how Python starts a worker here: fork, forkserver or spawn.
+        batch_size: items of a batch.
+        dataset: what is known of the data.
+    """
+
+    device: str
+    usable_cpus: int
+    counted_cpus: int
+    start_method: str = "fork"
+    batch_size: int | None = None
+    dataset: DatasetFacts = _NO_DATASET
+
+
+@overload
+def dataloader_kwargs(
+    device: str | torch.device,
+    *,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    dataset: Any = None,
+    explain: Literal[False] = False,
+) -> dict[str, Any]: ...
+@overload
+def dataloader_kwargs(
+    device: str | torch.device,
+    *,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    dataset: Any = None,
+    explain: Literal[True],
+) -> ExplainedKwargs: ...
+def dataloader_kwargs(
+    device: str | torch.device,
+    *,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    dataset: Any = None,
+    explain: bool = False,
+) -> dict[str, Any] | ExplainedKwargs:
+    """Return arguments for ``DataLoader(dataset, **kwargs)`` that suit the device and the machine.
+
+    They hold for torch 2.2 to 2.15 and give no warning there. The keys are ``num_workers`` and
+    ``pin_memory``; ``batch_size`` if it was given; with workers also ``persistent_workers``,
+    ``prefetch_factor`` and, for MPS, ``multiprocessing_context``, none of which is valid without.
+
+    Args:
+        device: where the batches will be used.
+        batch_size: items of a batch; returned with the rest.
+        num_workers: how many are wanted; None lets the rule decide. Fewer are returned if there
+            are not so many CPUs or batches, or if the data lies on an accelerator.
+        dataset: the data; helps to decide. For a device other than MPS, and unless workers were
+            asked for, up to three items of a map-style data set are read to see what they cost;
+            the random streams are put back.
+        explain: return the reasons too.
+
+    Returns:
+        The arguments, or with ``explain=True`` an :class:`ExplainedKwargs` ``(kwargs, reasons)``.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError: torch knows no such device; ``batch_size`` is below 1 or ``num_workers``
+            below 0.
+
+    >>> dataloader_kwargs("mps", batch_size=8)
+    {'batch_size': 8, 'num_workers': 0, 'pin_memory': False}
+    """
+    kind = as_device(device).type
+    check_count("batch_size", batch_size, least=1)
+    check_count("num_workers", num_workers, least=0)
+    facts = loader_facts(kind, batch_size, dataset, look=num_workers is None and kind != "mps")
+    workers, why = workers_for(facts, num_workers)
+    unasked = workers and num_workers is None and facts.start_method != "fork"
+    if unasked and not fits_a_worker(dataset):
+        workers, why = 0, "the data set does not pickle, or only to more than 64 MiB"
+    explained = build(facts, workers, why)
+    return explained if explain else explained.kwargs
+
+
+def build(facts: LoaderFacts, workers: int, why: str) -> ExplainedKwargs:
+    """Return the arguments for so many workers, with those that are valid only for some."""
+    entries: dict[str, tuple[Any, str]] = {}
+    if facts.batch_size is not None:
+        entries["batch_size"] = (facts.batch_size, "as given")
+    entries["num_workers"] = (workers, why)
+    entries["pin_memory"] = _pinning(facts.device, facts.dataset)
+    if workers:
+        entries |= _WORKER_OPTIONS
+    if workers and facts.device == "mps":
+        entries["multiprocessing_context"] = _SPAWN
+    kwargs = {name: value for name, (value, _) in entries.items()}
+    return ExplainedKwargs(kwargs, {name: reason for name, (_, reason) in entries.items()})
+
+
+_WORKER_OPTIONS: dict[str, tuple[Any, str]] = {
+    "persistent_workers": (True, "workers are started once, not once an epoch"),
+    "prefetch_factor": (2, "two batches ahead for each worker, as torch does by default"),
+}
+_SPAWN = ("spawn", "a forked child of a process that used Metal may crash")
+
+
+def loader_facts(device: str, batch_size: int | None, dataset: Any, *, look: bool) -> LoaderFacts:
+    """Return the facts for the rules; ``look`` times up to three items of the data set."""
+    from mpskit.host import detect_host
+
+    if dataset is not None and not _is_dataset(dataset):
+        raise ArgumentTypeError(
+            f"a data set has __getitem__ or __iter__; {type(dataset).__name__} has neither",
+            given=dataset,
+        )
+    return LoaderFacts(
+        device=device,
+        usable_cpus=detect_host().usable_cpus,
+        counted_cpus=torch_cpu_count(),
+        start_method=multiprocessing.get_context().get_start_method(),
+        batch_size=batch_size,
+        dataset=dataset_facts(dataset, look=look),
+    )
+
+
+def _is_dataset(value: Any) -> bool:
+    return hasattr(value, "__getitem__") or hasattr(value, "__iter__")
+
+
+def check_count(name: str, value: int | None, *, least: int) -> None:
+    """Raise unless ``value`` is None or a whole number of at least ``least``."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{name} is a whole number or None, not {value!r}", given=value)
+    if value < least:
+        raise ArgumentError(f"{name} must be {least} or more, not {value}", given=value)
+
+
+def _pinning(device: str, dataset: DatasetFacts) -> tuple[bool, str]:
+    if dataset.on_accelerator:
+        return False, "the data is on the accelerator already"
+    if device in _PINNED:
+        return True, "copies from pinned memory run while the CPU goes on"
+    if device == "mps":
+        return False, "torch does not pin for MPS (it warns), and the memory is shared anyway"
+    return False, f"pinned memory is of no use for {device}"
+
+
+def workers_for(facts: LoaderFacts, asked: int | None = None) -> tuple[int, str]:
+    """Return the number of workers, and why, by facts alone.
+
+    Args:
+        facts: the device, the machine and the data.
+        asked: what the user wants; None for no wish.
+    """
+    batches = facts.dataset.batches(facts.batch_size)
+    limit = min(facts.counted_cpus, facts.counted_cpus if batches is None else batches)
+    if facts.dataset.on_accelerator:
+        return 0, "a worker cannot hand over tensors that are on an accelerator"
+    if asked is not None:
+        short = f"asked for {asked}, and there are {facts.counted_cpus} CPUs"
+        short += "" if batches is None else f" and {batches} batches"
+        return (asked, "as asked") if asked <= limit else (limit, short)
+    if refusal := _refusal(facts):
+        return 0, refusal
+    return _unasked(facts, limit)
+
+
+def _refusal(facts: LoaderFacts) -> str | None:
+    """Return why there should be no workers, as far as the device and the kind of data tell."""
+    if facts.device == "mps":
+        return "on macOS each worker is a new Python that imports torch: seconds before it pays"
+    if facts.dataset.kind == "iterable":
+        return "each worker would yield the whole of an iterable data set, unless it shards itself"
+    if facts.dataset.kind == "in-memory":
+        return "the data is in memory: handing it over would cost more than taking it"
+    if facts.device == "cpu" and not (facts.dataset.cost and facts.dataset.cost.waiting):
+        return "the training itself needs the CPUs (tune_dataloader measures whether workers help)"
+    return None
+
+
+def _unasked(facts: LoaderFacts, limit: int) -> tuple[int, str]:
+    """Give workers where they surely pay: the costs of handing over and of starting are known."""
+    cost = facts.dataset.cost
+    waiting = cost is not None and cost.waiting
+    # Who only waits needs no CPU of his own; who works should leave one to the trainer.
+    cpus = facts.counted_cpus if waiting else facts.usable_cpus - 1
+    workers = max(0, min(_MOST_WORKERS, cpus, limit))
+    if workers == 0:
+        return 0, "there is no CPU to spare"
+    if cost is None:
+        return workers, f"{facts.usable_cpus} usable CPUs, one left to the trainer, at most 4"
+    if cost.seconds * (facts.batch_size or 1) < _WORTH_S:
+        return 0, "a batch is made faster than a worker could hand it over"
+    starting = workers * _START_S.get(facts.start_method, max(_START_S.values()))
+    if cost.seconds * (facts.dataset.length or 0) < _STARTS_PER_EPOCH * starting:
+        return 0, "an epoch is over before starting workers would have paid"
+    busy = "waits for its data" if waiting else "has work to do"
+    return workers, f"an item costs {cost.seconds * 1e3:.1f} ms and {busy}"
