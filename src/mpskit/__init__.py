@@ -76,7 +76,7 @@ _ERRORS = (
 )
 _PUBLIC |= dict.fromkeys(_ERRORS, "mpskit.errors")
 
-__all__ = sorted([*_PUBLIC, "__version__"])  # noqa: PLE0605 - one table is the whole truth
+__all__ = sorted([*_PUBLIC, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

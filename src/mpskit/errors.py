@@ -1,25 +1,25 @@
 """Every exception and warning of mpskit, in one tree.
 
-    MpskitError
-    ├── ArgumentError            also a ValueError: an argument has a value nobody can use
-    │   └── UnknownMachineError  also a LookupError: no machine of that name
-    ├── ArgumentTypeError        also a TypeError: an argument has the wrong type
-    ├── SettingsError            also a ValueError: an environment variable has a wrong value
-    ├── DeviceUnavailableError   also a RuntimeError: the device asked for cannot work here
-    ├── TooLateError             also a RuntimeError: torch has already read what was to be set
-    ├── OutOfMemory              also a RuntimeError and a MemoryError
-    ├── EstimateError            also a RuntimeError: the model cannot be traced
-    ├── SimulationError          also a RuntimeError: the simulated machine cannot do that
-    ├── UnsupportedTorchError    also a RuntimeError: this torch is too old for the feature
-    └── MissingExtraError        also an ImportError: an optional package is not installed
+MpskitError
+├── ArgumentError            also a ValueError: an argument has a value nobody can use
+│   └── UnknownMachineError  also a LookupError: no machine of that name
+├── ArgumentTypeError        also a TypeError: an argument has the wrong type
+├── SettingsError            also a ValueError: an environment variable has a wrong value
+├── DeviceUnavailableError   also a RuntimeError: the device asked for cannot work here
+├── TooLateError             also a RuntimeError: torch has already read what was to be set
+├── OutOfMemory              also a RuntimeError and a MemoryError
+├── EstimateError            also a RuntimeError: the model cannot be traced
+├── SimulationError          also a RuntimeError: the simulated machine cannot do that
+├── UnsupportedTorchError    also a RuntimeError: this torch is too old for the feature
+└── MissingExtraError        also an ImportError: an optional package is not installed
 
-    MpskitWarning (a UserWarning)
-    ├── DeviceFallbackWarning    the device asked for was not used
-    ├── PrecisionWarning         numbers were narrowed because the device has no such type
-    ├── MemoryGrowthWarning      the driver's memory grows while the tensors' does not
-    ├── EnvironmentWarning       a variable is set to something that does not do what it seems to
-    ├── SimulationWarning        a simulated machine does something else than a real one here
-    └── PowerWarning             the machine could not be kept awake
+MpskitWarning (a UserWarning)
+├── DeviceFallbackWarning    the device asked for was not used
+├── PrecisionWarning         numbers were narrowed because the device has no such type
+├── MemoryGrowthWarning      the driver's memory grows while the tensors' does not
+├── EnvironmentWarning       a variable is set to something that does not do what it seems to
+├── SimulationWarning        a simulated machine does something else than a real one here
+└── PowerWarning             the machine could not be kept awake
 """
 
 from __future__ import annotations

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import sys
 from importlib import metadata
+from typing import TYPE_CHECKING
 
-from packaging.version import InvalidVersion, Version
+if TYPE_CHECKING:
+    from packaging.version import Version
 
-__all__ = ["FEATURES", "has", "minimum_macos", "torch_version"]
+__all__ = ["FEATURES", "has", "minimum_macos", "older", "torch_version"]
 
 FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.device_count": ("2.4", None),
@@ -60,13 +62,23 @@ def has(feature: str, torch: str | Version) -> bool:
     """
     since, until = FEATURES[feature]
     release = _release(torch)
-    return Version(since) <= release and (until is None or release < Version(until))
+    return _parsed(since) <= release and (until is None or release < _parsed(until))
 
 
 def minimum_macos(torch: str | Version) -> str:
     """Return the oldest macOS on which that torch's MPS backend works, as ``"14.0"``."""
     release = _release(torch)
-    return next((macos for since, macos in _MACOS_FLOOR if Version(since) <= release), "12.3")
+    return next((macos for since, macos in _MACOS_FLOOR if _parsed(since) <= release), "12.3")
+
+
+def older(version: str | None, than: str) -> bool:
+    """Return whether a version is known to be below another; an unknown one is not."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return version is not None and Version(version) < Version(than)
+    except InvalidVersion:
+        return False
 
 
 def torch_version() -> str | None:
@@ -86,6 +98,9 @@ def _installed_version() -> str | None:
 
 @functools.cache
 def _parsed(text: str) -> Version:
+    # Imported here because most decisions compare no version and need not pay for it.
+    from packaging.version import InvalidVersion, Version
+
     try:
         return Version(Version(text).base_version)
     except InvalidVersion:

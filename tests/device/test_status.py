@@ -9,8 +9,9 @@ from mpskit.host import Host, Readings, find_machine
 BUILT = {"mps_built": True, "mps_available": True}
 
 
-def _host(name, **changes):
-    return Host.from_readings(find_machine(name).readings().model_copy(update=changes))
+def _host(name, macos="15.6", **changes):
+    readings = find_machine(name).model_copy(update={"macos": macos}).readings()
+    return Host.from_readings(readings.model_copy(update=changes))
 
 
 LINUX = Host.from_readings(Readings(system="Linux", machine="x86_64"))
@@ -19,12 +20,12 @@ TABLE = [
     (_host("m1-8gb"), TorchFacts("2.13.0"), ReasonCode.NOT_BUILT),
     (_host("m1-8gb"), TorchFacts("2.13.0", mps_built=True), ReasonCode.NO_METAL_DEVICE),
     (
-        _host("m1-8gb", product_version="13.6", mac_ver="13.6"),
+        _host("m1-8gb", macos="13.6"),
         TorchFacts("2.9.0", **BUILT),
         ReasonCode.MACOS_TOO_OLD,
     ),
     (
-        _host("m1-8gb", product_version="14.7", mac_ver="14.7"),
+        _host("m1-8gb", macos="14.7"),
         TorchFacts("2.15.0", **BUILT),
         ReasonCode.MACOS_TOO_OLD,
     ),

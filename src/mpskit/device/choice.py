@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mpskit.device import facts as torch_facts
-from mpskit.device import probe
 from mpskit.device.facts import TorchFacts
 from mpskit.device.info import DeviceChoice, DeviceInfo
 from mpskit.device.policy import Decision, Request, decide
@@ -98,6 +97,8 @@ def backend_statuses(
         settings = replace(settings, no_cache=True)
 
     def ask() -> str | None:
+        from mpskit.device import probe
+
         return probe.remembered_probe(host, facts.version, settings, refresh=refresh)
 
     other = other_status(facts)

@@ -7,7 +7,7 @@ Who wins, from the strongest: ``MPSKIT_DISABLE_MPS`` (it makes MPS unusable), ``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mpskit.device.codes import Basis, ReasonCode
 from mpskit.device.info import Rejected
@@ -24,8 +24,7 @@ _TRY_BOTH = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What the caller and the variables ask for, None where they are silent."""
 
     use_gpu: bool = True
@@ -36,8 +35,7 @@ class Request:
     local_rank: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The device, and everything that will be said about it.
 
     Attributes:
@@ -52,11 +50,10 @@ class Decision:
     rejected: tuple[Rejected, ...] = ()
     advice: tuple[str, ...] = ()
     fallback: str | None = None
-    blocked: Rejected | None = field(default=None)
+    blocked: Rejected | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
+class _Wish(NamedTuple):
     """One rule's pick: an order of device types, and how it speaks of itself."""
 
     order: tuple[str, ...]

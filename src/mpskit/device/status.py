@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from packaging.version import InvalidVersion, Version
-
 from mpskit._values import Value
 from mpskit.device.codes import ReasonCode
 from mpskit.device.facts import TorchFacts
 from mpskit.host import Host, HostKind
-from mpskit.versions import has, minimum_macos
+from mpskit.versions import has, minimum_macos, older
 
 __all__ = ["BackendStatus", "cpu_status", "cuda_status", "mps_status", "other_status"]
 
@@ -162,7 +160,7 @@ def _wrong_torch(host: Host, facts: TorchFacts) -> _Verdict | None:
 
 def _wrong_system(host: Host, facts: TorchFacts) -> _Verdict | None:
     floor = minimum_macos(facts.version)
-    if _older(host.os_version, floor):
+    if older(host.os_version, floor):
         why = f"torch {facts.version} needs macOS {floor} for MPS and this is {host.os_version}"
         return ReasonCode.MACOS_TOO_OLD, why, "softwareupdate --install --recommended"
     if not facts.mps_available:
@@ -176,11 +174,3 @@ def _vm(failure: str | None) -> _Verdict | None:
         return None
     why = f"this is a virtual machine that offers MPS, but work on it fails: {failure}"
     return ReasonCode.VM_UNUSABLE, why, "export MPSKIT_DEVICE=cpu"
-
-
-def _older(version: str | None, floor: str) -> bool:
-    """An unknown version is not too old: torch's own answer decides then."""
-    try:
-        return version is not None and Version(version) < Version(floor)
-    except InvalidVersion:
-        return False
