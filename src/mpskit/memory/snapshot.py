@@ -1,0 +1,161 @@
+"""Memory at this moment: the device's, the process's and the machine's figures side by side."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from mpskit._sizes import format_bytes
+from mpskit._values import Value
+from mpskit.memory.footprint import footprint_bytes
+from mpskit.memory.system import Pressure, memory_pressure, system_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpskit._torch import DeviceLike
+
+__all__ = ["DeviceFigures", "MemorySnapshot", "device_figures", "memory_snapshot"]
+
+PeakSource: TypeAlias = Literal["native", "sampled"]
+
+_ROWS = {
+    "tensors": "allocated_bytes",
+    "held by driver": "reserved_bytes",
+    "peak of tensors": "peak_bytes",
+    "process": "footprint_bytes",
+    "available RAM": "available_bytes",
+    "swap in use": "swap_used_bytes",
+}
+
+# The most that any snapshot or monitor saw, by device: the peak of backends that keep none.
+_seen: dict[str, int] = {}
+_lock = threading.Lock()
+
+
+class MemorySnapshot(Value):
+    """Memory at one moment; sizes in bytes, None where the system or torch does not tell.
+
+    Attributes:
+        device: the device that was asked.
+        time_s: when, in seconds since 1970.
+        allocated_bytes: what live tensors hold, as the allocator rounds it. None on the CPU, whose
+            allocator keeps no count.
+        reserved_bytes: what the backend holds for this process, caches included. MPS: the Metal
+            driver's total, with what Metal's own libraries hold.
+        peak_bytes: the most that live tensors held.
+        peak_source: ``native`` if torch keeps it (CUDA, XPU; MPS from 2.13), ``sampled`` if it is
+            the most that a snapshot or a monitor of this process has seen.
+        footprint_bytes: the process's own memory: ``phys_footprint`` on macOS, resident less
+            shared pages on Linux, private bytes on Windows.
+        available_bytes: RAM that can be had without swapping.
+        swap_used_bytes: swap in use on the machine.
+        pressure: how short of memory the system says it is.
+        notes: what could not be asked, and why.
+    """
+
+    device: str
+    time_s: float
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    peak_bytes: int | None = None
+    peak_source: PeakSource | None = None
+    footprint_bytes: int | None = None
+    available_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    pressure: Pressure | None = None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [(label, getattr(self, field)) for label, field in _ROWS.items()]
+        lines = [
+            f"  {label:<16}{format_bytes(size):>12}" for label, size in rows if size is not None
+        ]
+        peak = [f"  peak: {self.peak_source}"] if self.peak_source else []
+        pressure = [f"  memory pressure: {self.pressure}"] if self.pressure else []
+        notes = [f"  note: {note}" for note in self.notes]
+        return "\n".join([f"Memory of {self.device}", *lines, *peak, *pressure, *notes])
+
+
+class DeviceFigures(NamedTuple):
+    """What a backend says of its memory; see :class:`MemorySnapshot`."""
+
+    allocated: int | None
+    reserved: int | None
+    peak: int | None
+    peak_source: PeakSource | None
+    notes: tuple[str, ...]
+
+
+def memory_snapshot(device: DeviceLike | None = None) -> MemorySnapshot:
+    """Return the memory figures of this moment; a figure that is lacking is None, never an error.
+
+    CUDA and XPU are not initialised by it, nor is MPS from torch 2.13 on (what is not in use holds
+    0 bytes). Before 2.13 it is a first use of the MPS allocator, which freezes its watermarks.
+
+    Args:
+        device: the device; None takes the accelerator in use, else the CPU.
+
+    Raises:
+        ArgumentTypeError: ``device`` is neither a device nor a string.
+        ArgumentError: torch knows no device of that name.
+    """
+    from mpskit import _torch
+
+    chosen = _torch.as_device(device) if device is not None else _torch.device_in_use()
+    figures, ram = device_figures(chosen), system_memory()
+    return MemorySnapshot(
+        device=str(chosen),
+        time_s=time.time(),
+        allocated_bytes=figures.allocated,
+        reserved_bytes=figures.reserved,
+        peak_bytes=figures.peak,
+        peak_source=figures.peak_source,
+        footprint_bytes=footprint_bytes(),
+        available_bytes=ram.available,
+        swap_used_bytes=ram.swap_used,
+        pressure=memory_pressure(),
+        notes=figures.notes,
+    )
+
+
+def device_figures(device: torch.device) -> DeviceFigures:
+    """Ask a backend for its figures; what it raises becomes a note."""
+    from mpskit import _torch
+
+    notes: list[str] = []
+    allocated = _figure(_torch.allocated_bytes, device, notes)
+    reserved = _figure(_torch.reserved_bytes, device, notes)
+    peak, source = _peak(device, allocated, notes)
+    return DeviceFigures(allocated, reserved, peak, source, tuple(dict.fromkeys(notes)))
+
+
+def _peak(
+    device: torch.device, allocated: int | None, notes: list[str]
+) -> tuple[int | None, PeakSource | None]:
+    from mpskit import _torch
+
+    with _lock:
+        if allocated is not None:
+            _seen[str(device)] = max(allocated, _seen.get(str(device), 0))
+        seen = _seen.get(str(device))
+    native = _figure(_torch.peak_bytes, device, notes)
+    if native is not None:
+        return native, "native"
+    return seen, None if seen is None else "sampled"
+
+
+def _figure(
+    ask: Callable[[torch.device], int | None], device: torch.device, notes: list[str]
+) -> int | None:
+    try:
+        return ask(device)
+    except Exception as error:  # noqa: BLE001 - a backend that fails has no figure to give
+        notes.append(f"{type(error).__name__}: {_first_line(error)}")
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

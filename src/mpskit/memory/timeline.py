@@ -1,0 +1,178 @@
+"""Samples of memory over time: kept, judged, written as CSV and drawn."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpskit._sizes import GIB, MIB
+from mpskit.errors import ArgumentError, MissingExtraError
+
+__all__ = ["Sample", "Timeline", "growth_without_tensors", "plot_samples", "write_csv"]
+
+_MOST = 20_000
+# The rule of `growth_without_tensors`: enough samples, and a growth that is no rounding.
+_WINDOW = 60
+_LEAST_SAMPLES = 16
+_LEAST_GROWTH = 256 * MIB
+_PARTS = 4
+
+
+class Sample(NamedTuple):
+    """One moment; sizes in bytes, None where a figure is lacking.
+
+    Attributes:
+        seconds: since the start.
+        allocated_bytes: what live tensors hold.
+        reserved_bytes: what the backend holds, caches included.
+        footprint_bytes: the process's own memory (of a command: with all its children).
+        available_bytes: RAM that can be had without swapping.
+        gpu_percent: how busy the GPU is, for all programs.
+    """
+
+    seconds: float
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    footprint_bytes: int | None = None
+    available_bytes: int | None = None
+    gpu_percent: float | None = None
+
+
+class Timeline:
+    """Samples in order, thinned to every other one when they are many, and the peaks of all."""
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._samples: list[Sample] = []
+        self._peaks: dict[str, int] = {}
+        self._most = most
+        self._lock = threading.Lock()
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample."""
+        with self._lock:
+            self._samples.append(sample)
+            for name in ("allocated_bytes", "reserved_bytes", "footprint_bytes"):
+                size = getattr(sample, name)
+                if size is not None:
+                    self._peaks[name] = max(size, self._peaks.get(name, 0))
+            if len(self._samples) > self._most:
+                newest = len(self._samples) - 1
+                self._samples = self._samples[newest % 2 :: 2]
+
+    def samples(self) -> tuple[Sample, ...]:
+        """Return the samples so far."""
+        with self._lock:
+            return tuple(self._samples)
+
+    def latest(self) -> list[Sample]:
+        """Return the newest samples, as many as `growth_without_tensors` looks at."""
+        with self._lock:
+            return self._samples[-_WINDOW:]
+
+    def peak(self, name: str) -> int | None:
+        """Return the largest value of a field; thinning does not lose it."""
+        with self._lock:
+            return self._peaks.get(name)
+
+
+def growth_without_tensors(samples: Sequence[Sample]) -> int | None:
+    """Return by how much the driver's memory grew while the tensors' did not; None if it did not.
+
+    The newest 60 samples are cut into four parts. The driver's highest figure has to rise in every
+    part, by 256 MiB and a tenth altogether, while the tensors' highest differs by no more than a
+    tenth of that. One step up, as when an allocator warms up, is not growth.
+    """
+    rows = [
+        (sample.reserved_bytes, sample.allocated_bytes)
+        for sample in samples[-_WINDOW:]
+        if sample.reserved_bytes is not None and sample.allocated_bytes is not None
+    ]
+    if len(rows) < _LEAST_SAMPLES:
+        return None
+    size = len(rows) // _PARTS
+    parts = [rows[start : start + size] for start in range(0, size * _PARTS, size)]
+    held = [max(reserved for reserved, _ in part) for part in parts]
+    live = [max(allocated for _, allocated in part) for part in parts]
+    growth = held[-1] - held[0]
+    rising = all(before < after for before, after in itertools.pairwise(held))
+    large = growth >= max(_LEAST_GROWTH, held[0] // 10)
+    return growth if rising and large and max(live) - min(live) <= growth // 10 else None
+
+
+def write_csv(samples: Iterable[Sample], path: str | Path) -> Path:
+    """Write the samples as CSV with a header; an unknown figure is an empty cell.
+
+    Raises:
+        ArgumentError: the file cannot be written.
+    """
+    target = Path(path)
+    try:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(Sample._fields)
+            writer.writerows(samples)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return target
+
+
+_LINES = {
+    "footprint_bytes": "process",
+    "reserved_bytes": "held by driver",
+    "allocated_bytes": "tensors",
+}
+
+
+def plot_samples(samples: Sequence[Sample], path: str | Path, title: str) -> Path:
+    """Draw the samples over time as a PNG (needs the extra ``plot``).
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ArgumentError: the file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("plots need matplotlib: pip install 'mpskit[plot]'") from error
+    # Not pyplot: that keeps global state, and picks a window system.
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    _draw(figure.add_subplot(), samples, title)
+    target = Path(path)
+    try:
+        canvas.print_png(str(target))
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return target
+
+
+def _draw(axes: Any, samples: Sequence[Sample], title: str) -> None:
+    for field, label in _LINES.items():
+        points = _points(samples, field, GIB)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label)
+    axes.set(title=title, xlabel="seconds", ylabel="GiB")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    busy = _points(samples, "gpu_percent", 1)
+    if busy:
+        right = axes.twinx()
+        right.plot(*zip(*busy, strict=True), color="grey", linestyle=":", label="GPU")
+        right.set(ylabel="GPU in use (%)", ylim=(0, 100))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left")
+
+
+def _points(samples: Sequence[Sample], field: str, unit: int) -> list[tuple[float, float]]:
+    pairs = [(sample.seconds, getattr(sample, field)) for sample in samples]
+    return [(seconds, value / unit) for seconds, value in pairs if value is not None]
+
+
+def _unwritable(path: Path, error: OSError) -> ArgumentError:
+    reason = error.strerror or type(error).__name__
+    return ArgumentError(f"{path.name!r} cannot be written: {reason}", given=str(path))
