@@ -11,9 +11,7 @@ from mpskit.allocator.mps_rounding import XLARGE_HEAP
 
 
 def _pool() -> tuple[CachingMps, CachingPool]:
-    account = CachingMps(
-        "2.13.0", recommended_bytes=None, max_buffer_bytes=None, high=1.7, low=1.4, unified=True
-    )
+    account = CachingMps("2.13.0")
     return account, CachingPool(account, small=False, shared=True, xlarge=XLARGE_HEAP)
 
 

@@ -8,9 +8,7 @@ from mpskit.allocator.mps_placement import Block, PlacementPool
 
 
 def _pool(*, small: bool = False) -> tuple[PlacementMps, PlacementPool]:
-    account = PlacementMps(
-        "2.14.0", recommended_bytes=None, max_buffer_bytes=None, high=1.7, low=1.4
-    )
+    account = PlacementMps("2.14.0")
     return account, PlacementPool(account, small=small)
 
 

@@ -17,13 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from mpskit.allocator.cpu import CpuAllocator
 from mpskit.allocator.cuda import CudaAllocator
 from mpskit.allocator.errors import AllocatorLimitError, BufferTooLargeError, WatermarkError
-from mpskit.allocator.mps import (
-    DEFAULT_HIGH,
-    DEFAULT_LOW,
-    CachingMps,
-    MpsAllocator,
-    PlacementMps,
-)
+from mpskit.allocator.mps import CachingMps, PlacementMps
+from mpskit.allocator.mps_base import DEFAULT_HIGH, DEFAULT_LOW, Limits, MpsAllocator
 from mpskit.errors import ArgumentError
 from mpskit.versions import has
 
@@ -94,22 +89,10 @@ def allocator_for(
         WatermarkError: a ratio that torch refuses, with torch's text.
     """
     if device == "mps":
+        limits = Limits(recommended_bytes, max_buffer_bytes, high, low)
         if has("mps.placement_heaps", torch_version):
-            return PlacementMps(
-                torch_version,
-                recommended_bytes=recommended_bytes,
-                max_buffer_bytes=max_buffer_bytes,
-                high=high,
-                low=low,
-            )
-        return CachingMps(
-            torch_version,
-            recommended_bytes=recommended_bytes,
-            max_buffer_bytes=max_buffer_bytes,
-            high=high,
-            low=low,
-            unified=unified,
-        )
+            return PlacementMps(torch_version, limits)
+        return CachingMps(torch_version, limits, unified=unified)
     if device == "cuda":
         return CudaAllocator(total_bytes=recommended_bytes)
     if device == "cpu":

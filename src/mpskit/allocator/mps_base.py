@@ -1,0 +1,206 @@
+"""What every version of MPSAllocator has: counters, watermarks and the out-of-memory error.
+
+Rules: ATen/mps/MPSAllocator.{h,mm}, the same in every torch from 2.1 to 2.15 but for the texts'
+units. The GPU's work counts as finished at once (a real allocator also waits for buffers in
+flight), and what Metal and MPSGraph allocate for themselves is ``other_bytes``, 0 unless set.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from mpskit._sizes import MIB
+from mpskit.allocator.errors import AllocatorLimitError, BufferTooLargeError, WatermarkError
+from mpskit.allocator.mps_text import buffer_text, oom_text, watermark_text
+from mpskit.errors import ArgumentError
+
+__all__ = ["DEFAULT_HIGH", "DEFAULT_LOW", "NOTHING", "UNBOUNDED", "Limits", "MpsAllocator"]
+
+DEFAULT_HIGH = 1.7
+DEFAULT_LOW = 1.4
+_RATIO_BOUND = 2.0
+
+# The block that stands for a request of no bytes: torch makes no buffer for it.
+NOTHING = 0
+
+
+class Limits(NamedTuple):
+    """What bounds an MPSAllocator: sizes in bytes (None: unknown, no bound), ratios of torch's."""
+
+    recommended_bytes: int | None = None
+    max_buffer_bytes: int | None = None
+    high: float = DEFAULT_HIGH
+    low: float = DEFAULT_LOW
+
+
+UNBOUNDED = Limits()
+
+
+class MpsAllocator(ABC):
+    """What every version of MPSAllocator has: counters, watermarks and the out-of-memory text.
+
+    ``other_bytes`` is what Metal counts for the process beside the heaps (MPSGraph's own buffers);
+    whoever knows it may set it.
+    """
+
+    def __init__(self, torch_version: str, limits: Limits = UNBOUNDED) -> None:
+        self.other_bytes = 0
+        self._torch = torch_version
+        self._recommended = limits.recommended_bytes
+        self._max_buffer = limits.max_buffer_bytes
+        self._limit: int | None = None
+        self._low_limit: int | None = None
+        self._high = self._low = 0.0
+        self._live = self._peak_live = 0
+        self._heaps = self._peak_driver = 0
+        self._keys = NOTHING
+        self.set_high_watermark(limits.high)
+        self._set_low_watermark(limits.low)
+
+    def set_high_watermark(self, ratio: float) -> None:
+        """Set the hard limit to ``ratio`` times the recommended size; 0 means none.
+
+        This is ``torch.mps.set_per_process_memory_fraction``: the low watermark stays as it is,
+        even if it is then above the high one.
+
+        Raises:
+            WatermarkError: the ratio is not in 0 to 2.
+        """
+        self._limit = self._watermark("high", ratio, _RATIO_BOUND)
+        self._high = ratio
+
+    def _set_low_watermark(self, ratio: float) -> None:
+        self._low_limit = self._watermark("low", ratio, self._high or _RATIO_BOUND)
+        self._low = ratio
+
+    def _watermark(self, which: str, ratio: float, bound: float) -> int | None:
+        if not 0.0 <= ratio <= bound:
+            raise WatermarkError(watermark_text(which, ratio), given=ratio)
+        unlimited = ratio == 0.0 or self._recommended is None
+        return None if unlimited or self._recommended is None else int(ratio * self._recommended)
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The hard limit on ``driver_bytes``; None without one."""
+        return self._limit
+
+    @property
+    def low_limit_bytes(self) -> int | None:
+        """The soft limit from which on cached memory is collected; None without one."""
+        return self._low_limit
+
+    @property
+    def high_ratio(self) -> float:
+        """The high watermark ratio in force."""
+        return self._high
+
+    @property
+    def low_ratio(self) -> float:
+        """The low watermark ratio in force."""
+        return self._low
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of buffers in use: ``torch.mps.current_allocated_memory()``."""
+        return self._live
+
+    @property
+    def heap_bytes(self) -> int:
+        """Bytes of all heaps: torch's "MPS allocated" and ``memory_reserved``."""
+        return self._heaps
+
+    @property
+    def driver_bytes(self) -> int:
+        """Bytes that Metal counts: ``torch.mps.driver_allocated_memory()``."""
+        return self._heaps + self.other_bytes
+
+    @property
+    def peak_live_bytes(self) -> int:
+        """The largest ``live_bytes`` since the last reset."""
+        return self._peak_live
+
+    @property
+    def peak_driver_bytes(self) -> int:
+        """The largest ``driver_bytes`` since the last reset."""
+        return max(self._peak_driver, self.driver_bytes)
+
+    def reset_peaks(self) -> None:
+        """Start both peaks again from what is held now."""
+        self._peak_live = self._live
+        self._peak_driver = self.driver_bytes
+
+    def fits(self, size: int) -> bool:
+        """Return whether a buffer of that size stays under the high watermark."""
+        return self._limit is None or self._heaps + self.other_bytes + size <= self._limit
+
+    def grow(self, size: int) -> None:
+        """Count a heap that Metal has made."""
+        self._heaps += size
+        self._peak_driver = max(self._peak_driver, self.driver_bytes)
+
+    def shrink(self, size: int) -> None:
+        """Count a heap that went back to Metal."""
+        self._peak_driver = max(self._peak_driver, self.driver_bytes)
+        self._heaps -= size
+
+    def next_key(self) -> int:
+        """Return a new number for a buffer or a heap."""
+        self._keys += 1
+        return self._keys
+
+    @abstractmethod
+    def allocate(self, size: int) -> int:
+        """Take ``size`` bytes and return the block's number (0 for a request of no bytes).
+
+        Raises:
+            AllocatorLimitError: the high watermark is reached even with the cache emptied.
+            BufferTooLargeError: ``size`` is Metal's ``maxBufferLength`` or more.
+            ArgumentError: ``size`` is negative.
+        """
+
+    @abstractmethod
+    def free(self, block: int) -> None:
+        """Give a block back to its pool's cache.
+
+        Raises:
+            ArgumentError: the block is not allocated.
+        """
+
+    @abstractmethod
+    def empty_cache(self) -> None:
+        """Give back to Metal every heap that no live buffer is in."""
+
+    def _pressed(self, *, small: bool) -> bool:
+        """Return whether less than 1 MiB is left below the low watermark (large requests only)."""
+        return (
+            not small and self._low_limit is not None and self._low_limit - self.driver_bytes < MIB
+        )
+
+    def _check(self, size: int) -> None:
+        if size < 0:
+            raise ArgumentError(f"cannot allocate {size} bytes", given=size)
+        if self._max_buffer is not None and size >= self._max_buffer:
+            raise BufferTooLargeError(
+                buffer_text(size, self._torch), requested=size, max_buffer=self._max_buffer
+            )
+
+    def _limit_error(self, size: int, *, shared: bool) -> AllocatorLimitError:
+        limit = self._limit if self._high else None
+        pool = "shared" if shared else "private"
+        text = oom_text(
+            self._torch,
+            allocated=self._heaps,
+            other=self.other_bytes,
+            max_allowed=limit,
+            requested=size,
+            pool=pool,
+        )
+        return AllocatorLimitError(
+            text,
+            allocated=self._heaps,
+            other=self.other_bytes,
+            max_allowed=limit,
+            requested=size,
+            pool=pool,
+        )
