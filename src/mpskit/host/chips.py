@@ -7,12 +7,11 @@ generation and a tier, and no figures.
 
 from __future__ import annotations
 
-import csv
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 
+from mpskit._data import read_csv
 from mpskit._values import Value
 
 __all__ = ["Chip", "ChipRow", "CudaCard", "chip_rows", "cuda_card", "cuda_cards", "parse_chip"]
@@ -90,15 +89,10 @@ class CudaCard(Value):
     sources: str
 
 
-def _table(name: str) -> list[dict[str, str]]:
-    text = resources.files("mpskit").joinpath("data", name).read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
-
-
 @functools.cache
 def chip_rows() -> tuple[ChipRow, ...]:
     """Return every variant in the table, oldest chip first."""
-    return tuple(_row(cells) for cells in _table("apple_chips.csv"))
+    return tuple(_row(cells) for cells in read_csv("apple_chips.csv"))
 
 
 def _row(cells: Mapping[str, str]) -> ChipRow:
@@ -129,7 +123,7 @@ def _row(cells: Mapping[str, str]) -> ChipRow:
 @functools.cache
 def cuda_cards() -> Mapping[str, CudaCard]:
     """Return the cards by name, lower case."""
-    cards = [CudaCard.model_validate(cells) for cells in _table("cuda_cards.csv")]
+    cards = [CudaCard.model_validate(cells) for cells in read_csv("cuda_cards.csv")]
     return {card.name.lower(): card for card in cards}
 
 

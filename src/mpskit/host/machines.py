@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from mpskit._data import read_toml
 from mpskit._sizes import GIB
 from mpskit._values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
@@ -170,14 +170,6 @@ def _larger_gpu(chip: str, ram_gib: Any) -> int | None:
     return max((row.chip.gpu_cores or 0 for row in rows), default=0) or None
 
 
-@functools.cache
-def _extra() -> Mapping[str, Any]:
-    import tomllib
-
-    text = resources.files("mpskit").joinpath("data", "machines.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
 def _slug(text: str) -> str:
     return re.sub(r"[\s_-]+", "-", text.strip().lower())
 
@@ -194,7 +186,7 @@ def machines() -> Mapping[str, Machine]:
         name: Machine(chip=chip.name, ram_gib=size, name=name)
         for name, (chip, size) in sorted(named.items(), key=lambda item: _order(*item[1]))
     }
-    odd = _extra()["machine"].items()
+    odd = read_toml("machines.toml")["machine"].items()
     return found | {name: Machine(name=name, **facts) for name, facts in odd}
 
 
@@ -213,7 +205,7 @@ def aliases() -> Mapping[str, str]:
         if (product := _PRODUCT.match(mac))
         for name, _ in _sizes(row)
     }
-    return found | dict(_extra()["alias"])
+    return found | dict(read_toml("machines.toml")["alias"])
 
 
 def machine_names() -> tuple[str, ...]:
