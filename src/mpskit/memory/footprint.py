@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import psutil
-
-__all__ = ["KIND", "footprint_bytes", "footprint_of", "phys_footprint_in", "tree_footprint"]
+__all__ = ["KIND", "footprint_bytes", "footprint_of", "phys_footprint_in"]
 
 _KINDS = {"darwin": "phys_footprint", "linux": "resident less shared", "win32": "private"}
 KIND = _KINDS.get(sys.platform, "resident")
@@ -62,14 +59,3 @@ def phys_footprint_in(raw: bytes) -> int:
     """Return ``ri_phys_footprint`` from a ``struct rusage_info_v0`` as the kernel fills it."""
     start = _UUID_BYTES + _FOOTPRINT_COUNTER * 8
     return int.from_bytes(raw[start : start + 8], sys.byteorder)
-
-
-def tree_footprint(process: psutil.Process) -> int:
-    """Return the footprints of a process and all its descendants together."""
-    import psutil
-
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return 0
-    return sum(footprint_bytes(member.pid) or 0 for member in family)

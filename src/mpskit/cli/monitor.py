@@ -1,0 +1,113 @@
+"""``mpskit monitor -- python train.py``: run a command, watch its memory, draw it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mpskit._sizes import format_bytes
+from mpskit.cli._json import print_json
+from mpskit.errors import ArgumentError, MpskitError
+from mpskit.memory.command import Watched, exit_code, watch_command
+from mpskit.memory.monitor import check_interval
+from mpskit.memory.timeline import Sample, Timeline, plot_samples, write_csv
+
+__all__ = ["add_arguments", "run"]
+
+_PLOT = "mpskit-monitor.png"
+_NOT_FOUND, _NOT_RUNNABLE = 127, 126  # as shells have it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--interval", type=float, default=0.5, metavar="S", help="seconds (0.5)")
+    parser.add_argument("--plot", metavar="PNG", default=_PLOT, help=f"the plot ({_PLOT})")
+    parser.add_argument("--no-plot", action="store_true", help="draw nothing")
+    parser.add_argument("--csv", metavar="FILE", help="write the samples too")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; its exit code is passed on (128 + N if signal N ended it)."""
+    command = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    if not command:
+        raise ArgumentError("no command: write mpskit monitor -- python train.py", given=command)
+    interval = check_interval(arguments.interval)
+    live = sys.stderr.isatty()
+    try:
+        watched = watch_command(command, interval, _show if live else _show_nothing)
+    except OSError as error:
+        print(f"mpskit monitor: {command[0]}: {error.strerror}", file=sys.stderr)
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE
+    if live:
+        print(file=sys.stderr)
+    _report(watched, arguments)
+    return exit_code(watched.returncode)
+
+
+def _show(sample: Sample, timeline: Timeline) -> None:
+    """Overwrite one line on the terminal."""
+    print(f"\r{_line(sample, timeline):<79.79}", end="", file=sys.stderr, flush=True)
+
+
+def _show_nothing(_sample: Sample, _timeline: Timeline) -> None:
+    """A log file has no line to overwrite."""
+
+
+def _line(sample: Sample, timeline: Timeline) -> str:
+    peak = timeline.peak("footprint_bytes")
+    parts = [f"{sample.seconds:6.1f} s"]
+    if sample.footprint_bytes is not None and peak is not None:
+        parts.append(f"{format_bytes(sample.footprint_bytes)} (peak {format_bytes(peak)})")
+    if sample.available_bytes is not None:
+        parts.append(f"{format_bytes(sample.available_bytes)} available")
+    if sample.gpu_percent is not None:
+        parts.append(f"GPU {sample.gpu_percent:.0f}%")
+    return "  ".join(parts)
+
+
+def _report(watched: Watched, arguments: argparse.Namespace) -> None:
+    """Write what was asked for, then the summary; neither changes the exit code."""
+    samples, plot = watched.timeline.samples(), None if arguments.no_plot else arguments.plot
+    title = "Memory of the command's processes"
+    summary = _summary(watched) | {
+        "plot": _written(plot, lambda path: plot_samples(samples, path, title)),
+        "csv": _written(arguments.csv, lambda path: write_csv(samples, path)),
+    }
+    if arguments.json:
+        print_json("monitor", summary)
+    else:
+        print(_sentence(summary), file=sys.stderr)
+
+
+def _written(path: str | None, write: Callable[[str], object]) -> str | None:
+    """Return the path of a file once it is written; None if none is wanted, or it failed."""
+    try:
+        return None if path is None else str(write(path))
+    except MpskitError as error:
+        print(f"mpskit monitor: {error}", file=sys.stderr)
+        return None
+
+
+def _summary(watched: Watched) -> dict[str, Any]:
+    samples = watched.timeline.samples()
+    available = [sample.available_bytes for sample in samples if sample.available_bytes is not None]
+    return {
+        "exit_code": exit_code(watched.returncode),
+        "seconds": round(watched.seconds, 3),
+        "samples": len(samples),
+        "peak_footprint_bytes": watched.timeline.peak("footprint_bytes"),
+        "least_available_bytes": min(available, default=None),
+    }
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    peak = summary["peak_footprint_bytes"]
+    size = "unknown (the command ended before a sample)" if peak is None else format_bytes(peak)
+    files = [Path(summary[kind]).name for kind in ("plot", "csv") if summary[kind]]
+    text = f"mpskit monitor: peak memory {size} in {summary['seconds']:.1f} s"
+    return f"{text}; wrote {', '.join(files)}" if files else text

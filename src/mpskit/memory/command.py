@@ -1,0 +1,175 @@
+"""Watching a command from outside: its processes' memory, until it ends, whatever ends it.
+
+Signals reach the command, not only this process: SIGTERM and SIGHUP are passed on. A first Ctrl-C
+lets it end in its own way, a second one asks it to (SIGTERM), a third kills it with its children.
+Nothing but the command and its descendants is ever signalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+import psutil
+
+from mpskit.memory.footprint import footprint_bytes
+from mpskit.memory.gpu import gpu_percent
+from mpskit.memory.system import system_memory
+from mpskit.memory.timeline import Sample, Timeline
+
+__all__ = ["Watched", "exit_code", "tree_footprint", "watch_command"]
+
+_GRACE_S = 5.0
+_PASSED_ON = ("SIGTERM", "SIGHUP")
+
+
+class Watched(NamedTuple):
+    """How a command ended, and its memory over time.
+
+    Attributes:
+        returncode: as :class:`subprocess.Popen` gives it: negative if a signal ended it.
+        timeline: the footprints of all its processes together.
+        seconds: how long it ran.
+    """
+
+    returncode: int
+    timeline: Timeline
+    seconds: float
+
+
+def watch_command(
+    command: Sequence[str], interval: float, show: Callable[[Sample, Timeline], None]
+) -> Watched:
+    """Run a command and sample the memory of its whole process tree until it ends.
+
+    Args:
+        command: the program and its arguments; input and output are this process's own.
+        interval: seconds between samples.
+        show: called after each sample.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    started, timeline = time.monotonic(), Timeline()
+    child: list[subprocess.Popen[bytes]] = []
+    with _signals(child):
+        child.append(subprocess.Popen(command))
+        try:
+            while child[0].poll() is None:
+                sample = _sample(child[0].pid, time.monotonic() - started)
+                timeline.add(sample)
+                show(sample, timeline)
+                _wait(child[0], interval)
+        finally:
+            _end(child[0])
+    return Watched(child[0].returncode, timeline, time.monotonic() - started)
+
+
+def exit_code(returncode: int) -> int:
+    """Return the exit code a shell gives: 128 and the signal's number if one ended it."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def tree_footprint(pid: int) -> int | None:
+    """Return the footprints of a process and its descendants together; None if it has ended."""
+    sizes = [footprint_bytes(member.pid) for member in _family(pid)]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known else None
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(seconds)
+
+
+def _sample(pid: int, seconds: float) -> Sample:
+    return Sample(
+        seconds=seconds,
+        footprint_bytes=tree_footprint(pid),
+        available_bytes=system_memory().available,
+        gpu_percent=gpu_percent(),
+    )
+
+
+@contextlib.contextmanager
+def _signals(child: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Send signals on to the command while it runs; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers: dict[int, Any] = {signal.SIGINT: _interrupting(child)}
+    for name in _PASSED_ON:
+        if hasattr(signal, name):
+            handlers[getattr(signal, name)] = _passing(child)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _passing(child: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for process in child:
+            process.send_signal(number)
+
+    return pass_on
+
+
+def _interrupting(child: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+    presses = 0
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        for process in child:
+            if presses == 1 and not _from_terminal():
+                process.send_signal(number)
+            elif presses == 2:
+                process.terminate()
+            elif presses > 2:
+                _kill(process.pid)
+
+    return interrupt
+
+
+def _from_terminal() -> bool:
+    """Return whether Ctrl-C reaches the command by itself, as the terminal sends it to both."""
+    try:
+        return sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Make sure that the command has ended: nothing is done if it has."""
+    if child.poll() is not None:
+        return
+    child.terminate()
+    _wait(child, _GRACE_S)
+    if child.poll() is None:
+        _kill(child.pid)
+        child.wait()
+
+
+def _kill(pid: int) -> None:
+    for member in reversed(_family(pid)):
+        with contextlib.suppress(psutil.Error):
+            member.kill()
