@@ -1,4 +1,7 @@
-"""Functions that make a tensor from Python data: C++ refuses ``device="mps"`` in them at once."""
+"""Functions that make a tensor from Python data: C++ refuses ``device="mps"`` in them at once.
+
+Each is called for the CPU, and what it made is moved.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils import _device
 
-from mpskit.simulation.core import MPS, Simulation, asks_mps
+from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps
 from mpskit.simulation.transfer import move
 
 __all__ = ["CONSTRUCTORS"]
@@ -16,18 +19,55 @@ __all__ = ["CONSTRUCTORS"]
 Constructor = Callable[[Simulation, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def _build(
-    simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _build(simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``torch.tensor`` and its like: the device is an argument, the default, or the data's."""
     device = kwargs.get("device") or _device.CURRENT_DEVICE
+    if device is None and args and isinstance(args[0], torch.Tensor):
+        device = args[0].device
     if not asks_mps(device):
         return func(*args, **kwargs)
-    requires_grad = kwargs.get("requires_grad", False)
-    made = func(*args, **kwargs | {"device": "cpu", "requires_grad": False})
-    moved = move(simulation, made, MPS)
-    return moved.requires_grad_() if requires_grad else moved
+    return _moved(simulation, func, args, kwargs)
+
+
+def _like_self(
+    simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """``Tensor.new_tensor``: the device is an argument or the tensor's own."""
+    if asks_mps(kwargs.get("device") or args[0].device):
+        return _moved(simulation, func, args, kwargs)
+    return func(*args, **kwargs)
+
+
+def _moved(simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    data = args[1] if func is torch.Tensor.new_tensor else args[0] if args else None
+    if isinstance(data, torch.Tensor) and simulation.tags.has(data):
+        return _from_tensor(func, data, kwargs)
+    kwargs = kwargs | {"device": CPU}
+    requires_grad = kwargs.pop("requires_grad", False)
+    made = move(simulation, func(*args, **kwargs), MPS)
+    return made.requires_grad_() if requires_grad else made
+
+
+def _from_tensor(func: Any, data: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    """Make one from data that are on the Mac already: only ``as_tensor`` and the like share."""
+    if func in {torch.as_tensor, torch.asarray}:
+        return data.to(dtype=kwargs.get("dtype"), copy=bool(kwargs.get("copy")))
+    copy = data.detach().to(dtype=kwargs.get("dtype"), copy=True)
+    return copy.requires_grad_(kwargs.get("requires_grad", False))
 
 
 CONSTRUCTORS: dict[Any, Constructor] = dict.fromkeys(
-    (torch.tensor, torch.as_tensor, torch.asarray), _build
+    (
+        torch.tensor,
+        torch.as_tensor,
+        torch.asarray,
+        torch.sparse_coo_tensor,
+        torch.sparse_compressed_tensor,
+        torch.sparse_csr_tensor,
+        torch.sparse_csc_tensor,
+        torch.sparse_bsr_tensor,
+        torch.sparse_bsc_tensor,
+    ),
+    _build,
 )
+CONSTRUCTORS[torch.Tensor.new_tensor] = _like_self

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mpskit.simulation import messages
 from mpskit.simulation.core import CPU, Simulation, ThreadState, asks_mps
 from mpskit.simulation.placement import BOTH, ON_MAC, scanner
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from mpskit.simulation.rules import OpFacts
 
 __all__ = ["DispatchMode"]
+
+_MOST_DIMENSIONS = 16
 
 
 class DispatchMode(TorchDispatchMode):
@@ -61,6 +64,8 @@ class DispatchMode(TorchDispatchMode):
         if isinstance(result, torch.Tensor):
             if result.dtype in self._simulation.rules.refused:
                 raise self._simulation.rules.refusal(result.dtype, creating=True)
+            if result.dim() > _MOST_DIMENSIONS:
+                raise RuntimeError(messages.too_many_dimensions(result.dim()))
             self._simulation.tags.add(result)
         elif isinstance(result, (list, tuple)):
             for part in result:

@@ -20,15 +20,16 @@ from mpskit.allocator import (
     WatermarkError,
     allocator_for,
 )
-from mpskit.allocator.mps import DEFAULT_HIGH, DEFAULT_LOW
 from mpskit.allocator.mps_rounding import aligned_size
 from mpskit.allocator.mps_text import oom_text
 from mpskit.versions import has
 
 __all__ = ["Memory", "watermarks"]
 
-HIGH_VARIABLE = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"
-LOW_VARIABLE = "PYTORCH_MPS_LOW_WATERMARK_RATIO"
+_VARIABLES = {
+    "high": "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
+    "low": "PYTORCH_MPS_LOW_WATERMARK_RATIO",
+}
 
 
 class Memory:
@@ -122,29 +123,23 @@ class Memory:
         # A real allocator reads the variables into statics: once wrong, wrong for the process.
         if self._failed is not None:
             raise RuntimeError(self._failed)
-        high, low = watermarks(os.environ)
         try:
             return allocator_for(
                 "mps",
                 torch_version=self._torch_version,
                 recommended_bytes=self.recommended_bytes,
                 max_buffer_bytes=self.max_buffer_bytes,
-                high=high,
-                low=low,
+                **watermarks(os.environ),
             )
         except WatermarkError as error:
             self._failed = str(error)
             raise RuntimeError(self._failed) from None
 
 
-def watermarks(environ: Mapping[str, str]) -> tuple[float, float]:
-    """Return the high and low ratio as torch reads them: ``strtod``, so garbage is 0."""
-    high = environ.get(HIGH_VARIABLE)
-    low = environ.get(LOW_VARIABLE)
-    return (
-        DEFAULT_HIGH if high is None else _strtod(high),
-        DEFAULT_LOW if low is None else _strtod(low),
-    )
+def watermarks(environ: Mapping[str, str]) -> dict[str, float]:
+    """Return the ratios that are set, as torch reads them: ``strtod``, so garbage is 0."""
+    texts = {name: environ.get(variable) for name, variable in _VARIABLES.items()}
+    return {name: _strtod(text) for name, text in texts.items() if text is not None}
 
 
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)

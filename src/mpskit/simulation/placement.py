@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mpskit.simulation.tags import Tags
+from mpskit.simulation.tags import Tags, address_of
 
 __all__ = ["BOTH", "ON_CPU", "ON_MAC", "Scan", "scanner"]
 
@@ -25,15 +25,15 @@ def scanner(tags: Tags) -> Scan:
     operator, so it reads the table of tags directly and looks into lists only where it meets one.
     """
     live, has, tensor_class = tags.live, tags.has, torch.Tensor
-    storage_of, dimensions = torch.Tensor.untyped_storage, torch.Tensor.dim
+    address, dimensions = address_of, torch.Tensor.dim
 
     def scan(values: Iterable[Any]) -> int:
         found = 0
         for value in values:
             if isinstance(value, tensor_class):
                 try:
-                    tagged = storage_of(value)._cdata in live
-                except (NotImplementedError, RuntimeError):
+                    tagged = address(value) in live
+                except NotImplementedError:
                     tagged = has(value)
                 if tagged:
                     found |= ON_MAC

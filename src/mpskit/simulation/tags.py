@@ -12,13 +12,18 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._C import _functorch
 
 if TYPE_CHECKING:
     from mpskit.simulation.memory import Memory
 
-__all__ = ["Tags"]
+__all__ = ["Tags", "address_of"]
 
-_storage_of = torch.Tensor.untyped_storage
+# The C++ storage's address. Unlike Tensor.untyped_storage it is no overridable function, so a
+# function mode does not see it; it raises NotImplementedError where there is no storage.
+address_of = torch._C._storage_address
+_storage_of = torch._C.TensorBase.untyped_storage
+_nbytes = torch._C.StorageBase.nbytes
 _SPARSE_PARTS = {
     torch.sparse_coo: ("_indices", "_values"),
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -46,28 +51,32 @@ class Tags:
     def has(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is on the simulated device."""
         try:
-            return _storage_of(tensor)._cdata in self.live
-        except (NotImplementedError, RuntimeError):
+            return address_of(tensor) in self.live
+        except NotImplementedError:
             return any(self.has(part) for part in _parts(tensor))
 
-    def add(self, tensor: torch.Tensor) -> None:
+    def add(self, tensor: torch.Tensor, size: int | None = None) -> None:
         """Tag a tensor's storage and charge it, unless it is tagged already.
+
+        Args:
+            tensor: strided, sparse, or wrapped by a functorch transform.
+            size: bytes to charge; by default those of the storage.
 
         Raises:
             RuntimeError: the simulated memory is full; torch's own text.
         """
         try:
-            storage = _storage_of(tensor)
-        except (NotImplementedError, RuntimeError):
+            known = address_of(tensor) in self.live
+        except NotImplementedError:
             for part in _parts(tensor):
                 self.add(part)
             return
-        if storage._cdata not in self.live:
-            self.add_storage(storage)
+        if not known:
+            self.add_storage(_storage_of(tensor), size)
 
-    def add_storage(self, storage: torch.UntypedStorage) -> None:
+    def add_storage(self, storage: torch.UntypedStorage, size: int | None = None) -> None:
         """Tag a storage that is not tagged yet and charge it."""
-        block = self._memory.charge(torch._C.StorageBase.nbytes(storage))
+        block = self._memory.charge(_nbytes(storage) if size is None else size)
         tag = _Tag(storage, self._drop)
         tag.key = storage._cdata
         tag.block = block
@@ -76,7 +85,7 @@ class Tags:
     def remove(self, tensor: torch.Tensor) -> None:
         """Make a tensor's storage a plain CPU one again."""
         for part in _parts(tensor) or (tensor,):
-            tag = self.live.pop(_storage_of(part)._cdata, None)
+            tag = self.live.pop(address_of(part), None)
             if tag is not None and tag.block is not None:
                 self._memory.release(tag.block)
 
@@ -88,7 +97,7 @@ class Tags:
         if tag.block is not None:
             self._memory.release(tag.block)
             tag.block = None
-        tag.block = self._memory.charge(torch._C.StorageBase.nbytes(storage))
+        tag.block = self._memory.charge(_nbytes(storage))
 
     def clear(self) -> None:
         """Forget every tag: the tensors that are left are plain CPU tensors from now on."""
@@ -107,6 +116,9 @@ class Tags:
 
 
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the strided tensors that hold a sparse tensor's data."""
+    """Return the tensors that hold a sparse or wrapped tensor's data."""
+    if _functorch.is_functorch_wrapped_tensor(tensor):
+        return (_functorch.get_unwrapped(tensor),)
     names = _SPARSE_PARTS.get(tensor.layout, ())
-    return tuple(getattr(tensor, name)() for name in names)
+    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        return tuple(getattr(tensor, name)() for name in names)

@@ -1,44 +1,53 @@
-"""Layer 1: attributes of ``torch.Tensor`` and of its storage, true in every thread and mode."""
+"""Layer 1: attributes of ``torch.Tensor``, true in every thread and mode."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps
 from mpskit.simulation.patches import Patches
+from mpskit.simulation.tags import address_of
 from mpskit.simulation.transfer import move
 
 __all__ = ["install"]
 
 _base = torch._C.TensorBase
 _raw_device = _base.device.__get__  # type: ignore[attr-defined]
-_storage_of = _base.untyped_storage
+_raw_to = _base.to
+_CPU_OR_MPS = frozenset({"cpu", "mps"})
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
     """Put the simulated attributes on the tensor class."""
-    patches.set(torch.Tensor, "device", property(_device_getter(simulation)))
-    patches.set(torch.Tensor, "is_mps", property(simulation.tags.has))
-    patches.set(torch.Tensor, "is_cpu", property(lambda self: self.device.type == "cpu"))
-    patches.set(torch.Tensor, "get_device", _get_device)
-    patches.set(torch.Tensor, "to", _mover(simulation))
-    patches.set(torch.Tensor, "cpu", _to_cpu)
+    has = simulation.tags.has
+    attributes = {
+        "device": property(_device_getter(simulation)),
+        "is_mps": property(lambda self: self.device.type == "mps"),
+        "is_cpu": property(lambda self: self.device.type == "cpu"),
+        "get_device": _get_device,
+        "to": _mover(simulation),
+        "cpu": _to_cpu,
+        "copy_": _copier(simulation),
+        "type": _typer(has),
+        "numpy": _numpy(has),
+    }
+    for name, value in attributes.items():
+        patches.set(torch.Tensor, name, value)
 
 
-def _device_getter(simulation: Simulation) -> Any:
+def _device_getter(simulation: Simulation) -> Callable[[torch.Tensor], torch.device]:
     live, has = simulation.tags.live, simulation.tags.has
 
     def device(self: torch.Tensor) -> torch.device:
-        raw: torch.device = _raw_device(self)
-        if raw.type != "cpu":
-            return raw
+        # First the tag: under a function mode the raw getter comes back here with the mode off.
         try:
-            tagged = _storage_of(self)._cdata in live
-        except (NotImplementedError, RuntimeError):
+            tagged = address_of(self) in live
+        except NotImplementedError:
             tagged = has(self)
-        return MPS if tagged else raw
+        return MPS if tagged else _raw_device(self)
 
     return device
 
@@ -52,19 +61,70 @@ def _to_cpu(self: torch.Tensor, memory_format: Any = torch.preserve_format) -> t
     return self.to(CPU, memory_format=memory_format)
 
 
-def _mover(simulation: Simulation) -> Any:
-    raw = _base.to
+def _numpy(has: Callable[[torch.Tensor], bool]) -> Callable[..., Any]:
+    def numpy(self: torch.Tensor, *, force: bool = False) -> Any:
+        if not has(self):
+            return _base.numpy(self, force=force)
+        if force:
+            return self.detach().cpu().resolve_conj().resolve_neg().numpy()
+        raise TypeError(
+            "can't convert mps:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
+            "to host memory first."
+        )
 
+    return numpy
+
+
+def _typer(has: Callable[[torch.Tensor], bool]) -> Callable[..., Any]:
+    def type_(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+        if dtype is None:
+            # Under a function mode torch comes back here for the name, with the mode off.
+            name = _base.type(self)
+            plain = name.replace("torch.mps.", "torch.")
+            return plain.replace("torch.", "torch.mps.", 1) if has(self) else plain
+        if isinstance(dtype, torch.dtype):
+            return self.to(dtype)
+        return _by_name(self, dtype, non_blocking)
+
+    type_.__name__ = "type"
+    return type_
+
+
+def _by_name(tensor: torch.Tensor, kind: Any, non_blocking: bool) -> torch.Tensor:
+    """Convert to a type such as ``torch.FloatTensor``, which names a device too."""
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
+    if name.startswith("torch.mps."):
+        plain = name.replace("torch.mps.", "torch.")
+        return tensor.to(device=MPS, dtype=torch.empty(0, device=CPU).type(plain).dtype)
+    on_cpu = tensor.to(CPU)
+    converted: torch.Tensor = _base.type(on_cpu, kind, non_blocking)
+    return converted
+
+
+def _copier(simulation: Simulation) -> Callable[..., torch.Tensor]:
+    """Let the gradient of ``x.copy_(y)`` come back to the device of ``y``."""
+    raw = _base.copy_
+
+    def copy_(self: torch.Tensor, other: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        if other.requires_grad and torch.is_grad_enabled() and self.device != other.device:
+            other = other.to(self.device)
+        return raw(self, other, non_blocking)
+
+    return copy_
+
+
+def _mover(simulation: Simulation) -> Callable[..., torch.Tensor]:
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         device, dtype, options = _parse(args, kwargs)
-        if device is None or _raw_device(self).type != "cpu":
-            return raw(self, *args, **kwargs)
+        if device is None or device.type not in _CPU_OR_MPS:
+            return _raw_to(self, *args, **kwargs)
         on_mac = simulation.tags.has(self)
-        if asks_mps(device) == on_mac and device.type in {"cpu", "mps"}:
-            return raw(self, dtype=dtype, **options)
-        if device.type not in {"cpu", "mps"}:
-            return raw(self, *args, **kwargs)
-        return move(simulation, self, device, dtype=dtype, memory_format=options.get("memory_format"))
+        if not on_mac and _raw_device(self).type != "cpu":
+            return _raw_to(self, CPU, dtype, **options)
+        if asks_mps(device) == on_mac:
+            return _raw_to(self, dtype=dtype or self.dtype, **options)
+        memory_format = options.get("memory_format")
+        return move(simulation, self, device, dtype=dtype, memory_format=memory_format)
 
     return to
 
@@ -73,15 +133,14 @@ def _parse(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.device | None, torch.dtype | None, dict[str, Any]]:
     """Return device, dtype and the rest of what ``Tensor.to`` was given."""
-    names = ["device", "dtype", "non_blocking", "copy"]
+    given = dict(kwargs)
+    names = ("device", "dtype", "non_blocking", "copy")
     if args and isinstance(args[0], torch.Tensor):
-        other = args[0]
-        given = {"device": other.device, "dtype": other.dtype}
-        given |= dict(zip(names[2:], args[1:], strict=False)) | kwargs
+        given |= {"other": args[0], **dict(zip(names[2:], args[1:], strict=False))}
     elif args and isinstance(args[0], torch.dtype):
-        given = dict(zip(names[1:], args, strict=False)) | kwargs
+        given |= dict(zip(names[1:], args, strict=False))
     else:
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given |= dict(zip(names, args, strict=False))
     other = given.pop("other", None)
     if other is not None:
         given |= {"device": other.device, "dtype": other.dtype}
