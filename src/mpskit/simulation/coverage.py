@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import builtins
 import enum
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpskit.simulation import messages, yaml_index
+from mpskit.simulation import limits, messages
+from mpskit.simulation.coverage_table import Call, Limit, table_for
+from mpskit.simulation.yaml_index import Index, Kind, installed_index
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
-__all__ = ["Coverage", "Status"]
+__all__ = ["Check", "Coverage", "Status"]
+
+Check = Callable[[Sequence[Any], Mapping[str, Any]], None]
+
+_COMPOSITE_KEYS = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 
 
 class Status(enum.Enum):
-    """How an operator runs on MPS."""
+    """How an operator runs on MPS.
+
+    Attributes:
+        NATIVE: it has an MPS kernel of its own.
+        COMPOSITE: its kernel is made of other operators.
+        STANDIN: only the CPU runs it, in place of a kernel that a Mac has under another name.
+        ALWAYS_CPU: torch itself runs it on the CPU and warns, whatever the variable says.
+        MISSING: NotImplementedError, unless PYTORCH_ENABLE_MPS_FALLBACK is on.
+    """
 
     NATIVE = "native"
     COMPOSITE = "composite"
@@ -27,53 +43,133 @@ class Coverage:
     """The operators of one torch version on one macOS.
 
     Args:
-        torch_version: the torch whose yaml is read; the installed one.
+        torch_version: the installed torch, whose yaml is read.
         macos: the simulated machine's macOS, as ``"15.6"``.
-        fallback: whether PYTORCH_ENABLE_MPS_FALLBACK was on at entry.
+        fallback: whether PYTORCH_ENABLE_MPS_FALLBACK was on at entry; kept for the caller.
+        index: the yaml's operators, where they are not to be the installed torch's.
     """
 
-    def __init__(self, torch_version: str, macos: str, *, fallback: bool = False) -> None:
+    def __init__(
+        self, torch_version: str, macos: str, *, fallback: bool = False, index: Index | None = None
+    ) -> None:
         self.torch_version = torch_version
-        self.macos = macos
         self.fallback = fallback
+        self._index = installed_index() if index is None else index
+        self._table = table_for(torch_version, macos)
         self._status: dict[OpOverload, Status] = {}
 
     def status(self, op: OpOverload) -> Status:
-        """Return how the operator runs on MPS (cached)."""
+        """Return how the operator runs on MPS (kept by operator)."""
         found = self._status.get(op)
         if found is None:
             found = self._status[op] = self._look_up(op)
         return found
 
     def _look_up(self, op: OpOverload) -> Status:
-        kind = yaml_index.installed_index().get(
-            op._schema.name.removeprefix("aten::")
-            + (f".{op._schema.overload_name}" if op._schema.overload_name else "")
-        )
-        if kind is yaml_index.Kind.NATIVE:
+        name = _short_name(op)
+        corrected = self._table.status.get(name)
+        kind = self._index.kinds.get(name)
+        if kind is Kind.NATIVE or _registered_in_python(self._index.kernel(name)):
             return Status.NATIVE
-        if kind is yaml_index.Kind.MISSING:
+        if corrected is not None:
+            return Status(corrected)
+        if kind is None:
+            return _dispatcher_status(op)
+        call = self._table.calls.get(name)
+        if call is not None and not call.argument and self._meets_gap(call):
             return Status.MISSING
-        return Status.COMPOSITE
+        return Status.MISSING if self._index.missing_name(name) else Status.COMPOSITE
 
-    def check(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise what MPS raises for these arguments of an operator that it does have."""
+    def check(self, op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise what MPS raises for these arguments of an operator that it does have.
+
+        Raises:
+            NotImplementedError, RuntimeError: with torch's text.
+        """
+        check = self.check_for(op)
+        if check is not None:
+            check(args, kwargs)
+
+    def check_for(self, op: OpOverload) -> Check | None:
+        """Return the check of one operator's arguments, or None where nothing can be wrong."""
+        name = _short_name(op)
+        call = self._table.calls.get(name)
+        rows = self._table.limits.get(name, ())
+        gap = call if call is not None and call.argument and self._meets_gap(call) else None
+        if gap is None and not rows:
+            return None
+
+        def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            arguments = limits.bind(op, args, kwargs)
+            self._raise_for_gap(gap, arguments)
+            _raise_for_limits(rows, arguments)
+
+        return check
+
+    def _meets_gap(self, call: Call) -> bool:
+        return self._index.kinds.get(call.inner) is Kind.MISSING
+
+    def _raise_for_gap(self, gap: Call | None, arguments: Mapping[str, Any]) -> None:
+        if gap is not None and arguments[gap.argument] == gap.value:
+            raise self._missing(f"aten::{gap.inner}")
 
     def missing_error(self, op: OpOverload) -> NotImplementedError:
         """Return torch's error for an operator that MPS does not have."""
-        return NotImplementedError(
-            messages.missing_operator(_full_name(op), self.torch_version, _commit())
-        )
+        return self._missing(self._full_name(op))
+
+    def _missing(self, name: str) -> NotImplementedError:
+        text = messages.missing_operator(name, self.torch_version, _commit())
+        return NotImplementedError(text)
 
     def fallback_warning(self, op: OpOverload) -> str:
         """Return the text of the warning for the first operator that falls back to the CPU."""
-        return messages.fallback(_full_name(op))
+        return messages.fallback(self._full_name(op))
+
+    def _full_name(self, op: OpOverload) -> str:
+        """Return the name that torch prints: of the kernel that is missing, not of the caller."""
+        name = _short_name(op)
+        call = self._table.calls.get(name)
+        if call is not None and not call.argument:
+            return f"aten::{call.inner}"
+        missing = self._index.missing_name(name) or name
+        return missing if "::" in missing else f"aten::{missing}"
 
 
-def _full_name(op: OpOverload) -> str:
-    """Return the name as torch prints it: ``aten::kthvalue.values``, ``aten::mode``."""
+def _raise_for_limits(rows: Sequence[Limit], arguments: Mapping[str, Any]) -> None:
+    for limit in rows:
+        text = limits.refusal(limit, arguments)
+        if text is not None:
+            raise getattr(builtins, limit.error)(text)
+
+
+def _short_name(op: OpOverload) -> str:
+    """Return ``"add.Tensor"``, or ``"torchvision::nms"`` outside aten."""
     schema = op._schema
-    return f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    name = schema.name.removeprefix("aten::")
+    return f"{name}.{schema.overload_name}" if schema.overload_name else name
+
+
+def _registered_in_python(name: str) -> bool:
+    """Return whether Python code gave an operator an MPS kernel.
+
+    torch does that itself (linalg_lu_solve in torch/_refs/linalg), and so may a user's library;
+    the dispatcher of a Linux build knows these, and no others.
+    """
+    import torch
+
+    qualified = name if "::" in name else f"aten::{name}"
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "MPS"))
+
+
+def _dispatcher_status(op: OpOverload) -> Status:
+    """Return the status of an operator outside the yaml (a custom one), by the dispatcher."""
+    import torch
+
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    name = op.name()
+    if any(has(name, key) for key in _COMPOSITE_KEYS) or not has(name, "CPU"):
+        return Status.COMPOSITE
+    return Status.MISSING
 
 
 def _commit() -> str:

@@ -15,14 +15,14 @@ import enum
 import functools
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Entry", "Kind", "installed_index", "kind_of", "parse"]
+__all__ = ["Entry", "Index", "Kind", "installed_index", "kind_of", "parse"]
 
 _FUNC = re.compile(r"([\w.]+)\(")
-_COMPOSITE = ("CompositeImplicit", "CompositeExplicit")
+_SPARSE = frozenset({"SparseMPS", "SparseCsrMPS"})
 
 
 class Kind(enum.Enum):
@@ -98,40 +98,82 @@ def _dispatch(names: str, kernel: str) -> dict[str, str]:
     return {name.strip(): value for name in names.split(",")}
 
 
-def kind_of(entry: Entry, entries: dict[str, Entry]) -> Kind:
+def kind_of(entry: Entry, entries: Mapping[str, Entry]) -> Kind:
     """Return how MPS comes by an operator: own kernel, composite, or not at all."""
     keys = entries[entry.delegate].keys if entry.delegate in entries else entry.keys
-    if "MPS" in keys:
+    if "MPS" in keys or ("CPU" not in keys and _SPARSE.intersection(keys)):
         return Kind.NATIVE
-    composite = [name for name in keys if name.startswith(_COMPOSITE)]
-    if any(name.startswith("CompositeExplicit") for name in composite):
+    own = {**keys, **entry.keys}
+    if any(name.startswith("CompositeExplicit") for name in own):
         return Kind.EXPLICIT
+    composite = any(name.startswith("CompositeImplicit") for name in own)
     return Kind.IMPLICIT if composite or not keys else Kind.MISSING
 
 
-def index(lines: Iterable[str]) -> dict[str, Kind]:
-    """Return every operator of a yaml with its kind; derived ones take their base's.
+class Index:
+    """Every operator of one yaml with its kind, and the kernel that it ends in."""
 
-    torchgen gives a derived operator (``autogen``) a kernel that calls its base, so it has what
-    the base has, save that it is itself explicit where the base is native.
-    """
-    entries = parse(lines)
-    kinds = {name: kind_of(entry, entries) for name, entry in entries.items()}
-    for entry in entries.values():
-        base = kinds[entry.name]
-        derived = Kind.MISSING if base is Kind.MISSING else Kind.EXPLICIT
-        kinds |= {name: derived for name in entry.autogen if name not in entries}
-    return kinds
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self.kinds = {name: kind_of(entry, entries) for name, entry in entries.items()}
+        self._entries = entries
+        self._families = _families(entries)
+        for entry in entries.values():
+            # torchgen gives a derived operator (``autogen``) a kernel that calls its base.
+            derived = self.kinds[entry.name]
+            derived = Kind.MISSING if derived is Kind.MISSING else Kind.EXPLICIT
+            self.kinds |= {name: derived for name in entry.autogen if name not in entries}
+
+    def kernel(self, name: str) -> str:
+        """Return the operator that holds an operator's kernels: a structured one's ``out``."""
+        entry = self._entries.get(name)
+        return entry.delegate if entry is not None and entry.delegate else name
+
+    def missing_name(self, name: str) -> str | None:
+        """Return the operator that a call fails in for want of an MPS kernel, or None.
+
+        That is the ``out`` of a structured operator, and the relation that a CompositeExplicit
+        kernel calls: ``frexp`` allocates and calls ``frexp.Tensor_out``, ``put`` clones and calls
+        ``put_``. Where the whole family has no MPS kernel, the call ends in one that is missing.
+        """
+        if self.kinds.get(name) is Kind.MISSING:
+            return self.kernel(name)
+        entry = self._entries.get(name)
+        if entry is None or entry.delegate or "CompositeExplicitAutograd" not in entry.keys:
+            return None
+        family = self._families[_base(name)]
+        if any(self.kinds[relation] is Kind.NATIVE for relation in family):
+            return None
+        missing = [relation for relation in family if self.kinds[relation] is Kind.MISSING]
+        return min(missing, key=lambda relation: _distance(name, relation), default=None)
+
+
+def _base(name: str) -> str:
+    base = name.partition(".")[0]
+    return base if base.endswith("__") else base.rstrip("_")
+
+
+def _families(entries: Iterable[str]) -> dict[str, list[str]]:
+    families: dict[str, list[str]] = {}
+    for name in entries:
+        families.setdefault(_base(name), []).append(name)
+    return families
+
+
+def _distance(name: str, relation: str) -> int:
+    """Rank what an operator is likely to call: its own ``out``, its in-place form, any other."""
+    if relation.startswith((f"{name}_", f"{name}.")) and not relation.startswith(f"{name}_."):
+        return 1 if relation == f"{name}_" else 0
+    return 2
 
 
 @functools.cache
-def installed_index() -> dict[str, Kind]:
-    """Return the installed torch's operators with their kinds; empty where it ships no yaml."""
+def installed_index() -> Index:
+    """Return the installed torch's operators; none where it ships no yaml."""
     path = _yaml_path()
     if path is None:
-        return {}
+        return Index({})
     with path.open(encoding="utf-8") as stream:
-        return index(stream)
+        return Index(parse(stream))
 
 
 def _yaml_path() -> Path | None:

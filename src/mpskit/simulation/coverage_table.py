@@ -1,0 +1,90 @@
+"""The table of corrections to the yaml (``data/mps_coverage.toml``), for one torch and macOS."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+from mpskit.versions import older
+
+__all__ = ["Call", "Limit", "Table", "table_for"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """An operator that a kernel calls inside.
+
+    Attributes:
+        inner: the called operator's name.
+        argument: the argument that decides whether it is called, or "" for always.
+        value: what the argument has to be for that.
+    """
+
+    inner: str
+    argument: str
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limit:
+    """Arguments that an MPS kernel refuses.
+
+    Attributes:
+        rule: name of the rule in ``limits.RULES``.
+        argument: the argument that it looks at, where the rule does not say so itself.
+        text: torch's words, where the rule does not choose them itself.
+        error: name of the builtin exception.
+    """
+
+    rule: str
+    argument: str
+    text: str
+    error: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """The rows that apply, by operator (``"add.Tensor"``, ``"torchvision::nms"``)."""
+
+    status: Mapping[str, str]
+    calls: Mapping[str, Call]
+    limits: Mapping[str, tuple[Limit, ...]]
+
+
+@functools.cache
+def table_for(torch_version: str, macos: str) -> Table:
+    """Return the corrections for one torch version on one macOS (``"15.6"``)."""
+    rows = {key: list(_applying(key, torch_version, macos)) for key in ("status", "calls", "limit")}
+    limits: dict[str, tuple[Limit, ...]] = {}
+    for row in rows["limit"]:
+        limit = Limit(row["rule"], row.get("argument", ""), row.get("text", ""), row["error"])
+        limits |= {name: (*limits.get(name, ()), limit) for name in row["ops"]}
+    return Table(
+        status=MappingProxyType({n: row["status"] for row in rows["status"] for n in row["ops"]}),
+        calls=MappingProxyType({row["op"]: _call(row) for row in rows["calls"]}),
+        limits=MappingProxyType(limits),
+    )
+
+
+def _call(row: Mapping[str, Any]) -> Call:
+    return Call(row["inner"], row.get("argument", ""), row.get("value"))
+
+
+def _applying(key: str, torch_version: str, macos: str) -> Iterator[Mapping[str, Any]]:
+    for row in _rows()[key]:
+        too_new = "since" in row and older(torch_version, row["since"])
+        too_old = "until" in row and not older(torch_version, row["until"])
+        mended = "macos_until" in row and not older(macos, row["macos_until"])
+        if not (too_new or too_old or mended):
+            yield row
+
+
+@functools.cache
+def _rows() -> dict[str, list[dict[str, Any]]]:
+    text = resources.files("mpskit").joinpath("data", "mps_coverage.toml").read_text("utf-8")
+    return tomllib.loads(text)
