@@ -14,15 +14,25 @@ from pathlib import Path
 
 from mpskit.errors import SettingsError
 
-__all__ = ["POLICIES", "VARIABLES", "Settings", "fingerprint", "read_settings"]
+__all__ = [
+    "POLICIES",
+    "SIMULATE",
+    "VARIABLES",
+    "Settings",
+    "fingerprint",
+    "read_settings",
+    "simulated",
+]
 
 POLICIES = ("auto", "conservative")
+SIMULATE = "MPSKIT_SIMULATE"
 VARIABLES = {
     "MPSKIT_DEVICE": "the device to use: cpu, mps, cuda, cuda:N, or another accelerator's name",
     "MPSKIT_POLICY": "auto, conservative, or an order such as mps,cuda,cpu",
     "MPSKIT_DISABLE_MPS": "1 never uses MPS, whatever else is asked",
     "MPSKIT_NO_CACHE": "1 neither reads nor writes the cache folder",
     "MPSKIT_CACHE_DIR": "the cache folder, instead of the user's own",
+    "MPSKIT_SIMULATE": "the simulated Mac that child processes are on; mpskit sets it itself",
 }
 # Those that change a decision; LOCAL_RANK is the launcher's (torchrun), not ours.
 _DECISIVE = ("MPSKIT_DEVICE", "MPSKIT_POLICY", "MPSKIT_DISABLE_MPS", "LOCAL_RANK")
@@ -73,6 +83,11 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         cache_dir=Path(text).expanduser() if (text := environ.get("MPSKIT_CACHE_DIR")) else None,
         local_rank=_rank(environ),
     )
+
+
+def simulated(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return what a simulating parent left for this process, or None; simulation/children.py."""
+    return environ.get(SIMULATE) or None
 
 
 def parse_policy(text: str) -> str | tuple[str, ...] | None:

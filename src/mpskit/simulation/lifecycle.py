@@ -18,12 +18,14 @@ from mpskit.host import Host, Machine
 from mpskit.simulation import (
     autocast,
     autograd,
+    children,
     compile,
     events,
     loader,
     overridable,
     rng,
     storages,
+    surroundings,
     tensor_patches,
     threads,
     torch_c,
@@ -73,6 +75,9 @@ class SimulatedMac:
                 )
             self._simulation = build(self.machine, rng=self._rng, fallback=self._fallback)
             self._stack = _entered(self._simulation)
+            self._stack.enter_context(
+                children.carried(self.machine, rng=self._rng, fallback=self._fallback)
+            )
             _active = self
         return self
 
@@ -181,6 +186,7 @@ def _close(simulation: Simulation) -> None:
 
 
 def _install(simulation: Simulation, patches: Patches) -> None:
+    surroundings.install(simulation, patches)
     patches.on_exit(_default_device_restorer())
     tensor_patches.install(simulation, patches)
     storages.install(simulation, patches)

@@ -1,0 +1,110 @@
+"""``mpskit simulate MACHINE -- SCRIPT``: run an unmodified script on a simulated Mac.
+
+``mpskit simulate m1-8gb -- train.py --epochs 1`` runs a file, ``-- -m pytest tests/`` a module,
+``-- torchrun train.py`` a program that starts Python. The exit code is the script's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from mpskit.cli._json import print_json
+from mpskit.errors import ArgumentError
+
+__all__ = ["add_arguments", "run"]
+
+_INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.usage = "mpskit simulate MACHINE [options] -- SCRIPT [ARGUMENTS]"
+    parser.add_argument("machine", nargs="?", help="a name of --list, such as m1-8gb")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="-- and what to run")
+    _add_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--macos", metavar="V", help="another macOS version, such as 14.5")
+    parser.add_argument("--rng", choices=("cpu", "separate"), default="cpu", help="random streams")
+    parser.add_argument(
+        "--fallback", action="store_true", help="missing operators run on the CPU, with a warning"
+    )
+    parser.add_argument("--list", action="store_true", help="print the machines and exit")
+    parser.add_argument("--json", action="store_true", help="with --list, or after the script")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the script on the machine and return its exit code."""
+    words = _own_options(arguments)
+    if arguments.list:
+        return _list(as_json=arguments.json)
+    if arguments.machine is None or not words:
+        print(
+            "mpskit simulate: name a machine and what to run: m1-8gb -- train.py", file=sys.stderr
+        )
+        return 2
+    code = _run(words, _environment(arguments))
+    if arguments.json:
+        print_json("simulate", {"machine": arguments.machine, "run": words, "exit_code": code})
+    return code
+
+
+def _own_options(arguments: argparse.Namespace) -> list[str]:
+    """Take our options out of what follows the machine's name; return what is to be run."""
+    words: list[str] = arguments.words
+    if not words or not words[0].startswith("-"):
+        return words
+    before, after = words, []
+    if "--" in words:
+        cut = words.index("--")
+        before, after = words[:cut], words[cut + 1 :]
+    options = argparse.ArgumentParser(prog="mpskit simulate", add_help=False)
+    _add_options(options)
+    options.parse_args(before, namespace=arguments)
+    return after
+
+
+def _environment(arguments: argparse.Namespace) -> dict[str, str]:
+    from mpskit.host import Machine, find_machine
+    from mpskit.simulation.children import environment
+
+    machine = find_machine(arguments.machine)
+    if arguments.macos is not None:
+        machine = Machine(**machine.model_dump() | {"macos": arguments.macos})
+    fallback = True if arguments.fallback else None
+    return environment(machine, rng=arguments.rng, fallback=fallback, early=True)
+
+
+def _run(words: Sequence[str], variables: dict[str, str]) -> int:
+    command = list(words)
+    if command[0].startswith("-") or command[0].endswith(".py"):
+        command = [sys.executable, *command]
+    try:
+        code = subprocess.run(command, env=os.environ | variables, check=False).returncode
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except OSError as error:
+        raise ArgumentError(f"cannot run {command[0]!r}: {error.strerror}", given=words) from None
+    # A shell tells a child that died of signal 9 by 137.
+    return code if code >= 0 else 128 - code
+
+
+def _list(*, as_json: bool) -> int:
+    from mpskit.host.machines import machines
+
+    if as_json:
+        profiles = {
+            name: machine.model_dump(mode="json") | {"aliases": list(machine.aliases)}
+            for name, machine in machines().items()
+        }
+        print_json("simulate", {"machines": profiles})
+        return 0
+    width = max(len(name) for name in machines())
+    for name, machine in machines().items():
+        print(f"{name:<{width}}  {str(machine).removeprefix(f'{name}: ')}")
+    return 0

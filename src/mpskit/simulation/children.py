@@ -1,0 +1,167 @@
+"""Child processes of a simulated Mac are simulated too.
+
+One variable carries the machine (``MPSKIT_SIMULATE``) and a folder goes to the front of
+``PYTHONPATH``. Its ``sitecustomize`` waits for the import of torch, enters the same machine, and
+runs the user's own ``sitecustomize``. So spawned and forkserver workers, ``subprocess``, torchrun
+and pytest-xdist are all inside. A child that is given another environment, starts Python with
+``-I``, ``-E`` or ``-S``, or whose Python has no mpskit, is outside.
+
+This file imports neither torch nor pydantic when it is loaded: every child loads it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpskit.errors import MpskitError, SettingsError
+from mpskit.settings import SIMULATE, simulated
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from mpskit.host import Machine
+
+__all__ = ["at_startup", "carried", "environment"]
+
+SITE = str(Path(__file__).parent / "_site")
+
+
+def environment(
+    machine: Machine, *, rng: str = "cpu", fallback: bool | None = None, early: bool = False
+) -> dict[str, str]:
+    """Return the variables that put a child process on ``machine``.
+
+    Args:
+        machine: the machine.
+        rng: as ``simulate`` takes it.
+        fallback: as ``simulate`` takes it.
+        early: enter before the child's first line rather than when it imports torch.
+    """
+    request = {
+        "machine": machine.model_dump(mode="json", exclude_none=True),
+        "rng": rng,
+        "fallback": fallback,
+        "early": early,
+    }
+    folders = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    path = os.pathsep.join([SITE, *(folder for folder in folders if folder != SITE)])
+    return {SIMULATE: json.dumps(request), "PYTHONPATH": path}
+
+
+@contextlib.contextmanager
+def carried(machine: Machine, *, rng: str = "cpu", fallback: bool | None = None) -> Iterator[None]:
+    """Let the children that are started inside the block be on ``machine`` too."""
+    variables = environment(machine, rng=rng, fallback=fallback)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    _stop_forkserver()
+    try:
+        yield
+    finally:
+        _put_back(os.environ, before)
+        _stop_forkserver()
+
+
+def _put_back(environ: MutableMapping[str, str], before: dict[str, str | None]) -> None:
+    for name, text in before.items():
+        if text is None:
+            environ.pop(name, None)
+        else:
+            environ[name] = text
+
+
+def _stop_forkserver() -> None:
+    """Stop an idle forkserver: its children would have the variables it was started with.
+
+    One that still has children is left alone, because stopping it would wait for them.
+    """
+    module: Any = sys.modules.get("multiprocessing.forkserver")
+    if module is not None and not multiprocessing.active_children():
+        module._forkserver._stop()
+
+
+class _TorchFinder:
+    """Finds torch once, and enters the simulation as soon as its module has run."""
+
+    def __init__(self, request: str) -> None:
+        self._request = request
+
+    def find_spec(
+        self, name: str, path: Any = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                return self._entering(spec)
+        return None
+
+    def _entering(self, spec: ModuleSpec) -> ModuleSpec:
+        loader: Any = spec.loader
+        original = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            original(module)
+            _enter(self._request)
+
+        loader.exec_module = exec_module
+        return spec
+
+
+def at_startup() -> None:
+    """Do what the parent asked for; called by our ``sitecustomize`` in every child."""
+    request = simulated()
+    if request is None:
+        return
+    if not _parsed(request).get("early"):
+        sys.meta_path.insert(0, _TorchFinder(request))
+        return
+    try:
+        _enter(request)
+    except MpskitError as error:
+        # `site` would swallow it and run the script on the real machine.
+        print(f"mpskit simulate: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+def _enter(text: str) -> None:
+    """Enter the machine for the rest of this process."""
+    from mpskit.host import Machine, find_machine
+    from mpskit.simulation import simulate
+
+    request = _parsed(text)
+    given = request["machine"]
+    machine = find_machine(given) if isinstance(given, str) else Machine(**given)
+    mac = simulate(machine, rng=request.get("rng", "cpu"), fallback=request.get("fallback"))
+    mac.__enter__()
+    atexit.register(mac.__exit__, None, None, None)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Return the request: what `environment` wrote, or just a machine's name.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    if not text.lstrip().startswith("{"):
+        return {"machine": text}
+    try:
+        request = json.loads(text)
+    except ValueError:
+        request = None
+    if not isinstance(request, dict) or "machine" not in request:
+        raise SettingsError(
+            f"{SIMULATE}={text!r} is not understood: use a machine's name", given=text
+        )
+    return request
