@@ -1,0 +1,255 @@
+"""The facade over torch's backends: what it asks, what it never asks, by torch version."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from packaging.version import Version
+
+from mpskit import _torch, _torch_backends
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+VERSIONS = ("2.2.2", "2.4.1", "2.8.0", "2.9.1", "2.12.1", "2.13.0", "2.15.0")
+FIGURES = (
+    _torch.allocated_bytes,
+    _torch.reserved_bytes,
+    _torch.peak_bytes,
+    _torch.total_bytes,
+    _torch.free_bytes,
+    _torch.recommended_bytes,
+    _torch.max_buffer_bytes,
+    _torch.memory_fraction,
+    _torch.device_name,
+)
+
+
+class Recorder:
+    """A torch module of figures that remembers what it was asked."""
+
+    def __init__(self, **figures):
+        self.asked = []
+        self._figures = figures
+
+    def __getattr__(self, name):
+        if name.startswith("_") or name not in self._figures:
+            raise AttributeError(name)
+
+        def answer(*arguments):
+            self.asked.append((name, *arguments))
+            value = self._figures[name]
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+        return answer
+
+
+def since(version, first):
+    return Version(version) >= Version(first)
+
+
+def trap(*_):
+    raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """``mac(version, initialized)``: torch of that version on a Mac, as far as the facade asks."""
+
+    def make(version, initialized):
+        mps = Recorder(
+            current_allocated_memory=100,
+            driver_allocated_memory=300,
+            recommended_max_memory=5726633984,
+            empty_cache=None,
+            synchronize=None,
+            set_per_process_memory_fraction=None,
+        )
+        working = since(version, "2.13")
+        accelerator = Recorder(
+            max_memory_allocated=200 if working else RuntimeError("no DeviceAllocator"),
+            reset_peak_memory_stats=None if working else RuntimeError("no DeviceAllocator"),
+            current_accelerator=torch.device("mps"),
+        )
+        monkeypatch.setattr(_torch_backends, "torch_version", lambda: version)
+        monkeypatch.setattr(torch, "mps", mps)
+        monkeypatch.setattr(torch, "accelerator", accelerator)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M1", raising=False)
+        asked = (lambda: initialized) if working else trap
+        monkeypatch.setattr(torch._C, "_accelerator_isAllocatorInitialized", asked, raising=False)
+        monkeypatch.setattr(torch._C, "_mps_maxBufferLength", lambda: 4294967296, raising=False)
+        return mps
+
+    return make
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta", "mps", "cuda", "xpu", "hpu"])
+def test_a_backend_that_is_absent_lacks_every_figure(device, monkeypatch):
+    for module in (torch.cuda, torch.xpu, torch.backends.mps):
+        monkeypatch.setattr(module, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+    assert [ask(device) for ask in FIGURES] == [None] * len(FIGURES)
+    assert _torch.is_initialized(device) is (device in ("cpu", "meta"))
+    assert not _torch.set_memory_fraction(device, 0.5)
+    assert not _torch.reset_peak(device)
+    _torch.synchronize(device)
+    _torch.empty_cache(device)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_whether_mps_is_in_use_can_be_asked_from_213_on(mac, version):
+    mac(version, True)
+    assert _torch.is_initialized("mps") is (True if since(version, "2.13") else None)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_mps_figures_by_torch_version(mac, version):
+    mac(version, True)
+    new, recommends = since(version, "2.13"), since(version, "2.5")
+    assert _torch.allocated_bytes("mps") == 100
+    assert _torch.reserved_bytes(torch.device("mps", 0)) == 300
+    assert _torch.peak_bytes("mps") == (200 if new else None)
+    assert _torch.reset_peak("mps") is new
+    assert _torch.recommended_bytes("mps") == (5726633984 if recommends else None)
+    assert _torch.max_buffer_bytes("mps") == (4294967296 if new else None)
+    assert _torch.device_name("mps") == ("Apple M1" if since(version, "2.9") else None)
+    assert _torch.total_bytes("mps") is None
+
+
+def test_an_unused_mps_is_not_touched(mac):
+    mps = mac("2.13.0", False)
+    assert (_torch.allocated_bytes("mps"), _torch.reserved_bytes("mps")) == (0, 0)
+    assert _torch.peak_bytes("mps") is None
+    _torch.empty_cache("mps")
+    _torch.synchronize("mps")
+    assert mps.asked == []
+
+
+def test_a_cap_is_given_to_mps_as_a_float(mac):
+    mps = mac("2.13.0", True)
+    assert _torch.set_memory_fraction("mps", 1)
+    ((name, fraction),) = mps.asked
+    assert name == "set_per_process_memory_fraction"
+    assert (type(fraction), fraction) == (float, 1.0)
+
+
+def cuda(initialized):
+    return Recorder(
+        is_initialized=initialized,
+        is_available=True,
+        memory_allocated=10,
+        memory_reserved=30,
+        max_memory_allocated=20,
+        reset_peak_memory_stats=None,
+        get_device_properties=SimpleNamespace(total_memory=1000),
+        mem_get_info=(400, 1000),
+        get_device_name="NVIDIA T4",
+        empty_cache=None,
+        synchronize=None,
+        set_per_process_memory_fraction=None,
+        get_per_process_memory_fraction=0.5,
+    )
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_a_module_that_is_in_use_tells_everything(monkeypatch, kind):
+    monkeypatch.setattr(torch, kind, cuda(True))
+    told = [ask(f"{kind}:0") for ask in FIGURES]
+    assert told == [10, 30, 20, 1000, 400, None, None, 0.5, "NVIDIA T4"]
+    assert _torch.reset_peak(kind)
+    assert _torch.set_memory_fraction(kind, 0.5)
+
+
+def test_an_unused_cuda_is_not_initialised(monkeypatch):
+    fake = cuda(False)
+    monkeypatch.setattr(torch, "cuda", fake)
+    assert (_torch.allocated_bytes("cuda"), _torch.reserved_bytes("cuda")) == (0, 0)
+    assert _torch.memory_fraction("cuda") is None
+    assert not _torch.reset_peak("cuda")
+    _torch.synchronize("cuda")
+    assert {name for name, *_ in fake.asked} == {"is_initialized", "is_available"}
+
+
+@pytest.fixture
+def hpu(monkeypatch):
+    """An accelerator without a class of its own, known to ``torch.accelerator`` only."""
+
+    def make(**figures):
+        known = {"current_accelerator": torch.device("hpu"), **figures}
+        accelerator = Recorder(**known)
+        monkeypatch.setattr(torch, "accelerator", accelerator)
+        monkeypatch.setattr(_torch_backends, "torch_version", lambda: "2.13.0")
+        asked = lambda: True
+        monkeypatch.setattr(torch._C, "_accelerator_isAllocatorInitialized", asked, raising=False)
+        return accelerator
+
+    return make
+
+
+def test_another_accelerator_is_asked_through_torch_accelerator(hpu):
+    hpu(
+        memory_allocated=1,
+        memory_reserved=3,
+        max_memory_allocated=2,
+        get_memory_info=(40, 100),
+        reset_peak_memory_stats=None,
+        empty_cache=None,
+        synchronize=None,
+    )
+    assert [ask("hpu") for ask in FIGURES] == [1, 3, 2, 100, 40, None, None, None, None]
+    assert _torch.is_initialized("hpu") is True
+    assert _torch.reset_peak("hpu")
+    _torch.empty_cache("hpu")
+    _torch.synchronize("hpu")
+
+
+def test_an_accelerator_whose_allocator_tells_nothing_lacks_figures(hpu):
+    hpu(memory_allocated=RuntimeError("INTERNAL ASSERT"))
+    assert _torch.allocated_bytes("hpu") is None
+
+
+def test_the_accelerator_of_another_kind_is_not_asked(hpu):
+    accelerator = hpu(memory_allocated=1)
+    assert _torch.allocated_bytes("npu") is None
+    assert _torch.is_initialized("npu") is False
+    assert accelerator.asked == [("current_accelerator",)] * 2
+
+
+def test_devices_are_understood():
+    assert _torch.as_device("cuda:1") == torch.device("cuda", 1)
+    assert _torch.as_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "error"),
+    [("banana", ArgumentError), ("", ArgumentError), (3, ArgumentTypeError)],
+)
+def test_what_is_no_device_is_refused(device, error):
+    with pytest.raises(error) as caught:
+        _torch.as_device(device)
+    assert caught.value.given == device
+
+
+def test_the_device_in_use_is_the_cpu_where_nothing_else_is(monkeypatch):
+    for module in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(module, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert _torch.device_in_use() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("version", "initialized", "kind"),
+    [("2.13.0", True, "mps"), ("2.13.0", False, "cpu"), ("2.12.1", False, "mps")],
+)
+def test_mps_counts_as_in_use_where_it_cannot_be_asked(mac, version, initialized, kind):
+    mac(version, initialized)
+    assert _torch.device_in_use().type == kind
+
+
+def test_torchs_default_device_is_in_use():
+    torch.set_default_device("meta")
+    try:
+        assert _torch.device_in_use() == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
