@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpskit import OutOfMemory, explain_oom, is_oom, parse_oom
@@ -317,6 +317,7 @@ PIECES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(PIECES)
 def test_any_text_gives_figures(pieces: list[str]) -> None:
     figures = parse_oom(" ".join(pieces))
@@ -326,6 +327,7 @@ def test_any_text_gives_figures(pieces: list[str]) -> None:
     assert str(figures)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**45), st.integers(0, 2**45), st.integers(1, 2**45), st.integers(1, 2**40))
 def test_what_torch_prints_is_read_back(allocated, other, limit, requested) -> None:
     from mpskit.allocator.mps_text import oom_text
