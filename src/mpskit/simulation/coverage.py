@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import enum
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ class Coverage:
         if kind is None:
             return _dispatcher_status(op)
         call = self._table.calls.get(name)
-        if call is not None and not call.argument and self._meets_gap(call):
+        if call is not None and call.always and self._meets_gap(call):
             return Status.MISSING
         return Status.MISSING if self._index.missing_name(name) else Status.COMPOSITE
 
@@ -95,7 +96,7 @@ class Coverage:
         name = _short_name(op)
         call = self._table.calls.get(name)
         rows = self._table.limits.get(name, ())
-        gap = call if call is not None and call.argument and self._meets_gap(call) else None
+        gap = None if call is None or call.always or not self._meets_gap(call) else call
         if gap is None and not rows:
             return None
 
@@ -110,7 +111,9 @@ class Coverage:
         return self._index.kinds.get(call.inner) is Kind.MISSING
 
     def _raise_for_gap(self, gap: Call | None, arguments: Mapping[str, Any]) -> None:
-        if gap is not None and arguments[gap.argument] == gap.value:
+        if gap is None or (gap.argument and arguments[gap.argument] != gap.value):
+            return
+        if not gap.callers or _calling_function() in gap.callers:
             raise self._missing(f"aten::{gap.inner}")
 
     def missing_error(self, op: OpOverload) -> NotImplementedError:
@@ -129,7 +132,7 @@ class Coverage:
         """Return the name that torch prints: of the kernel that is missing, not of the caller."""
         name = _short_name(op)
         call = self._table.calls.get(name)
-        if call is not None and not call.argument:
+        if call is not None and call.always:
             return f"aten::{call.inner}"
         missing = self._index.missing_name(name) or name
         return missing if "::" in missing else f"aten::{missing}"
@@ -140,6 +143,20 @@ def _raise_for_limits(rows: Sequence[Limit], arguments: Mapping[str, Any]) -> No
         text = limits.refusal(limit, arguments)
         if text is not None:
             raise getattr(builtins, limit.error)(text)
+
+
+def _calling_function() -> str:
+    """Return the torch function that is being called, as the nearest function mode sees it.
+
+    Composite kernels call one another in C++, where a dispatch mode sees only the last; the
+    function mode's frame on the stack holds the first.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "__torch_function__" and "func" in frame.f_locals:
+            return str(getattr(frame.f_locals["func"], "__name__", ""))
+        frame = frame.f_back
+    return ""
 
 
 def _short_name(op: OpOverload) -> str:

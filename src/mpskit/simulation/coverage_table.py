@@ -21,13 +21,20 @@ class Call:
 
     Attributes:
         inner: the called operator's name.
-        argument: the argument that decides whether it is called, or "" for always.
+        argument: the argument that decides whether it is called, or "" for any.
         value: what the argument has to be for that.
+        callers: the torch functions that come this way, or none for every one.
     """
 
     inner: str
     argument: str
     value: Any
+    callers: frozenset[str]
+
+    @property
+    def always(self) -> bool:
+        """Whether the call is made whatever the arguments and the caller."""
+        return not self.argument and not self.callers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +79,8 @@ def table_for(torch_version: str, macos: str) -> Table:
 
 
 def _call(row: Mapping[str, Any]) -> Call:
-    return Call(row["inner"], row.get("argument", ""), row.get("value"))
+    callers = frozenset(row.get("callers", ()))
+    return Call(row["inner"], row.get("argument", ""), row.get("value"), callers)
 
 
 def _applying(key: str, torch_version: str, macos: str) -> Iterator[Mapping[str, Any]]:
