@@ -1,0 +1,292 @@
+"""Caps: the right ratio, applied at once, undone by the block, and refused where they cannot hold."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mpskit import _torch, limit_memory
+from mpskit._sizes import GIB, MIB
+from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError
+from mpskit.host import Readings, detect_host, find_machine
+from mpskit.host.readings import replace_readings
+from mpskit.memory import limits
+from mpskit.memory.limits import MemoryLimit, high_watermark
+
+M1_8GB = 5726633984
+HIGH, LOW = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"
+
+
+@pytest.fixture(autouse=True)
+def _no_cap(monkeypatch):
+    monkeypatch.setattr(limits, "_caps", {})
+    monkeypatch.delenv(HIGH, raising=False)
+    monkeypatch.delenv(LOW, raising=False)
+
+
+@pytest.fixture
+def ratios(mps, monkeypatch):
+    """An 8 GiB M1, and the ratios that its PyTorch was given."""
+    given = []
+
+    def take(device, fraction):
+        given.append(fraction)
+        return True
+
+    monkeypatch.setattr(_torch, "set_memory_fraction", take)
+    mps.recommended = M1_8GB
+    replace_readings(find_machine("m1-8gb").readings())
+    yield given
+    replace_readings(None)
+    detect_host(refresh=True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [
+        ("80%", 0.8 * 8 * GIB),
+        (0.8, 0.8 * 8 * GIB),
+        ("6GiB", 6 * GIB),
+        (6 * GIB, 6 * GIB),
+        ("100%", 8 * GIB),
+        (M1_8GB, M1_8GB),
+    ],
+)
+def test_a_share_of_the_ram_becomes_a_ratio_of_the_working_set(ratios, limit, size):
+    applied = limit_memory(limit, "mps")
+    assert ratios == [pytest.approx(size / M1_8GB)]
+    assert applied.limit_bytes == pytest.approx(size, abs=2)
+    assert applied.ratio == ratios[0]
+    assert applied.previous_bytes == int(1.7 * M1_8GB)
+    assert (applied.device, applied.kind) == ("mps", "working-set")
+
+
+def test_80_percent_of_an_8_gib_mac_is_not_080(ratios):
+    limit_memory("80%", "mps")
+    assert round(ratios[0], 3) == 1.2
+
+
+def test_the_block_brings_the_previous_cap_back(ratios):
+    with limit_memory("6GiB", "mps") as outer:
+        assert high_watermark() == outer.ratio
+        with limit_memory("4GiB", "mps") as inner:
+            assert inner.previous_bytes == pytest.approx(6 * GIB, abs=2)
+            assert high_watermark() == inner.ratio
+        assert high_watermark() == outer.ratio
+    assert high_watermark() == 1.7
+    assert ratios[-1] == 1.7
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_it_is_undone_whatever_the_body_raises(ratios, error):
+    with pytest.raises(error), limit_memory("4GiB", "mps"):
+        raise error
+    assert ratios[-1] == 1.7
+
+
+def test_it_is_undone_once(ratios):
+    applied = limit_memory("4GiB", "mps")
+    applied.restore()
+    applied.restore()
+    assert len(ratios) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "ratio", "before"),
+    [("1.2", 1.2, int(1.2 * M1_8GB)), ("0.0", 0.0, None), ("garbage", 0.0, None)],
+)
+def test_the_cap_before_is_the_variables_as_pytorch_parses_it(
+    ratios, monkeypatch, text, ratio, before
+):
+    monkeypatch.setenv(HIGH, text)
+    with limit_memory("4GiB", "mps") as applied:
+        assert applied.previous_bytes == before
+    assert ratios[-1] == ratio
+
+
+@pytest.mark.parametrize(
+    ("limit", "low", "told"),
+    [
+        ("50%", None, True),
+        ("80%", None, True),
+        # 1.5 x the working set is above the 1.4 where collection starts.
+        ("100%", None, False),
+        ("80%", "1.1", False),
+        ("50%", "1.1", True),
+        ("50%", "0.0", False),
+    ],
+)
+def test_it_says_where_garbage_collection_cannot_start(ratios, monkeypatch, limit, low, told):
+    if low is not None:
+        monkeypatch.setenv(LOW, low)
+    notes = limit_memory(limit, "mps").notes
+    assert any("garbage collection" in note for note in notes) is told
+
+
+def test_it_says_what_is_held_already(ratios, mps):
+    mps.reserved = 5 * GIB
+    notes = limit_memory("4GiB", "mps").notes
+    assert any("5.00 GiB are held already" in note for note in notes)
+
+
+def test_the_rule_stands_in_where_torch_is_too_old_to_tell(ratios, mps):
+    mps.recommended = None
+    limit_memory("80%", "mps")
+    assert ratios == [pytest.approx(0.8 * 8 * GIB / M1_8GB)]
+
+
+def test_more_than_twice_a_small_wired_limit_is_refused(ratios, mps):
+    mps.recommended = 2 * GIB
+    with pytest.raises(ArgumentError, match="twice the working set"):
+        limit_memory("6GiB", "mps")
+    assert ratios == []
+
+
+BAD = [
+    (0, ArgumentError),
+    ("0%", ArgumentError),
+    (0.0, ArgumentError),
+    (-1, ArgumentError),
+    (1.01, ArgumentError),
+    ("120%", ArgumentError),
+    ("9GiB", ArgumentError),
+    (float("nan"), ArgumentError),
+    ("lots", ArgumentError),
+    ("", ArgumentError),
+    (None, ArgumentTypeError),
+    (True, ArgumentTypeError),
+    (b"1GiB", ArgumentTypeError),
+]
+
+
+@pytest.mark.parametrize(("limit", "error"), BAD)
+def test_a_limit_that_cannot_be_used_is_a_typed_error_and_changes_nothing(ratios, limit, error):
+    with pytest.raises(error) as caught:
+        limit_memory(limit, "mps")
+    assert caught.value.given is limit or caught.value.given == limit
+    assert ratios == []
+
+
+def test_a_cap_reads_well(ratios):
+    text = str(limit_memory("50%", "mps"))
+    assert "mps limited to 4.00 GiB (ratio 0.7500), before: 9.07 GiB" in text
+
+
+# Cards
+
+
+@pytest.fixture
+def card(monkeypatch):
+    given = []
+    monkeypatch.setattr(_torch, "total_bytes", lambda device: 24 * GIB)
+    monkeypatch.setattr(_torch, "reserved_bytes", lambda device: 0)
+    monkeypatch.setattr(_torch, "memory_fraction", lambda device: None)
+    monkeypatch.setattr(
+        _torch,
+        "set_memory_fraction",
+        lambda device, ratio: given.append((str(device), ratio)) or True,
+    )
+    return given
+
+
+@pytest.mark.parametrize(("limit", "ratio"), [("50%", 0.5), ("12GiB", 0.5), (0.25, 0.25)])
+def test_a_share_of_a_card(card, limit, ratio):
+    with limit_memory(limit, "cuda:1") as applied:
+        assert applied.limit_bytes == int(ratio * 24 * GIB)
+        with limit_memory("1GiB", "cuda:1") as inner:
+            assert inner.previous_bytes == applied.limit_bytes
+    assert [device for device, _ in card] == ["cuda:1"] * 4
+    assert [round(given, 3) for _, given in card] == [ratio, 0.042, ratio, 1.0]
+
+
+def test_torchs_own_record_of_the_cap_counts(card, monkeypatch):
+    monkeypatch.setattr(_torch, "memory_fraction", lambda device: 0.75)
+    with limit_memory("50%", "cuda"):
+        pass
+    assert card[-1] == ("cuda", 0.75)
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda", "xpu", "hpu", "meta"])
+def test_a_device_that_is_not_here_cannot_be_limited(device, monkeypatch):
+    for module in (torch.cuda, torch.xpu, torch.backends.mps):
+        monkeypatch.setattr(module, "is_available", lambda: False)
+    with pytest.raises(DeviceUnavailableError):
+        limit_memory("50%", device)
+
+
+def test_a_backend_without_a_cap_says_so(monkeypatch):
+    monkeypatch.setattr(_torch, "total_bytes", lambda device: 24 * GIB)
+    monkeypatch.setattr(_torch, "set_memory_fraction", lambda device, ratio: False)
+    with pytest.raises(DeviceUnavailableError, match="no cap"):
+        limit_memory("50%", "hpu")
+
+
+# The CPU: in a child, since a limit that fails to go away would spoil every other test
+
+
+def run(code):
+    preamble = (
+        "import resource, torch\n"
+        "from mpskit import limit_memory\n"
+        "from mpskit.errors import *\n"
+        "def soft(): return resource.getrlimit(resource.RLIMIT_DATA)[0]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", preamble + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_an_allocation_beyond_the_cpus_cap_fails_cleanly_and_fits_afterwards():
+    out = run(
+        "from mpskit import is_oom\n"
+        "with limit_memory('2GiB', 'cpu') as limit:\n"
+        "    print(soft() == limit.limit_bytes == 2 * 2**30, limit.previous_bytes)\n"
+        "    try: torch.empty(3 * 2**30, dtype=torch.uint8)\n"
+        "    except RuntimeError as error: print(is_oom(error))\n"
+        "    with limit_memory('1GiB', 'cpu') as inner: print(soft() == 2**30)\n"
+        "    print(soft() == 2 * 2**30)\n"
+        "print(soft() == resource.RLIM_INFINITY, torch.empty(3 * 2**30, dtype=torch.uint8).numel())\n"
+    )
+    assert out == ["True", "None", "True", "True", "True", "True", str(3 * 2**30)]
+
+
+def test_a_cpus_cap_above_its_hard_limit_is_refused():
+    out = run(
+        "resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))\n"
+        "try: limit_memory('6GiB', 'cpu')\n"
+        "except ArgumentError as error: print('hard' in str(error), soft() == 2**32)\n"
+    )
+    assert out == ["True", "True"]
+
+
+def test_a_kernel_that_ignores_the_cap_is_told_and_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(limits, "_can_map", lambda size: True)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(DeviceUnavailableError, match="does not enforce"):
+        limit_memory("12GiB", "cpu")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_the_cpu_can_be_limited_on_linux_only(monkeypatch, platform):
+    monkeypatch.setattr(limits.sys, "platform", platform)
+    with pytest.raises(DeviceUnavailableError, match="on Linux only"):
+        limit_memory("50%", "cpu")
+
+
+def test_a_container_is_the_whole_for_the_cpu(monkeypatch):
+    monkeypatch.setattr(limits, "_set_data_limit", lambda size, given: None)
+    monkeypatch.setattr(limits, "_set_soft_limit", lambda size: None)
+    replace_readings(
+        Readings(system="Linux", memory_total=64 * GIB, cgroup={"memory.max": str(8 * GIB)})
+    )
+    try:
+        applied = limit_memory("50%", "cpu")
+    finally:
+        replace_readings(None)
+        detect_host(refresh=True)
+    assert applied.limit_bytes == 4 * GIB
+    assert isinstance(applied, MemoryLimit)
+    assert applied.limit_bytes > 100 * MIB
