@@ -127,11 +127,9 @@ def measure(name: str, repeats: int, seconds: float) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| data set | torch default | mpskit (workers) | tuned (workers) | best of grid (workers) "
-        + "| mpskit / torch | tuned / best |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["data set", "torch default", "mpskit (workers)", "tuned (workers)"]
+    columns += ["best of grid (workers)", "mpskit / torch", "tuned / best"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         lines.append(
             f"| {row['dataset']} | {row['torch_s']:.2f} s "

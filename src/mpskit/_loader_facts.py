@@ -158,7 +158,7 @@ def kept_random_state(generator: Any = None) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if numpy:
             numpy.random.set_state(array)
-        if own is not None:
+        if generator is not None:
             generator.set_state(own)
 
 
