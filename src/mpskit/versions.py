@@ -44,6 +44,11 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.pinned_cpu_tensors": ("2.14", None),  # pytorch#181720
     "mps.float8_e4m3fn": ("2.15", None),  # pytorch#194074
     "mps.stream": ("2.15", None),
+    "mps.env.prefer_metal": ("2.3", None),
+    "mps.env.fast_math": ("2.5", None),
+    "mps.env.profile": ("2.1", None),
+    "mps.env.disable_prefill_attention": ("2.13", None),
+    "mps.env.metal_version": ("2.15", None),
     "mps.knows_macos_26": ("2.11", None),
     "simulation": ("2.6", None),
     "mps.missing_text.commit": ("2.6", None),

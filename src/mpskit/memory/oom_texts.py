@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import re
-import tomllib
-from importlib import resources
 from typing import NamedTuple
 
+from mpskit._data import read_toml
 from mpskit._sizes import GIB, KIB, MIB
 
 __all__ = ["OomText", "find_sizes", "oom_texts", "recognise"]
@@ -64,11 +63,8 @@ class OomText(NamedTuple):
 @functools.cache
 def oom_texts() -> tuple[OomText, ...]:
     """Return every known text; the first whose pattern is found is the one."""
-    table = resources.files("mpskit").joinpath("data", "oom_texts.toml").read_text("utf-8")
-    return tuple(
-        OomText(**(row | {"pattern": _compiled(row["pattern"])}))
-        for row in tomllib.loads(table)["text"]
-    )
+    rows = read_toml("oom_texts.toml")["text"]
+    return tuple(OomText(**(row | {"pattern": _compiled(row["pattern"])})) for row in rows)
 
 
 def recognise(text: str) -> OomText | None:

@@ -1,0 +1,264 @@
+"""What torch makes of each ``PYTORCH_*`` text: pure rules over ``data/environment.toml``.
+
+Torch never says that it could not read a variable: ``PYTORCH_MPS_HIGH_WATERMARK_RATIO=abc`` is
+0.0, which means no limit at all. The readers here do as torch's do, and the rules say what came
+of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from mpskit._data import read_toml
+from mpskit.versions import has
+
+__all__ = [
+    "DEFAULT_HIGH",
+    "DEFAULT_LOW",
+    "FALLBACK",
+    "HIGH",
+    "LOW",
+    "Judgement",
+    "Variable",
+    "judge",
+    "low_for",
+    "ratio_text",
+    "read_int",
+    "read_ratio",
+    "relevant",
+    "variables",
+]
+
+HIGH = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"
+LOW = "PYTORCH_MPS_LOW_WATERMARK_RATIO"
+FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
+
+# MPSAllocator.h, torch 2.1 to 2.15. A discrete GPU's low ratio was 1.0 until torch 2.12.
+DEFAULT_HIGH = 1.7
+DEFAULT_LOW = 1.4
+_MOST = 2.0
+
+_FLOAT = re.compile(
+    r"\s*([+-]?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf(?:inity)?|nan))",
+    re.IGNORECASE | re.ASCII,
+)
+_INT = re.compile(r"\s*([+-]?\d{1,20})", re.ASCII)
+_LARGEST_INT = 2**31 - 1
+_ALIKE = 0.8
+
+
+class Variable(NamedTuple):
+    """A row of ``data/environment.toml``."""
+
+    name: str
+    parse: str
+    read: str
+    meaning: str
+    source: str
+    feature: str | None = None
+    choices: Sequence[str] = ()
+    slips: Sequence[str] = ()
+
+
+class Judgement(NamedTuple):
+    """What a value does, what is wrong with it, and what mends it."""
+
+    effect: str
+    problem: str | None = None
+    fix: str | None = None
+
+
+@functools.cache
+def variables() -> Mapping[str, Variable]:
+    """Return every variable that torch's MPS backend reads, and a few that it does not."""
+    rows = read_toml("environment.toml")["variable"]
+    return {row["name"]: Variable(**row) for row in rows}
+
+
+def read_ratio(text: str) -> float | None:
+    """Return the number at the start of a text, as C's ``strtod`` finds it; None if none."""
+    match = _FLOAT.match(text)
+    return float(match[1]) if match else None
+
+
+def read_int(text: str) -> int | None:
+    """Return the whole number at the start, as ``std::stoi`` finds it; None where that throws."""
+    match = _INT.match(text)
+    number = int(match[1]) if match else None
+    return None if number is None or abs(number) > _LARGEST_INT else number
+
+
+def relevant(name: str) -> bool:
+    """Return whether a variable is one of torch's, or looks as if it was meant to be."""
+    upper = name.upper()
+    return upper.startswith("PYTORCH_") or ("MPS" in upper and _meant(name) is not None)
+
+
+def _meant(name: str) -> str | None:
+    """Return the variable that a name is likely to be a slip for."""
+    upper = name.upper()
+    known = [variable.name for variable in variables().values() if upper in variable.slips]
+    found = known or difflib.get_close_matches(upper, variables(), n=1, cutoff=_ALIKE)
+    return found[0] if found else None
+
+
+def judge(name: str, environ: Mapping[str, str], torch: str | None) -> Judgement:
+    """Return what a variable does as it is set.
+
+    Args:
+        name: the variable, which is in ``environ``.
+        environ: all variables; the two ratios depend on each other.
+        torch: torch's version; None if it is not known.
+    """
+    variable = variables().get(name)
+    if variable is None:
+        return _unknown(name, environ[name])
+    if variable.feature and torch is not None and not has(variable.feature, torch):
+        problem = f"torch {torch} does not read {name}: it is too old"
+        return Judgement("no effect", problem, f"unset {name}")
+    return _PARSERS[variable.parse](variable, environ)
+
+
+def _unknown(name: str, text: str) -> Judgement:
+    meant = _meant(name)
+    if meant is not None:
+        problem = f"no torch reads {name}: {meant} was probably meant"
+        return Judgement("no effect", problem, f"unset {name}; export {meant}={shlex.quote(text)}")
+    if "MPS" in name.upper():
+        return Judgement("no effect", f"no torch is known to read {name}", f"unset {name}")
+    return Judgement("not about MPS, so mpskit does not judge it")
+
+
+def _ratio(variable: Variable, environ: Mapping[str, str]) -> Judgement:
+    name, text = variable.name, environ[variable.name]
+    ratio = read_ratio(text)
+    fix = f"unset {name}"
+    if ratio is None:
+        effect = "no limit at all" if name == HIGH else "no garbage collection"
+        return Judgement(
+            effect, f"{text!r} is not a number, which torch reads as 0.0: {effect}", fix
+        )
+    if not 0 <= ratio <= _MOST:
+        problem = f"torch fails at the first use of MPS: invalid {_side(name)} watermark ratio"
+        hint = " (a share of the RAM is set by mpskit.configure_environment)" if "%" in text else ""
+        return Judgement("an error", f"{problem} {ratio:g}; it must be from 0.0 to 2.0{hint}", fix)
+    if not _is_all(_FLOAT, text):
+        return Judgement(f"{ratio:g}", f"torch reads {text!r} as {ratio:g} and drops the rest", fix)
+    return _high(ratio, environ) if name == HIGH else _low(ratio, environ)
+
+
+def _side(name: str) -> str:
+    return "high" if name == HIGH else "low"
+
+
+def _is_all(pattern: re.Pattern[str], text: str) -> bool:
+    return pattern.fullmatch(text.rstrip()) is not None
+
+
+def _high(ratio: float, environ: Mapping[str, str]) -> Judgement:
+    if ratio == 0:
+        return Judgement("no limit: macOS swaps, or kills the process, where PyTorch would raise")
+    if LOW not in environ and ratio < DEFAULT_LOW:
+        return Judgement(
+            f"an error instead of a limit of {ratio:g} times the working set",
+            f"torch fails at the first use of MPS: invalid low watermark ratio {DEFAULT_LOW}. "
+            f"A high ratio below {DEFAULT_LOW} needs a low one that is not above it",
+            f"export {LOW}={low_for(ratio)}",
+        )
+    return Judgement(f"a limit of {ratio:g} times the recommended working set")
+
+
+def low_for(high: float) -> str:
+    """Return the low ratio that stands to ``high`` as torch's defaults stand to each other."""
+    return ratio_text(high * DEFAULT_LOW / DEFAULT_HIGH)
+
+
+def ratio_text(ratio: float) -> str:
+    """Return a ratio as a variable's text: six places, rounded down so that no limit grows."""
+    return f"{math.floor(ratio * 10**6) / 10**6:.6f}".rstrip("0").rstrip(".") or "0"
+
+
+def _low(ratio: float, environ: Mapping[str, str]) -> Judgement:
+    high = read_ratio(environ[HIGH]) or 0.0 if HIGH in environ else DEFAULT_HIGH
+    if ratio > (high or _MOST):
+        return Judgement(
+            "an error",
+            f"torch fails at the first use of MPS: invalid low watermark ratio {ratio:g}. It must "
+            f"not be above the high one, which is {high:g}",
+            f"export {LOW}={low_for(high)}",
+        )
+    if ratio == 0:
+        return Judgement("no garbage collection of cached memory before the limit")
+    return Judgement(f"garbage collection from {ratio:g} times the recommended working set")
+
+
+def _number(variable: Variable, environ: Mapping[str, str]) -> Judgement:
+    name, text = variable.name, environ[variable.name]
+    number = read_int(text)
+    if number is None:
+        problem = f"{text!r} is not a number: `import torch` itself fails on a Mac (std::stoi)"
+        return Judgement("an error", problem, f"export {name}=1")
+    effect = "on" if number else "off"
+    if not _is_all(_INT, text):
+        return Judgement(effect, f"torch reads {text!r} as {number}", f"export {name}={number}")
+    return Judgement(effect)
+
+
+def _bits(variable: Variable, environ: Mapping[str, str]) -> Judgement:
+    text = environ[variable.name]
+    try:
+        number = int(text, 0)
+    except ValueError:
+        problem = f"{text!r} is not a number"
+        return Judgement("off, or what its first digits say", problem, f"unset {variable.name}")
+    return Judgement(f"bits {number:#x}" if number else "off")
+
+
+def _nonzero(variable: Variable, environ: Mapping[str, str]) -> Judgement:
+    name, text = variable.name, environ[variable.name]
+    if text.strip().lower() in ("", "false", "no", "off"):
+        return Judgement("on", f"any value but 0 turns {name} on, {text!r} too", f"unset {name}")
+    return Judgement("off" if text == "0" else "on")
+
+
+def _presence(variable: Variable, environ: Mapping[str, str]) -> Judgement:
+    name, text = variable.name, environ[variable.name]
+    if text.strip().lower() in ("", "0", "false", "no", "off"):
+        problem = f"{name} is on whenever it is set, {text!r} too"
+        return Judgement("on", problem, f"unset {name}")
+    return Judgement("on")
+
+
+def _choice(variable: Variable, environ: Mapping[str, str]) -> Judgement:
+    name, text = variable.name, environ[variable.name]
+    if text not in variable.choices:
+        problem = f"torch ignores {text!r}: it must be one of {', '.join(variable.choices)}"
+        return Judgement("no effect", problem, f"unset {name}")
+    return Judgement(text)
+
+
+def _text(variable: Variable, environ: Mapping[str, str]) -> Judgement:
+    return Judgement(f"set to {environ[variable.name]!r}")
+
+
+def _none(variable: Variable, _environ: Mapping[str, str]) -> Judgement:
+    problem = f"{variable.name} {variable.meaning}: no released torch reads it"
+    return Judgement("no effect", problem, f"unset {variable.name}")
+
+
+_PARSERS: Mapping[str, Callable[[Variable, Mapping[str, str]], Judgement]] = {
+    "ratio": _ratio,
+    "number": _number,
+    "bits": _bits,
+    "nonzero": _nonzero,
+    "presence": _presence,
+    "choice": _choice,
+    "text": _text,
+    "none": _none,
+}
