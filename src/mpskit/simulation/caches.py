@@ -34,6 +34,7 @@ STATES: tuple[tuple[str, str], ...] = (
     ("accelerate.state", "GradientState._shared_state"),
     ("mpskit.device.choice", "_decisions"),
     ("mpskit.memory.limits", "_caps"),
+    ("mpskit.memory.snapshot", "_seen"),
 )
 
 _Saved = dict[tuple[str, str], dict[Any, Any]]
