@@ -52,6 +52,9 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.knows_macos_26": ("2.11", None),
     "simulation": ("2.6", None),
     "mps.missing_text.commit": ("2.6", None),
+    "mps.distributed_error": ("2.11", None),  # pytorch#173954
+    "mps.autocast.attention": ("2.6", None),
+    "mps.autocast.conv3d": ("2.9", None),
 }
 
 # The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says
