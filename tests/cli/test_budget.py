@@ -1,0 +1,91 @@
+"""``mpskit budget``: the command against the function, and bad words."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mpskit import MemoryBudget, memory_budget_for
+from mpskit._sizes import GIB
+from mpskit.cli.main import main
+from mpskit.host import find_machine
+
+
+def told(capsys):
+    document = json.loads(capsys.readouterr().out)
+    assert (document.pop("schema"), document.pop("command")) == (1, "budget")
+    return MemoryBudget.model_validate_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(("gib", "macos"), [(16, "15.6"), (16, "26"), (8, "26"), (512, "27")])
+def test_another_mac_by_its_figures(capsys, gib, macos):
+    assert main(["budget", "--ram-gib", str(gib), "--macos", macos, "--json"]) == 0
+    assert told(capsys) == memory_budget_for(gib * GIB, macos)
+
+
+@pytest.mark.parametrize("name", ["m1-8gb", "macbook-air-m1-8gb", "m3-max-64gb", "intel-mac-32gb"])
+def test_another_mac_by_name(capsys, name):
+    assert main(["budget", "--machine", name, "--json"]) == 0
+    machine, found = find_machine(name), told(capsys)
+    expected = memory_budget_for(machine.ram_bytes, machine.macos, machine.chip)
+    assert found == expected
+
+
+def test_a_machine_with_another_macos_and_a_card(capsys):
+    assert main(["budget", "--machine", "m1-16gb", "--macos", "26", "--json"]) == 0
+    assert told(capsys).recommended_bytes == 12713115648
+    assert main(["budget", "--machine", "intel-mac-amd-32gb", "--json"]) == 0
+    assert told(capsys).total_bytes < 32 * GIB
+
+
+def test_this_machines_cpu(capsys):
+    assert main(["budget", "--device", "cpu", "--reserve", "1GiB", "--json"]) == 0
+    found = told(capsys)
+    assert (found.device, found.reserve_bytes) == ("cpu", GIB)
+
+
+def test_for_a_person(capsys):
+    assert main(["budget", "--machine", "m1-8gb", "--reserve", "10%"]) == 0
+    out = capsys.readouterr().out
+    assert "recommended         5.33 GiB" in out
+    assert "usable" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--macos", "26"], "--macos is for another Mac"),
+        (["--machine", "m0-8gb"], "m0-8gb"),
+        (["--ram-gib", "0"], "positive"),
+        (["--ram-gib", "16", "--macos", "new"], "not a version"),
+        (["--ram-gib", "16", "--reserve", "much"], "not a size"),
+        (["--device", "banana"], "not a device"),
+    ],
+)
+def test_bad_words_are_one_line_on_stderr_and_exit_2(capsys, words, said):
+    assert main(["budget", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["--ram-gib", "much"], ["--machine", "m1-8gb", "--ram-gib", "8"]]
+)
+def test_usage_is_exit_2(words):
+    with pytest.raises(SystemExit) as caught:
+        main(["budget", *words])
+    assert caught.value.code == 2
+
+
+def test_another_mac_does_not_import_torch():
+    code = (
+        "import sys; from mpskit.cli.main import main\n"
+        "main(['budget', '--ram-gib', '16', '--macos', '15.6', '--json'])\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["limit_bytes"] == 19470527692

@@ -1,0 +1,236 @@
+"""``mpskit monitor``: the child's exit code, its tree, its end, and the files."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from mpskit.cli.main import main
+from mpskit.memory import command as command_module
+from mpskit.memory.command import exit_code, tree_footprint, watch_command
+
+PYTHON = sys.executable
+MIB = 2**20
+MONITOR = [PYTHON, "-m", "mpskit", "monitor", "--no-plot", "--interval", "0.05", "--"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def monitor(*words):
+    return main(["monitor", "--interval", "0.05", *words])
+
+
+@pytest.mark.parametrize(
+    ("code", "passed_on"),
+    [
+        ("raise SystemExit(0)", 0),
+        ("raise SystemExit(7)", 7),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+    ],
+)
+def test_the_exit_code_is_passed_on(code, passed_on):
+    assert monitor("--no-plot", "--", PYTHON, "-c", code) == passed_on
+
+
+def test_the_whole_tree_is_measured_and_written(tmp_path, capfd):
+    grandchild = f"import time; held = bytearray({150 * MIB}); time.sleep(0.7)"
+    child = f"import subprocess; subprocess.run([{PYTHON!r}, '-c', {grandchild!r}])"
+    words = ["--json", "--csv", "m.csv", "--plot", "m.png", "--", PYTHON, "-c", child]
+    assert monitor(*words) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert summary["schema"] == 1
+    assert summary["peak_footprint_bytes"] > 150 * MIB
+    assert summary["exit_code"] == 0
+    assert (summary["plot"], summary["csv"]) == ("m.png", "m.csv")
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "m.csv").read_text().splitlines()) == summary["samples"] + 1
+
+
+def test_for_a_person_there_is_one_line_and_a_plot(tmp_path, capfd):
+    assert monitor(PYTHON, "-c", "print('from the child')") == 0
+    out, err = capfd.readouterr()
+    assert out == "from the child\n"
+    assert "peak memory" in err
+    assert "wrote mpskit-monitor.png" in err
+    assert (tmp_path / "mpskit-monitor.png").exists()
+
+
+def test_a_terminal_sees_a_live_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert monitor("--no-plot", PYTHON, "-c", "import time; time.sleep(0.3)") == 0
+    err = capsys.readouterr().err
+    assert err.count("\r") >= 2
+    assert "available" in err
+
+
+@pytest.mark.parametrize(
+    "options", [["--plot", "absent/m.png"], ["--no-plot", "--csv", "absent/m.csv"]]
+)
+def test_a_file_that_cannot_be_written_is_told_and_the_exit_code_stays(options, capfd):
+    assert monitor(*options, "--", PYTHON, "-c", "raise SystemExit(5)") == 5
+    assert "cannot be written" in capfd.readouterr().err
+
+
+def test_without_matplotlib_the_exit_code_stays(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert monitor(PYTHON, "-c", "raise SystemExit(5)") == 5
+    assert "mpskit[plot]" in capfd.readouterr().err
+
+
+def test_a_program_that_is_absent_or_cannot_run_has_a_shells_code(tmp_path, capfd):
+    assert monitor("--", "no-such-program") == 127
+    (tmp_path / "text").write_text("no program")
+    assert monitor("--", "./text") == 126
+    assert "no-such-program" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--"], ["--interval", "0", "--", "true"]])
+def test_bad_words_are_exit_2(words, capsys):
+    assert main(["monitor", *words]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_exit_codes():
+    assert [exit_code(code) for code in (0, 3, -9, -15)] == [0, 3, 137, 143]
+
+
+# Signals: nothing is left behind, nothing else is hit
+
+STUBBORN = (
+    "import signal, sys, time\n"
+    "def caught(number, frame): print('caught', number, flush=True)\n"
+    "signal.signal(signal.SIGINT, caught)\n"
+    "signal.signal(signal.SIGTERM, {term})\n"
+    "print('ready', flush=True)\n"
+    "end = time.monotonic() + 60\n"
+    "while time.monotonic() < end: time.sleep(0.02)\n"
+)
+POLITE = (
+    "import time\n"
+    "print('ready', flush=True)\n"
+    "try: time.sleep(60)\n"
+    "except KeyboardInterrupt: print('saved', flush=True); raise SystemExit(3)\n"
+)
+
+
+@contextlib.contextmanager
+def watching(code):
+    """A monitor of its own with ``code`` under it, once the child is ready."""
+    process = subprocess.Popen(
+        [*MONITOR, PYTHON, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        (child,) = psutil.Process(process.pid).children()
+        yield process, child
+        assert not child.is_running()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_child_that_ends_itself_on_ctrl_c_may_save_first():
+    with watching(POLITE) as (process, _):
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+        assert (out, process.returncode) == ("saved\n", 3)
+
+
+def test_sigterm_is_passed_on():
+    with watching(POLITE) as (process, _):
+        process.terminate()
+        process.communicate(timeout=30)
+        assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_second_ctrl_c_asks_and_a_third_kills():
+    with watching(STUBBORN.format(term="caught")) as (process, child):
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == f"caught {int(signal.SIGINT)}\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == f"caught {int(signal.SIGTERM)}\n"
+        assert child.is_running()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 128 + signal.SIGKILL
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_child_once():
+    # The terminal sends it to the monitor and its child alike: passing it on would make two.
+    counting = (
+        "import signal, time\n"
+        "caught = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: caught.append(1))\n"
+        "print('ready', flush=True)\n"
+        "while not caught: time.sleep(0.02)\n"
+        "time.sleep(0.5); raise SystemExit(40 + len(caught))\n"
+    )
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [*MONITOR, PYTHON, "-c", counting], preexec_fn=lambda: os.login_tty(theirs)
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"ready" not in seen:
+            seen += os.read(ours, 1000)
+        os.write(ours, b"\x03")
+        assert process.wait(30) == 41
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_an_error_while_watching_ends_the_child(monkeypatch):
+    monkeypatch.setattr(command_module, "_GRACE_S", 0.2)
+    started = []
+
+    def fail(sample, timeline):
+        started.extend(psutil.Process().children())
+        raise ZeroDivisionError
+
+    ignoring = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    with pytest.raises(ZeroDivisionError):
+        watch_command([PYTHON, "-c", ignoring], 0.05, fail)
+    assert started
+    assert not any(child.is_running() for child in started)
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    monitor("--no-plot", "--", PYTHON, "-c", "pass")
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert after == before
+
+
+def test_a_bystander_is_not_hit():
+    bystander = subprocess.Popen([PYTHON, "-c", "import time; time.sleep(60)"])
+    try:
+        with watching(STUBBORN.format(term="signal.SIG_IGN")) as (process, _):
+            for _ in range(3):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            process.communicate(timeout=30)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_tree_that_has_ended_has_no_footprint():
+    assert tree_footprint(2**22 + 1) is None
+    assert tree_footprint(os.getpid()) > 10 * MIB
