@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["PathCharge", "mps_charge"]
+__all__ = ["OPERATORS", "PathCharge", "mps_charge"]
 
 
 class PathCharge(NamedTuple):
@@ -54,7 +54,7 @@ def _attention(args: Sequence[Any], grad: bool) -> PathCharge:
     and the copies while it runs. The log-sum-exp of the CPU's path stands for what is kept.
     """
     query, key, value = args[:3]
-    sizes = _Attention(query, key, value)
+    sizes = _Attention(query, key)
     repeated = sizes.copied(key) + sizes.copied(value)
     if not grad:
         return PathCharge({1: 0}, sizes.weights(query.element_size()) + repeated)
@@ -70,7 +70,7 @@ def _attention(args: Sequence[Any], grad: bool) -> PathCharge:
 def _attention_backward(args: Sequence[Any], _: bool) -> PathCharge:
     """The math path's backward holds two more matrices of the weights' size for a moment."""
     query, key, value = args[1:4]
-    sizes = _Attention(query, key, value)
+    sizes = _Attention(query, key)
     dropout = float(args[6]) if len(args) > 6 else 0.0
     held = sizes.weights(sizes.item) * (3 if dropout else 2) + sizes.full(value)
     results = sum(t.numel() * t.element_size() for t in (query, key, value))
@@ -80,7 +80,7 @@ def _attention_backward(args: Sequence[Any], _: bool) -> PathCharge:
 class _Attention:
     """Bytes of one attention call; half precision is computed in float32 on the math path."""
 
-    def __init__(self, query: Any, key: Any, value: Any) -> None:
+    def __init__(self, query: Any, key: Any) -> None:
         self.batch, self.heads, self.queries = query.shape[0], query.shape[1], query.shape[2]
         self.keys = key.shape[2]
         self.item = max(query.element_size(), 4)
@@ -127,3 +127,6 @@ _RULES: dict[str, Callable[[Sequence[Any], bool], PathCharge]] = {
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "mkldnn_rnn_layer": _lstm,
 }
+
+# The operators that have a rule, so that a caller need not ask for each of the others.
+OPERATORS = frozenset(_RULES)

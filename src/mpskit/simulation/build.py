@@ -19,7 +19,7 @@ from mpskit.simulation.memory import Memory
 from mpskit.simulation.rng import Randomness
 from mpskit.simulation.rules import Rules
 from mpskit.simulation.tags import Tags
-from mpskit.versions import minimum_macos
+from mpskit.versions import has, minimum_macos
 
 __all__ = ["build"]
 
@@ -42,6 +42,7 @@ def build(machine: Machine, *, rng: RngMode, fallback: bool | None) -> Simulatio
         machine=machine,
         torch_version=version,
         usable=_usable(machine, version),
+        pins=has("mps.pinned_cpu_tensors", version),
         memory=memory,
         tags=tags,
         rules=Rules(coverage, version, machine.macos, fallback=fallback),

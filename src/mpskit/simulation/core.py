@@ -29,12 +29,14 @@ class Simulation:
 
     Attributes:
         usable: torch can use the GPU (not on an Intel Mac or under Rosetta).
+        pins: this torch makes pinned tensors on a Mac.
         closed: the simulation is over; modes that are still on somewhere do nothing.
     """
 
     machine: Machine
     torch_version: str
     usable: bool
+    pins: bool
     memory: Memory
     tags: Tags
     rules: Rules

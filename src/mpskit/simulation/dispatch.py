@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpskit.simulation import messages
+from mpskit.simulation import charges, messages
 from mpskit.simulation.core import CPU, Simulation, ThreadState, asks_mps
+from mpskit.simulation.loader import PIN_ERROR
+from mpskit.simulation.mixing import check_mix
 from mpskit.simulation.placement import BOTH, ON_MAC, scanner
 
 if TYPE_CHECKING:
@@ -26,15 +28,20 @@ class DispatchMode(TorchDispatchMode):
         super().__init__()
         self._simulation = simulation
         self._state = state
-        self._facts = simulation.rules.facts
         self._known = simulation.rules.known
         self._scan = scanner(simulation.tags)
+        self._tags = simulation.tags
+        self._refused = simulation.rules.refused
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Torch asks: yes would wrap the handler and import all of dynamo at the first operator.
+        # Nothing is compiled inside a simulation.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator on the CPU with the Mac's checks before and the Mac's tags after."""
-        facts = self._known.get(func) or self._facts(func)
+        facts = self._known.get(func) or self._simulation.rules.facts(func)
         where = self._scan(args)
         if kwargs:
             where |= self._scan(kwargs.values())
@@ -42,46 +49,68 @@ class DispatchMode(TorchDispatchMode):
             kwargs = {}
         if where:
             self._state.last_on_mac = bool(where & ON_MAC)
-        if facts.has_device:
-            on_mac = self._target(facts, where, kwargs)
-        else:
-            on_mac = bool(where & ON_MAC)
-        if not on_mac:
-            return func(*args, **kwargs)
-        return self._run(func, facts, where, args, kwargs)
+        on_mac = self._target(facts, where, kwargs) if facts.has_device else bool(where & ON_MAC)
+        if on_mac and not self._simulation.closed:
+            return self._run(func, facts, where, args, kwargs)
+        if facts.random:
+            return self._draw(func, on_mac, args, kwargs)
+        return func(*args, **kwargs)
 
     def _run(self, func: Any, facts: OpFacts, where: int, args: Any, kwargs: Any) -> Any:
         if where == BOTH and not facts.moves:
-            self._simulation.rules.check_mix(func, args, kwargs)
+            check_mix(func, args, kwargs, self._tags.has)
         if facts.gate is not None:
             facts.gate(args, kwargs)
-        result = func(*args, **kwargs)
+        if facts.random:
+            result = self._draw(func, True, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
+        if facts.name in charges.OPERATORS:
+            charges.charge(self._simulation, facts.name, args, result)
         if facts.fresh:
             self._tag(result)
         return result
 
+    def _draw(self, func: Any, on_mac: bool, args: Any, kwargs: dict[str, Any]) -> Any:
+        # C++ wraps a generator anew, so which one was given only the caller's arguments show.
+        call = self._state.call
+        given = None if call is None else call[1].get("generator")
+        return self._simulation.randomness.run(func, on_mac, given, args, kwargs)
+
     def _tag(self, result: Any) -> None:
         if isinstance(result, torch.Tensor):
-            if result.dtype in self._simulation.rules.refused:
-                raise self._simulation.rules.refusal(result.dtype, creating=True)
+            if result.dtype in self._refused:
+                raise self._refusal(result.dtype)
             if result.dim() > _MOST_DIMENSIONS:
                 raise RuntimeError(messages.too_many_dimensions(result.dim()))
-            self._simulation.tags.add(result)
+            self._tags.add(result)
         elif isinstance(result, (list, tuple)):
             for part in result:
                 self._tag(part)
+
+    def _refusal(self, dtype: torch.dtype) -> Exception:
+        creating = self._state.target is None
+        error = self._simulation.rules.refusal(dtype, creating=creating)
+        return error if error is not None else TypeError(str(dtype))
 
     def _target(self, facts: OpFacts, where: int, kwargs: dict[str, Any]) -> bool:
         """Return whether the result is to be on the Mac; put CPU in place of ``mps``."""
         if self._state.target is not None and facts.moves:
             return self._state.target.type == "mps"
+        if kwargs.get("pin_memory"):
+            self._unpin(kwargs)
         device = kwargs.get("device")
         if device is None:
             return bool(where & ON_MAC)
-        if asks_mps(device):
+        if asks_mps(device) and not self._simulation.closed:
             kwargs["device"] = CPU
             return True
         return device.type == "cpu" and "pin_memory" not in kwargs and self._made_inside(where)
+
+    def _unpin(self, kwargs: dict[str, Any]) -> None:
+        if not self._simulation.pins:
+            raise RuntimeError(PIN_ERROR)
+        kwargs["pin_memory"] = False
 
     def _made_inside(self, where: int) -> bool:
         """Return whether C++ code that works on mps tensors asked for a tensor "on the CPU".

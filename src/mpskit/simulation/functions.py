@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 from mpskit.simulation.autocast import is_on
 from mpskit.simulation.constructors import CONSTRUCTORS
 from mpskit.simulation.core import Simulation, ThreadState
+from mpskit.simulation.mixing import check_linear
 
 __all__ = ["FunctionMode"]
+
+_LINEAR = torch._C._nn.linear
 
 
 class FunctionMode(TorchFunctionMode):
@@ -26,6 +30,8 @@ class FunctionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in CONSTRUCTORS and not self._simulation.closed:
             return CONSTRUCTORS[func](self._simulation, func, args, kwargs)
+        if func is _LINEAR:
+            check_linear(self._simulation.tags.has, args, kwargs)
         if is_on():
             args, kwargs = self._simulation.autocast.apply(func, args, kwargs)
         state = self._state

@@ -9,7 +9,6 @@ import torch
 
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.patches import Patches
-from mpskit.versions import has
 
 __all__ = ["PIN_ERROR", "install"]
 
@@ -24,17 +23,16 @@ def install(simulation: Simulation, patches: Patches) -> None:
     """Start processes by spawn, and treat pinned memory as this torch does on a Mac."""
     context: Any = multiprocessing.context._default_context  # type: ignore[attr-defined]
     patches.set(context, "_actual_context", multiprocessing.get_context("spawn"))
-    pinned = has("mps.pinned_cpu_tensors", simulation.torch_version)
-    patches.set(torch.Tensor, "pin_memory", _pinner(simulation, works=pinned))
+    patches.set(torch.Tensor, "pin_memory", _pinner(simulation))
 
 
-def _pinner(simulation: Simulation, *, works: bool) -> Any:
+def _pinner(simulation: Simulation) -> Any:
     def pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
         if simulation.tags.has(self):
             raise RuntimeError(
                 f"cannot pin '{self.type()}' only dense CPU tensors can be pinned"
             )
-        if not works:
+        if not simulation.pins:
             raise RuntimeError(PIN_ERROR)
         return self.clone()
 

@@ -67,18 +67,26 @@ class Randomness:
             self.default.manual_seed(torch.default_generator.initial_seed())
         self._separate = mode == "separate"
 
-    def run(self, func: Any, on_mac: bool, args: Any, kwargs: dict[str, Any]) -> Any:
+    def run(
+        self, func: Any, on_mac: bool, given: Any, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
         """Run a random operator on the stream that it would use on a Mac.
+
+        Args:
+            func: the operator.
+            on_mac: whether it runs on the simulated device.
+            given: the generator that the caller named.
+            args: its arguments.
+            kwargs: its keyword arguments.
 
         Raises:
             RuntimeError: a generator of the other device was given; torch's own text.
         """
-        given = kwargs.get("generator")
         if given is not None:
             _check(given, on_mac)
-            if given is self.default:
-                given = None
-                kwargs = {**kwargs, "generator": None}
+        if given is self.default:
+            kwargs = {**kwargs, "generator": None}
+            given = None
         if given is None and on_mac and self._separate:
             return self._on_own_stream(func, args, kwargs)
         return func(*args, **kwargs)

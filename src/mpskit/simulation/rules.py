@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from mpskit.simulation import dtypes
 from mpskit.simulation.coverage import Coverage, Status
-from mpskit.simulation.mixes import allowed
 
 __all__ = ["OpFacts", "Rules"]
 
-_MOVES = {
-    torch.ops.aten._to_copy.default,
-    torch.ops.aten.copy_.default,
-    torch.ops.aten._copy_from.default,
-}
-_DTYPES = tuple(v for v in vars(torch).values() if isinstance(v, torch.dtype))
+_MOVES = frozenset(
+    {
+        torch.ops.aten._to_copy.default,
+        torch.ops.aten.copy_.default,
+        torch.ops.aten._copy_from.default,
+    }
+)
+_DTYPES = tuple(value for value in vars(torch).values() if isinstance(value, torch.dtype))
 
-Gate = Callable[[tuple[Any, ...], dict[str, Any]], None]
+Gate = Callable[[Sequence[Any], Mapping[str, Any]], None]
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -29,33 +31,41 @@ class OpFacts:
     """Facts about one operator.
 
     Attributes:
+        name: without namespace and overload, ``"mm"``.
         has_device: it takes a device argument.
         moves: it may read one device and write another.
         fresh: it may return a storage of its own.
+        random: it draws random numbers.
         gate: raises what a Mac raises before it runs; None where nothing can be wrong.
     """
 
+    name: str
     has_device: bool
     moves: bool
     fresh: bool
+    random: bool
     gate: Gate | None
 
 
 class Rules:
-    """Coverage, dtype and device rules of one torch version on one macOS."""
+    """Coverage and dtype rules of one torch version on one macOS.
+
+    Attributes:
+        fallbacks: operators that ran on the CPU instead, in order, each once.
+        known: facts of the operators seen so far.
+        refused: dtypes that MPS does not take.
+    """
 
     def __init__(
         self, coverage: Coverage, torch_version: str, macos: str, *, fallback: bool
     ) -> None:
-        self.coverage = coverage
-        self.known: dict[Any, OpFacts] = {}
+        self._coverage = coverage
         self._torch_version = torch_version
         self._macos = macos
         self._fallback = fallback
         self.fallbacks: list[str] = []
-        self.refused = frozenset(
-            d for d in _DTYPES if self.refusal(d, creating=True) is not None
-        )
+        self.known: dict[Any, OpFacts] = {}
+        self.refused = frozenset(d for d in _DTYPES if self.refusal(d, creating=True) is not None)
 
     def refusal(self, dtype: torch.dtype, *, creating: bool) -> Exception | None:
         """Return the error of a dtype that MPS does not take, or None."""
@@ -67,18 +77,38 @@ class Rules:
         """Work out the facts of an operator that was not seen before."""
         schema = func._schema
         facts = OpFacts(
+            name=schema.name.partition("::")[2],
             has_device=any(argument.name == "device" for argument in schema.arguments),
             moves=func in _MOVES,
             fresh=any(value.alias_info is None for value in schema.returns),
+            random=torch.Tag.nondeterministic_seeded in func.tags,
             gate=self._gate(func),
         )
         self.known[func] = facts
         return facts
 
-    def check_mix(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise torch's error for tensors on two devices, unless this operator allows it."""
-
     def _gate(self, func: Any) -> Gate | None:
-        if self.coverage.status(func) is Status.MISSING:
-            raise self.coverage.missing_error(func)
-        return None
+        status = self._coverage.status(func)
+        if status is Status.ALWAYS_CPU or (status is Status.MISSING and self._fallback):
+            return self._falls_back(func)
+        if status is Status.MISSING:
+            return self._missing(func)
+        return self._coverage.check_for(func)
+
+    def _missing(self, func: Any) -> Gate:
+        def refuse(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            raise self._coverage.missing_error(func)
+
+        return refuse
+
+    def _falls_back(self, func: Any) -> Gate:
+        name = func._schema.name
+
+        def run_on_cpu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            # Torch warns at one place in its source, so only for the first of a process.
+            if not self.fallbacks:
+                warnings.warn(self._coverage.fallback_warning(func), UserWarning, stacklevel=3)
+            if name not in self.fallbacks:
+                self.fallbacks.append(name)
+
+        return run_on_cpu
