@@ -3,80 +3,180 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from mpskit.errors import ArgumentError, EstimateError
-from mpskit.estimate.ledger import Ledger
+from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.estimate.optimizers import borrowed
 from mpskit.estimate.result import MemoryEstimate
-from mpskit.estimate.scope import Scope
-from mpskit.estimate.specs import TensorSpec, map_tensors
-from mpskit.estimate.steps import default_loss
-from mpskit.estimate.summary import Summary
-from mpskit.estimate.swap import kept_random_state, swapped
-from mpskit.estimate.trace import Tracer
-from mpskit.estimate.unbacked import unbacked_storage, unbacked_tensor
+from mpskit.estimate.run import Job, Step, Traced, build_model, precision_of, trace
+from mpskit.estimate.steps import call_model, decode, default_loss
+from mpskit.estimate.targets import target_for
+
+__all__ = [
+    "estimate_inference_memory",
+    "estimate_training_memory",
+    "trace_inference",
+    "trace_training",
+]
+
+Model = torch.nn.Module | type[torch.nn.Module] | Callable[[], torch.nn.Module]
+Loss = Callable[[Any, Any], torch.Tensor]
+TrainStep = Callable[[Any, Any, Any], Any]
 
 
-def estimate_training_memory(model, batch, *, step=None, train_step=None, optimizer=torch.optim.AdamW,
-    precision="fp32", accumulate=1, device="mps", steps=2):
-    gc.collect()
-    ledger = Ledger()
-    with kept_random_state(), no_gc():
-        if not isinstance(model, torch.nn.Module):
-            with Tracer(Ledger()):
-                model = model()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        with swapped(model, ledger, dtype):
-            batch = build_batch(batch, ledger, dtype)
-            tracer = Tracer(ledger)
-            opt = optimizer([p for p in model.parameters() if p.requires_grad])
-            scope = Scope(model, ledger, "forward")
-            fn = step or default_loss
-            ac = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}.get(precision)
-            with scope.watching(), tracer:
-                for i in range(steps):
-                    scope.begin(i)
-                    if train_step:
-                        train_step(model, batch, opt)
-                    else:
-                        _step(fn, model, batch, opt, accumulate, ac)
-            ledger.close()
-            del opt
-    s = Summary(ledger)
-    return s, ledger
+def estimate_training_memory(
+    model: Model,
+    batch: Any,
+    *,
+    step: Loss | None = None,
+    train_step: TrainStep | None = None,
+    optimizer: Any = torch.optim.AdamW,
+    precision: str = "fp32",
+    accumulate: int = 1,
+    device: str | torch.device = "mps",
+    steps: int = 2,
+) -> MemoryEstimate:
+    """Return what training takes on ``device``, by running real steps on tensors without memory.
 
-def _step(fn, model, batch, opt, accumulate, ac):
-    for _ in range(accumulate):
-        with torch.autocast("cpu", ac, enabled=ac is not None):
-            loss = fn(model, batch)
-        loss.backward()
-    opt.step()
-    opt.zero_grad()
+    The real autograd and the real optimizer run; nothing is computed and nothing large is
+    allocated. The model, its gradients, the optimizer and every random state are afterwards as
+    they were, also after a failure.
 
-@contextlib.contextmanager
-def no_gc():
-    on = gc.isenabled()
-    gc.disable()
-    try: yield
-    finally:
-        if on: gc.enable()
+    Args:
+        model: an ``nn.Module`` on any device, a class, or a callable that makes one (then it
+            never exists with memory). Its training flags are used as they are.
+        batch: tensors or ``TensorSpec``, nested. Integers keep their values; floats are not read.
+        step: ``(model, batch) -> loss``. Without it: mappings are passed by name, tuples by
+            position, a pair for a model with one input is (input, target); the loss is what the
+            result calls so, its scalar, or the mean of its tensors.
+        train_step: ``(model, batch, optimizer)``, a whole step of one's own, run as it is.
+        optimizer: a class, a callable on the trainable parameters, an instance over the model's
+            parameters, or None for none.
+        precision: ``fp32``; ``bf16`` or ``fp16`` for weights of that type; ``bf16-mixed`` or
+            ``fp16-mixed`` for autocast around the loss.
+        accumulate: batches whose gradients are summed before the optimizer steps.
+        device: ``cpu``, ``mps`` or ``cuda``: the target, whatever machine this one is.
+        steps: steps to trace; the optimizer's state makes the second one the peak.
 
-def build_batch(batch, ledger, dtype):
-    def one(item):
-        dt = item.torch_dtype() if isinstance(item, TensorSpec) else item.dtype
-        shape = tuple(item.shape)
-        if dt.is_floating_point:
-            dt = dtype or dt
-            m = torch.empty(shape, dtype=dt, device="meta")
-            t = unbacked_tensor(shape, m.stride(), dt, m.untyped_storage().nbytes())
-        elif isinstance(item, TensorSpec):
-            t = torch.full(shape, item.fill, dtype=dt)
-        else:
-            t = item.clone()
-        ledger.add(t.untyped_storage(), "batch")
-        return t
-    return map_tensors(batch, one)
+    Raises:
+        EstimateError: the step cannot be traced; the message names operator and module.
+        ArgumentError: a value that cannot be used.
+    """
+    traced = trace_training(
+        model,
+        batch,
+        step=step,
+        train_step=train_step,
+        optimizer=optimizer,
+        precision=precision,
+        accumulate=accumulate,
+        device=device,
+        steps=steps,
+    )
+    return traced.estimate()
+
+
+def estimate_inference_memory(
+    model: Model,
+    batch: Any,
+    *,
+    step: Callable[[Any, Any], Any] | None = None,
+    generate: int | None = None,
+    device: str | torch.device = "mps",
+) -> MemoryEstimate:
+    """Return what inference takes on ``device``, without gradients.
+
+    Args:
+        model: as for :func:`estimate_training_memory`.
+        batch: as for :func:`estimate_training_memory`.
+        step: ``(model, batch)``, one's own call or loop.
+        generate: decode that many tokens with the model's key-value cache (transformers models).
+        device: ``cpu``, ``mps`` or ``cuda``.
+
+    Raises:
+        EstimateError: the step cannot be traced; the message names operator and module.
+        ArgumentError: both ``step`` and ``generate``, or a count below one.
+    """
+    return trace_inference(model, batch, step=step, generate=generate, device=device).estimate()
+
+
+def trace_training(
+    model: Model,
+    batch: Any,
+    *,
+    step: Loss | None = None,
+    train_step: TrainStep | None = None,
+    optimizer: Any = torch.optim.AdamW,
+    precision: str = "fp32",
+    accumulate: int = 1,
+    device: str | torch.device = "mps",
+    steps: int = 2,
+) -> Traced:
+    """As :func:`estimate_training_memory`, before the events are replayed on an allocator."""
+    if step is not None and train_step is not None:
+        raise ArgumentError("give step= or train_step=, not both", given=step)
+    _at_least_one(accumulate=accumulate, steps=steps)
+    mixed = precision_of(precision).autocast
+    module, notes = build_model(model)
+    job = Job(module, batch, target_for(device), precision, steps, "forward", notes)
+
+    def prepare(stack: contextlib.ExitStack) -> Step:
+        chosen = stack.enter_context(borrowed(optimizer, module, job.ledger))
+        if train_step is not None:
+            return lambda model, batch: train_step(model, batch, chosen)
+        return _Training(step or default_loss, chosen, mixed, accumulate)
+
+    return trace(job, prepare)
+
+
+def trace_inference(
+    model: Model,
+    batch: Any,
+    *,
+    step: Callable[[Any, Any], Any] | None = None,
+    generate: int | None = None,
+    device: str | torch.device = "mps",
+) -> Traced:
+    """As :func:`estimate_inference_memory`, before the events are replayed on an allocator."""
+    if step is not None and generate is not None:
+        raise ArgumentError("give step= or generate=, not both", given=step)
+    _at_least_one(generate=1 if generate is None else generate)
+    module, notes = build_model(model)
+    job = Job(module, batch, target_for(device), "fp32", 2, "inference", notes)
+    call = step or (call_model if generate is None else decode(generate))
+
+    def inference(model: torch.nn.Module, batch: Any) -> None:
+        with torch.no_grad():
+            call(model, batch)
+
+    return trace(job, lambda _: inference)
+
+
+class _Training:
+    """The default training step."""
+
+    def __init__(
+        self, loss: Loss, optimizer: Any, mixed: torch.dtype | None, accumulate: int
+    ) -> None:
+        self.loss, self.optimizer = loss, optimizer
+        self.mixed, self.accumulate = mixed, accumulate
+
+    def __call__(self, model: torch.nn.Module, batch: Any) -> None:
+        for _ in range(self.accumulate):
+            with torch.autocast("cpu", self.mixed, enabled=self.mixed is not None):
+                loss = self.loss(model, batch)
+            loss.backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def _at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise ArgumentTypeError(f"{name} is a whole number, not {count!r}", given=count)
+        if count < 1:
+            raise ArgumentError(f"{name} is at least 1, not {count}", given=count)

@@ -7,7 +7,7 @@ the C++ storage dies, also when only the autograd graph or a view held it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,11 @@ class Where:
     step: int = -1
     module: str = ""
     op: str = ""
+    locate: Callable[[], str] | None = None
+
+    def path(self) -> str:
+        """Return the module; in a backward pass the one whose forward is undone."""
+        return self.module if self.locate is None else self.locate()
 
 
 @dataclass(slots=True)
@@ -53,12 +58,20 @@ class Ledger:
     events: list[int] = field(default_factory=list)
     _alive: dict[int, tuple[int, _Ref]] = field(default_factory=dict)
 
-    def add(self, storage: torch.UntypedStorage, kind: str | None = None) -> None:
-        """Record a storage as allocated now, unless it is already known to be alive."""
+    def add(
+        self, storage: torch.UntypedStorage, kind: str | None = None, *, size: int | None = None
+    ) -> None:
+        """Record a storage as allocated now, unless it is already known to be alive.
+
+        Args:
+            storage: the storage; only a weak reference to it is kept.
+            kind: what it is, where that is known already.
+            size: what to charge for it, where that is not its own size.
+        """
         key = storage._cdata
         if key in self._alive:
             return
-        number = self._record(storage.nbytes(), kind)
+        number = self._record(storage.nbytes() if size is None else size, kind)
         reference = _Ref(storage, self._freed)
         reference.key = key
         self._alive[key] = (number, reference)
@@ -99,7 +112,7 @@ class Ledger:
         where = self.where
         number = len(self.records)
         self.records.append(
-            Record(size, kind, where.op, where.module, where.phase, where.step)
+            Record(size, kind, where.op, where.path(), where.phase, where.step)
         )
         self.events.append(number)
         return number

@@ -74,7 +74,9 @@ def _route(func: Any, name: str, writes: bool) -> Route:
         return "item"
     if torch.Tag.dynamic_output_shape in func.tags:
         return "dynamic"
-    if name in _HIDDEN_VIEWS or func.is_view:
+    if name == "aten::resize_":
+        return "inplace"
+    if name in _HIDDEN_VIEWS or func.is_view or torch.Tag.inplace_view in func.tags:
         return "view"
     if writes and all(_writes(r) for r in func._schema.returns):
         return "inplace"

@@ -52,7 +52,7 @@ class Scope:
 
     def backward_module(self) -> str:
         """Return the module whose forward pass made the autograd node that runs now."""
-        node = torch._C._current_autograd_node()
+        node = None if self._stack else torch._C._current_autograd_node()
         if node is None:
             return self.where.module
         index = bisect.bisect_right(self._numbers, node._sequence_nr()) - 1
@@ -84,6 +84,7 @@ class Scope:
         def backward(*args: Any, **kwargs: Any) -> Any:
             if self._depth == 0:
                 self.ledger.keep_activations()
+                self.where.locate = self.backward_module
             self._depth += 1
             before, self.where.phase = self.where.phase, "backward"
             try:
@@ -91,6 +92,8 @@ class Scope:
             finally:
                 self.where.phase = before
                 self._depth -= 1
+                if self._depth == 0:
+                    self.where.locate = None
                 self._take_gradients()
 
         return backward

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from mpskit.errors import ArgumentError, EstimateError
+from mpskit.errors import EstimateError
 
-__all__ = ["call_model", "default_loss", "loss_of"]
+__all__ = ["call_model", "decode", "default_loss", "loss_of"]
 
 
 def call_model(model: torch.nn.Module, batch: Any) -> Any:
@@ -21,6 +20,27 @@ def call_model(model: torch.nn.Module, batch: Any) -> Any:
     if isinstance(batch, list | tuple):
         return model(*batch)
     return model(batch)
+
+
+def decode(count: int) -> Callable[[torch.nn.Module, Any], Any]:
+    """Return the step that decodes ``count`` tokens greedily with the model's key-value cache.
+
+    Raises (when called):
+        EstimateError: the model has no ``generate`` method.
+    """
+
+    def step(model: torch.nn.Module, batch: Any) -> Any:
+        generate = getattr(model, "generate", None)
+        if generate is None:
+            raise EstimateError(
+                f"{type(model).__name__} has no generate(): give step=, your own decoding loop",
+                given=model,
+            )
+        inputs = batch if isinstance(batch, Mapping) else {"inputs": batch}
+        options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+        return generate(**inputs, **options)
+
+    return step
 
 
 def default_loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:

@@ -16,30 +16,38 @@ _TOP = 10
 
 
 class Summary:
-    """Reads a closed ledger."""
+    """Reads a closed ledger beside what an allocator made of it.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Args:
+        ledger: the events of the traced steps.
+        timeline: (live, driver) bytes of the target's allocator after each event. Its rounding
+            of sizes is taken over, so that the kinds add up to its peak.
+    """
+
+    def __init__(self, ledger: Ledger, timeline: Sequence[tuple[int, int]]) -> None:
         self.records = ledger.records
         self.events = ledger.events
-        self.live = [total for _, total in ledger.live()]
+        self.live = [live for live, _ in timeline]
+        self.driver = [driver for _, driver in timeline]
+        self.sizes = self._rounded()
         self.peak_event = max(range(len(self.live)), key=self.live.__getitem__, default=-1)
         self.peak_bytes = self.live[self.peak_event] if self.live else 0
 
-    def at_peak(self) -> list[Record]:
-        """Return what is alive at the peak."""
-        alive: dict[int, Record] = {}
+    def at_peak(self) -> list[tuple[Record, int]]:
+        """Return what is alive at the peak, with its size on the target."""
+        alive: dict[int, None] = {}
         for event in self.events[: self.peak_event + 1]:
             if event >= 0:
-                alive[event] = self.records[event]
+                alive[event] = None
             else:
                 alive.pop(~event, None)
-        return list(alive.values())
+        return [(self.records[number], self.sizes[number]) for number in alive]
 
     def by_kind(self) -> dict[str, int]:
         """Return the bytes of each kind at the peak, as the result names them."""
         total: Counter[str] = Counter()
-        for record in self.at_peak():
-            total[_kind(record)] += record.size
+        for record, size in self.at_peak():
+            total[_kind(record)] += size
         return {f"{kind}_bytes": total[kind] for kind in KINDS}
 
     def place(self) -> Peak | None:
@@ -55,24 +63,35 @@ class Summary:
     def top_modules(self) -> tuple[ModuleUse, ...]:
         """Return the modules that hold most at the peak beside parameters and states."""
         total: Counter[str] = Counter()
-        for record in self.at_peak():
+        for record, size in self.at_peak():
             if _kind(record) in {"activations", "temporaries"}:
-                total[record.module] += record.size
+                total[record.module] += size
         return tuple(ModuleUse(module=m, bytes_at_peak=n) for m, n in total.most_common(_TOP))
 
-    def timeline(self, driver: Sequence[int]) -> tuple[TimelinePoint, ...]:
+    def timeline(self) -> tuple[TimelinePoint, ...]:
         """Return some hundred moments, the largest of each stretch; the peak is one of them."""
         chosen = set(self._moments())
         total = dict.fromkeys(KINDS, 0)
         points: list[TimelinePoint] = []
         for index, event in enumerate(self.events):
-            record = self.records[event if event >= 0 else ~event]
-            total[_kind(record)] += record.size if event >= 0 else -record.size
+            number = event if event >= 0 else ~event
+            record, size = self.records[number], self.sizes[number]
+            total[_kind(record)] += size if event >= 0 else -size
             if event >= 0:
                 step, phase = record.step, record.phase
             if index in chosen:
-                points.append(_point(index, step, phase, total, driver[index]))
+                points.append(_point(index, step, phase, total, self.driver[index]))
         return tuple(points)
+
+    def _rounded(self) -> dict[int, int]:
+        """Return each record's size as the allocator counted it."""
+        before = 0
+        sizes: dict[int, int] = {}
+        for event, live in zip(self.events, self.live, strict=True):
+            if event >= 0:
+                sizes[event] = live - before
+            before = live
+        return sizes
 
     def _moments(self) -> Iterable[int]:
         width = max(1, len(self.live) // _POINTS)

@@ -6,13 +6,12 @@ counters and constants keep their values and the control flow that rests on them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from mpskit.errors import EstimateError
+from mpskit.allocator.paths import PathCharge
 from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.opfacts import OpFacts, facts_of
 from mpskit.estimate.shapes import Output, Plan, Unplannable, infer, signature, unflatten
@@ -21,14 +20,15 @@ from mpskit.estimate.values import Reads, spread
 
 __all__ = ["Charge", "Tracer"]
 
-# op's arguments, keyword arguments -> bytes that its kernel takes and gives back
-Charge = Callable[[tuple[Any, ...], Mapping[str, Any]], int]
+# An operator's arguments and whether autograd records it -> what the target takes for it, where
+# that is not what its results show.
+Charge = Callable[..., PathCharge]
+_PLAIN_CHARGE = PathCharge({}, 0)
 
 _FACTS: dict[Any, OpFacts] = {}
 _PLANS: dict[Any, Plan] = {}
 _PLANS_LIMIT = 20_000
 _CPU = torch.device("cpu")
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 # Up to these sizes what is known is computed: enough for the masks and positions of a long
 # sequence, and little beside the time of the trace.
@@ -36,28 +36,33 @@ _KNOWN_INTEGERS = 1 << 21
 _KNOWN_FLOATS = 1 << 14
 
 
-class Tracer(TorchDispatchMode):
-    """Answers every operator and writes every new storage into the ledger."""
+class Tracer:
+    """Answers every operator and writes every new storage into the ledger.
+
+    Args:
+        ledger: what is written.
+        charges: operator's name -> rule, where the target takes something else than its results.
+    """
 
     def __init__(self, ledger: Ledger, charges: Mapping[str, Charge] | None = None) -> None:
-        super().__init__()
         self.ledger = ledger
         self.where = ledger.where
         self.charges = charges or {}
         self.reads = Reads(ledger.where)
         self._tainted: set[int] = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one operator by the route that its schema tells."""
-        if types and not _PLAIN.issuperset(types):  # a tensor subclass: it has to unwrap itself first
-            return NotImplemented
-        facts = _FACTS.get(func)
-        if facts is None:
-            facts = _FACTS[func] = facts_of(func)
+        facts = _FACTS.get(func) or _look_up(func)
         self.where.op = facts.name
-        return _ROUTES[facts.route](self, func, facts, args, kwargs or {})
+        special = SPECIAL.get(facts.name)
+        if special is not None and not self._all_known(args, kwargs):
+            return special(self, args)
+        return _ROUTES[facts.route](self, func, facts, args, kwargs)
+
+    def decomposed(self, func: Any) -> bool:
+        """Return whether the operator has only a decomposition, which must be traced instead."""
+        return (_FACTS.get(func) or _look_up(func)).composite
 
     def known(self, arguments: Iterable[Any]) -> bool:
         """Return whether every tensor among the arguments has its true values."""
@@ -73,7 +78,7 @@ class Tracer(TorchDispatchMode):
         """Run it: it touches no data."""
         result = func(*args, **kwargs)
         if facts.name.startswith("lift"):
-            self._record(result)
+            self.record(result)
         return result
 
     def inplace(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -81,7 +86,7 @@ class Tracer(TorchDispatchMode):
         if self._all_known(args, kwargs):
             return func(*args, **kwargs)
         self._taint(facts, args, kwargs)
-        self._scratch(facts, args, kwargs)
+        self.ledger.scratch(self._charge(facts, args).scratch_bytes)
         if not func._schema.returns:
             return None
         written = [args[i] for i in facts.written if i < len(args)]
@@ -106,22 +111,18 @@ class Tracer(TorchDispatchMode):
             return self.compute(func, facts, (args[0], flat), kwargs)
         if not self._all_known(args, kwargs):
             return self._dynamic_unknown(func, facts, args, kwargs)
-        return self._record(func(*args, **kwargs))
+        return self.record(func(*args, **kwargs))
 
     def compute(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
         """Answer by shape, or for real where all is known and little."""
-        if facts.composite:
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
         known = self._all_known(args, kwargs)
         plan = self._plan(func, facts, args, kwargs, exact=known)
         if known and plan.numel <= _known_limit(plan):
-            return self._record(func(*args, **kwargs))
+            return self.record(func(*args, **kwargs))
         self._taint(facts, args, kwargs)
-        result = self._build(plan, facts, args, kwargs)
-        self._scratch(facts, args, kwargs)
+        charge = self._charge(facts, args)
+        result = self._build(plan, facts, args, kwargs, charge)
+        self.ledger.scratch(charge.scratch_bytes)
         return result
 
     def _all_known(self, args: Any, kwargs: Any) -> bool:
@@ -158,39 +159,48 @@ class Tracer(TorchDispatchMode):
         except Unplannable as error:
             raise self.reads.refusal(str(func)) from error
 
-    def _build(self, plan: Plan, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    def _build(
+        self, plan: Plan, facts: OpFacts, args: Any, kwargs: Any, charge: PathCharge
+    ) -> Any:
         storages: dict[int, torch.UntypedStorage] = {}
         leaves: list[Any] = []
-        for output in plan.leaves:
+        for index, output in enumerate(plan.leaves):
             if not isinstance(output, Output):
                 leaves.append(output)
             elif output.storage < 0:
                 leaves.append(_alias(output, args, kwargs))
             elif facts.chooses and output.dtype is torch.int64 and _few(output):
-                leaves.append(self._record(_chosen(facts, output, args)))
+                leaves.append(self.record(_chosen(facts, output, args)))
             else:
-                leaves.append(self._fresh(output, storages))
+                leaves.append(self.fresh(output, storages, charge.results.get(index)))
         return unflatten(plan, leaves)
 
-    def _fresh(self, output: Output, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
+    def fresh(
+        self, output: Output, storages: dict[int, torch.UntypedStorage], charged: int | None = None
+    ) -> torch.Tensor:
+        """Return an unbacked tensor; results that share a storage find it in ``storages``."""
         storage = storages.get(output.storage)
         if storage is None:
             storage = storages[output.storage] = unbacked_storage(output.nbytes)
-            self.ledger.add(storage)
+            self.ledger.add(storage, size=charged)
         empty = torch.empty(0, dtype=output.dtype, device=_CPU)
         return empty.set_(storage, output.offset, output.shape, output.stride)
 
-    def _record(self, result: Any) -> Any:
+    def record(self, result: Any) -> Any:
         """Write the storages of real results into the ledger."""
         for leaf in result if isinstance(result, list | tuple) else (result,):
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 self.ledger.add(leaf.untyped_storage())
         return result
 
-    def _scratch(self, facts: OpFacts, args: Any, kwargs: Any) -> None:
-        charge = self.charges.get(facts.name)
-        if charge is not None:
-            self.ledger.scratch(charge(args, kwargs))
+    def _charge(self, facts: OpFacts, args: Any) -> PathCharge:
+        rule = self.charges.get(facts.name)
+        if rule is None:
+            return _PLAIN_CHARGE
+        grad = torch.is_grad_enabled() and any(
+            isinstance(a, torch.Tensor) and a.requires_grad for a in args
+        )
+        return rule(args, grad=grad)
 
     def _as_numbers(self, index: Any) -> tuple[Any, ...]:
         """Turn a mask into the index tensors that it stands for."""
@@ -198,14 +208,14 @@ class Tracer(TorchDispatchMode):
             return (index,)
         if not self.known((index,)):
             raise self.reads.refusal("an index by a mask")
-        return tuple(self._record(part) for part in index.nonzero().unbind(1))
+        return tuple(self.record(part) for part in index.nonzero().unbind(1))
 
     def _dynamic_unknown(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
         if facts.name == "masked_select" and self.known((args[1],)):
             shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
             count = int(args[1].expand(shape).sum())
             output = Output((count,), (1,), 0, args[0].dtype, count * args[0].itemsize, 0)
-            return self._fresh(output, {})
+            return self.fresh(output, {})
         raise self.reads.refusal(facts.name)
 
     def _resize_out(self, func: Any, args: Any, kwargs: Any, written: list[Any]) -> None:
@@ -215,6 +225,29 @@ class Tracer(TorchDispatchMode):
                 storage = unbacked_storage(leaf.nbytes)
                 self.ledger.add(storage)
                 out.set_(storage, leaf.offset, leaf.shape, leaf.stride)
+
+
+def _look_up(func: Any) -> OpFacts:
+    facts = _FACTS[func] = facts_of(func)
+    return facts
+
+
+def _packed(tracer: Tracer, args: Any) -> Any:
+    """``_pack_padded_sequence`` asks the lengths for its shape: pack one number a step."""
+    source, lengths, batch_first = args
+    if not tracer.known((lengths,)):
+        raise tracer.reads.refusal("_pack_padded_sequence", lengths)
+    small = torch.zeros((*source.shape[:2], 1), device=_CPU)
+    data, sizes = torch.ops.aten._pack_padded_sequence.default(small, lengths, batch_first)
+    shape = (data.shape[0], *source.shape[2:])
+    strides = torch.empty(shape, device="meta").stride()
+    nbytes = math.prod(shape) * source.element_size()
+    output = Output(shape, strides, 0, source.dtype, nbytes, 0)
+    return tracer.fresh(output, {}), tracer.record(sizes)
+
+
+# Operators whose shape rests on the values of some of their arguments.
+SPECIAL: dict[str, Callable[[Tracer, Any], Any]] = {"_pack_padded_sequence": _packed}
 
 
 def _known_limit(plan: Plan) -> int:

@@ -1,0 +1,144 @@
+"""How the tracer gets hold of every operator below autograd, autocast and decomposition.
+
+By a dispatch key where torch allows it: a fallback in Python for the unused key ``Fake``, which
+stands between the composite kernels and the CPU's. A ``TorchDispatchMode`` sees the same
+operators and is the way for older torch, but while one is active torch's own C++ takes detours
+(``isTensorSubclassLike``: out of place instead of in place) that no real run takes.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["intercepting"]
+
+
+class Answerer(Protocol):
+    """What answers operators in place of their kernels."""
+
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what the operator returns; real kernels may be called inside."""
+        ...
+
+    def decomposed(self, func: Any) -> bool:
+        """Return whether the operator has to be taken apart, with its parts intercepted."""
+        ...
+
+
+class _Active(threading.local):
+    """The answerers of this thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Answerer] = []
+
+
+_ACTIVE = _Active()
+
+
+def intercepting(answerer: Answerer) -> Any:
+    """Return a context manager inside which ``answerer`` gets every operator of this thread."""
+    key = _registered_key()
+    return _Mode(answerer) if key is None else _Keyed(answerer, key)
+
+
+@functools.cache
+def _registered_key() -> Any:
+    """Register the fallback once per process; it is inert where no tracer is active.
+
+    None where this torch cannot take one.
+    """
+    fallback = getattr(torch.library.Library, "fallback", None)
+    parse = getattr(torch._C, "_dispatch_key_parse", None)
+    if fallback is None or parse is None:
+        return None
+    try:
+        key = parse("Fake")
+        library = torch.library.Library("_", "IMPL")  # noqa: TOR901 - lives as long as the process
+        library.fallback(_intercepted, "Fake")
+    except RuntimeError:
+        return None
+    _KEPT.append(library)
+    return key
+
+
+_KEPT: list[Any] = []
+
+
+def _intercepted(func: Any, *args: Any, **kwargs: Any) -> Any:
+    answerer = _ACTIVE.stack[-1]
+    if answerer.decomposed(func):
+        result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    with torch._C._ExcludeDispatchKeyGuard(_excluded()):
+        return answerer.answer(func, args, kwargs)
+
+
+@functools.cache
+def _excluded() -> Any:
+    return torch._C.DispatchKeySet(_registered_key())
+
+
+# Both make an object of another class for the result of an operator that they call themselves;
+# intercepted, the result would have an object of its own by then. Neither touches data.
+_UNSEEN = ("_make_subclass", "as_subclass")
+
+
+class _Keyed:
+    """Switches the key on for this thread."""
+
+    def __init__(self, answerer: Answerer, key: Any) -> None:
+        self._answerer = answerer
+        self._guard = torch._C._IncludeDispatchKeyGuard(key)
+        self._patched: list[str] = []
+
+    def __enter__(self) -> None:
+        for name in _UNSEEN:
+            if name not in vars(torch.Tensor):
+                setattr(torch.Tensor, name, _unseen(getattr(torch.Tensor, name), name))
+                self._patched.append(name)
+        _ACTIVE.stack.append(self._answerer)
+        self._guard.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._guard.__exit__(*error)
+        _ACTIVE.stack.pop()
+        for name in self._patched:
+            delattr(torch.Tensor, name)
+
+
+def _unseen(call: Callable[..., Any], name: str) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_excluded()):
+            return call(*args, **kwargs)
+
+    return staticmethod(wrapper) if name == "_make_subclass" else wrapper
+
+
+def _Mode(answerer: Answerer) -> Any:  # noqa: N802 - stands for the class inside
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    plain = frozenset({torch.Tensor, torch.nn.Parameter})
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if types and not plain.issuperset(types):  # a subclass unwraps itself first
+                return NotImplemented
+            if answerer.decomposed(func):
+                with self:
+                    result = func.decompose(*args, **(kwargs or {}))
+                if result is not NotImplemented:
+                    return result
+            return answerer.answer(func, args, kwargs or {})
+
+    return Mode()
+
+
