@@ -46,7 +46,7 @@ _FP32_CALLERS = """
 _PROMOTE = """
     addcdiv addcmul atan2 bilinear cross dot grid_sampler index_put tensordot scatter_add
 """
-_PROMOTE_CALLERS = "arctan2 grid_sample linalg_cross"
+_PROMOTE_CALLERS = "arctan2 grid_sample"
 
 # feature of mpskit.versions -> the operators that came with it
 _LATER = {
