@@ -192,9 +192,9 @@ class Mps(Backend):
     def peak(self) -> int | None:
         import torch
 
-        if not self.is_initialized():
+        if not torch.backends.mps.is_available() or not torch_has("accelerator.memory.mps"):
             return None
-        return int(torch.accelerator.max_memory_allocated())
+        return 0 if self._unused() else int(torch.accelerator.max_memory_allocated())
 
     def reset_peak(self) -> bool:
         import torch

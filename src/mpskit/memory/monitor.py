@@ -101,7 +101,8 @@ class MemoryMonitor:
         self._started = now
         self._grown: int | None = None
         self._count = 0
-        self._native: list[int] = []
+        self._native_before = 0
+        self._native_peak = 0
 
     def __enter__(self) -> Self:
         if self._thread is not None:
@@ -149,20 +150,17 @@ class MemoryMonitor:
     @property
     def peak_bytes(self) -> int | None:
         """The most that live tensors held in the block, in bytes; None on the CPU."""
-        return (
-            self._native[-1] if self._has_native_peak() else self._timeline.peak("allocated_bytes")
-        )
+        if self.peak_source == "native":
+            return self._native_peak
+        return self._timeline.peak("allocated_bytes")
 
     @property
     def peak_source(self) -> PeakSource | None:
         """``native`` if torch kept the peak, ``sampled`` if it is the highest sample."""
-        if self._has_native_peak():
-            return "native"
-        return None if self.peak_bytes is None else "sampled"
-
-    def _has_native_peak(self) -> bool:
         # Torch's peak counts from the process's start: it is the block's own only if it rose.
-        return len(self._native) > 1 and self._native[-1] > self._native[0]
+        if self._native_peak > self._native_before:
+            return "native"
+        return None if self._timeline.peak("allocated_bytes") is None else "sampled"
 
     @property
     def peak_reserved_bytes(self) -> int | None:
@@ -215,8 +213,10 @@ class MemoryMonitor:
     def _take(self, device: torch.device) -> None:
         figures = device_figures(device)
         if figures.peak is not None and figures.peak_source == "native":
-            self._native.append(figures.peak)
-            del self._native[1:-1]
+            self._native_peak = max(self._native_peak, figures.peak)
+        if self._count == 0:
+            # A device that only comes into use in the block starts at nothing.
+            self._native_before = self._native_peak
         sample = Sample(
             seconds=time.monotonic() - self._started,
             allocated_bytes=figures.allocated,
