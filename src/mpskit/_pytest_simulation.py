@@ -1,0 +1,209 @@
+"""The pytest plugin's simulated machines: fixture, option and markers.
+
+Loaded by ``mpskit.pytest_plugin`` in every pytest run, so that it imports neither torch nor
+pydantic until a test or the option asks for a machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from mpskit.host import Machine
+    from mpskit.simulation.lifecycle import SimulatedMac
+
+__all__: list[str] = []
+
+_DEFAULT = "m1-8gb"
+_FIXTURE = "mpskit_mac"
+_FALLBACK_WARNING = ".*will fall back to run on the CPU.*"
+_MARKERS = (
+    "mpskit_machine(*machines, **options): run on each simulated Mac; options of mpskit.simulate",
+    "mpskit_no_cpu_fallback: fail if an operator that MPS lacks ran on the CPU instead",
+    "mpskit_max_memory(size): fail if the tensors on the device took more at once, as '2GiB'",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--mpskit-machine``."""
+    parser.getgroup("mpskit").addoption(
+        "--mpskit-machine",
+        metavar="NAME",
+        help="run the whole suite on a simulated Mac (names: mpskit simulate --list)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Enter the machine of ``--mpskit-machine`` before any conftest imports torch."""
+    name = getattr(early_config.known_args_namespace, "mpskit_machine", None)
+    if not name:
+        return
+    stack = contextlib.ExitStack()
+    with _usage_errors():
+        stack.enter_context(_on({"machine": name}))
+    early_config.add_cleanup(stack.close)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, so that --strict-markers accepts them."""
+    for line in _MARKERS:
+        config.addinivalue_line("markers", line)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with the marker ``mpskit_machine`` once on each of its machines."""
+    mark = metafunc.definition.get_closest_marker("mpskit_machine")
+    if mark is None:
+        return
+    wanted = [{**mark.kwargs, "machine": machine} for machine in mark.args or (_DEFAULT,)]
+    if _FIXTURE not in metafunc.fixturenames:
+        # First, so that what the other fixtures make is made on the machine.
+        metafunc.fixturenames.insert(0, _FIXTURE)
+    ids = [_name(options["machine"]) for options in wanted]
+    metafunc.parametrize(_FIXTURE, wanted, indirect=True, ids=ids)
+
+
+def _name(machine: object) -> str:
+    return machine if isinstance(machine, str) else str(getattr(machine, "name", None) or machine)
+
+
+@pytest.fixture
+def mpskit_mac(request: pytest.FixtureRequest) -> Iterator[SimulatedMac]:
+    """A simulated Mac (m1-8gb, or the suite's own) that the test runs on.
+
+    Parametrise it indirectly with names, ``Machine`` objects or dictionaries of what
+    ``mpskit.simulate`` takes, or use the marker ``mpskit_machine``.
+    """
+    given = getattr(request, "param", None)
+    options = dict(given) if isinstance(given, Mapping) else {"machine": given} if given else {}
+    with _usage_errors():
+        context = _on(options)
+        mac = context.__enter__()
+    try:
+        yield mac
+    finally:
+        context.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    from mpskit.errors import MpskitError
+
+    try:
+        yield
+    except MpskitError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _on(options: dict[str, Any]) -> Iterator[SimulatedMac]:
+    """Run the block on a machine; one that is already on is left for that time, unless it will do.
+
+    Args:
+        options: what ``simulate`` takes; without any, the machine that is on, else the default.
+    """
+    from mpskit.simulation import active, simulate
+
+    outer = active()
+    if outer is not None and _will_do(outer, options):
+        yield outer
+        return
+    with contextlib.ExitStack() as stack:
+        if outer is not None:
+            outer.__exit__(None, None, None)
+            stack.callback(outer.__enter__)
+        chosen: dict[str, Any] = {"machine": _DEFAULT, **options}
+        yield stack.enter_context(simulate(**chosen))
+
+
+def _will_do(mac: SimulatedMac, options: dict[str, Any]) -> bool:
+    from mpskit.host import find_machine
+
+    machine: str | Machine | None = options.get("machine")
+    return not options or (
+        set(options) == {"machine"} and find_machine(machine or "") == mac.machine
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that passed but did what its markers forbid."""
+    limit = item.get_closest_marker("mpskit_max_memory")
+    no_fallback = item.get_closest_marker("mpskit_no_cpu_fallback")
+    with contextlib.ExitStack() as stack:
+        if limit is not None:
+            stack.enter_context(_limited(limit))
+        if no_fallback is not None:
+            stack.enter_context(_without_fallback())
+        return (yield)
+
+
+@contextlib.contextmanager
+def _without_fallback() -> Iterator[None]:
+    """Fail on the fallbacks of a simulated Mac; on a real one torch's warning is an error."""
+    mac = _active()
+    before = len(mac.fallbacks) if mac is not None else 0
+    with warnings.catch_warnings():
+        if mac is None:
+            warnings.filterwarnings("error", message=_FALLBACK_WARNING, category=UserWarning)
+        yield
+    fallen = mac.fallbacks[before:] if mac is not None else ()
+    if fallen:
+        pytest.fail(f"MPS has no kernel for {', '.join(fallen)}: it ran on the CPU", pytrace=False)
+
+
+@contextlib.contextmanager
+def _limited(mark: pytest.Mark) -> Iterator[None]:
+    """Fail if the peak of live tensors is above the limit; where no peak is kept, nothing fails."""
+    from mpskit._sizes import format_bytes, parse_bytes
+
+    with _usage_errors():
+        limit = parse_bytes(mark.args[0] if len(mark.args) == 1 else "")
+    gc.collect()
+    _reset_peak()
+    yield
+    peak = _peak()
+    if peak is not None and peak > limit:
+        pytest.fail(
+            f"the tensors took {format_bytes(peak)} at once, more than the {format_bytes(limit)} "
+            "of mpskit_max_memory",
+            pytrace=False,
+        )
+
+
+def _active() -> SimulatedMac | None:
+    if "torch" not in sys.modules:
+        return None
+    from mpskit.simulation import active
+
+    mac: SimulatedMac | None = active()
+    return mac
+
+
+def _reset_peak() -> None:
+    mac = _active()
+    if mac is not None:
+        mac.reset_peaks()
+    elif "torch" in sys.modules:
+        from mpskit import _torch
+
+        _torch.reset_peak(_torch.device_in_use())
+
+
+def _peak() -> int | None:
+    mac = _active()
+    if mac is not None:
+        return mac.peak_allocated_bytes
+    if "torch" not in sys.modules:
+        return None
+    from mpskit import _torch
+
+    return _torch.peak_bytes(_torch.device_in_use())
