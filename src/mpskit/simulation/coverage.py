@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mpskit.simulation import limits, messages
 from mpskit.simulation.coverage_table import Call, Limit, table_for
 from mpskit.simulation.yaml_index import Index, Kind, installed_index
+from mpskit.versions import has
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
@@ -75,7 +76,7 @@ class Coverage:
         if corrected is not None:
             return Status(corrected)
         if kind is None:
-            return _dispatcher_status(op)
+            return Status.NATIVE if self._is_refused_collective(op) else _dispatcher_status(op)
         call = self._table.calls.get(name)
         if call is not None and call.always and self._meets_gap(call):
             return Status.MISSING
@@ -93,6 +94,8 @@ class Coverage:
 
     def check_for(self, op: OpOverload) -> Check | None:
         """Return the check of one operator's arguments, or None where nothing can be wrong."""
+        if self._is_refused_collective(op):
+            return self._refuse_collective(op)
         name = _short_name(op)
         call = self._table.calls.get(name)
         rows = self._table.limits.get(name, ())
@@ -104,6 +107,17 @@ class Coverage:
             arguments = limits.bind(op, args, kwargs)
             self._raise_for_gap(gap, arguments)
             _raise_for_limits(rows, arguments)
+
+        return check
+
+    def _is_refused_collective(self, op: OpOverload) -> bool:
+        """Return whether the operator has a kernel that only raises: c10d since torch 2.11."""
+        return op.namespace == "c10d" and has("mps.distributed_error", self.torch_version)
+
+    def _refuse_collective(self, op: OpOverload) -> Check:
+        def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG001
+            text = messages.distributed_operator(op.name(), self.torch_version, _commit())
+            raise NotImplementedError(text)
 
         return check
 
@@ -182,9 +196,9 @@ def _dispatcher_status(op: OpOverload) -> Status:
     """Return the status of an operator outside the yaml (a custom one), by the dispatcher."""
     import torch
 
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     name = op.name()
-    if any(has(name, key) for key in _COMPOSITE_KEYS) or not has(name, "CPU"):
+    if any(has_kernel(name, key) for key in _COMPOSITE_KEYS) or not has_kernel(name, "CPU"):
         return Status.COMPOSITE
     return Status.MISSING
 
