@@ -1,4 +1,4 @@
-"""Saved-tensor hooks: Python code that C++ calls in the middle of an operator."""
+"""Saved-tensor hooks and the engine's check of devices, which sees the CPU everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ __all__ = ["install"]
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Run saved-tensor hooks as calls of their own, not as part of the operator that saves."""
+    """Check the first gradients, and run saved-tensor hooks as calls of their own."""
+    checked = _checked(torch.autograd.graph._engine_run_backward)
+    patches.set(torch.autograd.graph, "_engine_run_backward", checked)
+    patches.set(torch.autograd, "_engine_run_backward", checked)
     original = torch.autograd.graph.saved_tensors_hooks.__init__
 
     def __init__(self: Any, pack_hook: Any, unpack_hook: Any) -> None:
@@ -42,3 +45,20 @@ def _outside(simulation: Simulation, hook: Callable[[Any], Any]) -> Callable[[An
             state.call = before
 
     return call
+
+
+def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the call of the engine with its device check made before, on simulated devices."""
+
+    def run(outputs: Any, gradients: Any, *args: Any, **kwargs: Any) -> Any:
+        for index, (output, gradient) in enumerate(zip(outputs, gradients, strict=False)):
+            if not isinstance(output, torch.Tensor) or gradient is None or not gradient.dim():
+                continue
+            if output.device != gradient.device:
+                raise RuntimeError(
+                    f"invalid gradient at index {index} - expected device {output.device} but got "
+                    f"{gradient.device}"
+                )
+        return original(outputs, gradients, *args, **kwargs)
+
+    return run

@@ -1,15 +1,23 @@
-"""Charges operators whose CPU kernel stands in for another path on a Mac as that path."""
+"""Charges that the results alone do not tell: other paths, and what is too large to be made."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from mpskit.allocator.paths import OPERATORS, mps_charge
 from mpskit.simulation.core import Simulation
+from mpskit.simulation.memory import Memory
 
-__all__ = ["OPERATORS", "charge"]
+__all__ = ["OPERATORS", "blame", "charge", "foresee"]
+
+# From this size on a factory's memory is asked for before the CPU fills it with numbers.
+_LARGE = 256 * 1024**2
+_CPU_FAILED = re.compile(r"DefaultCPUAllocator: can't allocate memory: .*allocate (\d+) bytes")
 
 
 def charge(simulation: Simulation, name: str, args: tuple[Any, ...], result: Any) -> None:
@@ -31,3 +39,32 @@ def charge(simulation: Simulation, name: str, args: tuple[Any, ...], result: Any
     block = simulation.memory.charge(path.scratch_bytes)
     if block is not None:
         simulation.memory.release(block)
+
+
+def foresee(memory: Memory, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Ask for a large factory's memory before it runs: it may not fit, here or on the Mac.
+
+    Raises:
+        RuntimeError: it does not fit on the Mac; torch's own text.
+    """
+    sizes = next((value for value in args[:2] if type(value) in {list, tuple, torch.Size}), ())
+    if len(sizes) and all(type(size) is int for size in sizes):
+        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+        _probe(memory, math.prod(sizes) * dtype.itemsize)
+
+
+def blame(memory: Memory, error: RuntimeError) -> None:
+    """Raise the Mac's error in place of the CPU allocator's, if the Mac has no room either.
+
+    Raises:
+        RuntimeError: it does not fit on the Mac; torch's own text.
+    """
+    failed = _CPU_FAILED.search(str(error))
+    if failed is not None:
+        _probe(memory, int(failed[1]))
+
+
+def _probe(memory: Memory, size: int) -> None:
+    block = memory.charge(size) if size >= _LARGE else None
+    if block is not None:
+        memory.release(block)

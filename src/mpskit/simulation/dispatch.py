@@ -61,15 +61,23 @@ class DispatchMode(TorchDispatchMode):
             check_mix(func, args, kwargs, self._tags.has)
         if facts.gate is not None:
             facts.gate(args, kwargs)
-        if facts.random:
-            result = self._draw(func, True, args, kwargs)
-        else:
-            result = func(*args, **kwargs)
+        if facts.has_device:
+            charges.foresee(self._simulation.memory, args, kwargs)
+        result = self._compute(func, facts, args, kwargs)
         if facts.name in charges.OPERATORS:
             charges.charge(self._simulation, facts.name, args, result)
         if facts.fresh:
             self._tag(result)
         return result
+
+    def _compute(self, func: Any, facts: OpFacts, args: Any, kwargs: dict[str, Any]) -> Any:
+        try:
+            if facts.random:
+                return self._draw(func, True, args, kwargs)
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            charges.blame(self._simulation.memory, error)
+            raise
 
     def _draw(self, func: Any, on_mac: bool, args: Any, kwargs: dict[str, Any]) -> Any:
         # C++ wraps a generator anew, so which one was given only the caller's arguments show.

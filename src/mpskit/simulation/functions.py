@@ -9,12 +9,14 @@ from torch.overrides import TorchFunctionMode
 
 from mpskit.simulation.autocast import is_on
 from mpskit.simulation.constructors import CONSTRUCTORS
-from mpskit.simulation.core import Simulation, ThreadState
+from mpskit.simulation.core import MPS, Simulation, ThreadState
 from mpskit.simulation.mixing import check_linear
+from mpskit.simulation.transfer import move
 
 __all__ = ["FunctionMode"]
 
 _LINEAR = torch._C._nn.linear
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class FunctionMode(TorchFunctionMode):
@@ -34,6 +36,10 @@ class FunctionMode(TorchFunctionMode):
             check_linear(self._simulation.tags.has, args, kwargs)
         if is_on():
             args, kwargs = self._simulation.autocast.apply(func, args, kwargs)
+        for value in args:
+            if value.__class__ in _TENSORS and value.requires_grad and not value.dim():
+                args = self._numbers_moved(args)
+                break
         state = self._state
         before = state.call
         state.call = (args, kwargs)
@@ -41,3 +47,17 @@ class FunctionMode(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             state.call = before
+
+    def _numbers_moved(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Move CPU numbers that need a gradient, so that it comes back to the CPU.
+
+        Torch's engine does that move on a Mac; here it sees no two devices.
+        """
+        has = self._simulation.tags.has
+        tensors = [value for value in args if value.__class__ in _TENSORS]
+        if not any(has(value) and value.dim() for value in tensors):
+            return args
+        alone = {id(t) for t in tensors if t.requires_grad and not t.dim() and not has(t)}
+        return tuple(
+            move(self._simulation, value, MPS) if id(value) in alone else value for value in args
+        )

@@ -1,0 +1,232 @@
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from mpskit.simulation import simulate
+
+MPS = torch.device("mps", 0)
+
+
+@pytest.fixture(autouse=True)
+def mac():
+    with simulate("m1-8gb") as machine:
+        yield machine
+
+
+def test_gradients_of_mps_leaves_are_on_mps():
+    x = torch.ones(3, device="mps", requires_grad=True)
+    (x * 2).sum().backward()
+    assert x.grad.device == MPS
+    assert x.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_gradient_comes_back_across_to():
+    leaf = torch.ones(3, requires_grad=True)
+    (leaf.to("mps") * 3).sum().backward()
+    assert leaf.grad.device.type == "cpu"
+    assert leaf.grad.tolist() == [3.0] * 3
+
+
+def test_gradient_goes_forth_across_cpu():
+    leaf = torch.ones(3, device="mps", requires_grad=True)
+    (leaf.cpu() * 3).sum().backward()
+    assert leaf.grad.device == MPS
+
+
+def test_there_and_back_again_with_another_dtype():
+    leaf = torch.ones(3, requires_grad=True)
+    moved = leaf.to("mps", torch.float16)
+    assert moved.requires_grad
+    assert not moved.is_leaf
+    (moved.to("cpu", torch.float32) * 5).sum().backward()
+    assert leaf.grad.device.type == "cpu"
+    assert leaf.grad.dtype is torch.float32
+
+
+def test_copy_into_an_mps_tensor_brings_the_gradient_back():
+    leaf = torch.ones(3, requires_grad=True)
+    target = torch.zeros(3, device="mps")
+    target.copy_(leaf)
+    (target * 2).sum().backward()
+    assert leaf.grad.device.type == "cpu"
+    assert leaf.grad.tolist() == [2.0] * 3
+
+
+def test_a_number_on_the_cpu_gets_its_gradient_there():
+    scale = torch.tensor(2.0, requires_grad=True)
+    (torch.ones(3, device="mps") * scale).sum().backward()
+    assert scale.grad.device.type == "cpu"
+    assert scale.grad.item() == 3.0
+
+
+def test_hooks_see_mps_gradients():
+    seen = []
+    x = torch.ones(3, device="mps", requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda g: seen.append((g.device, torch.ones(1).device)))
+    y.sum().backward()
+    model = torch.nn.Linear(2, 2, device="mps")
+    model.register_full_backward_hook(lambda m, gi, go: seen.append((go[0].device, None)))
+    model(x[:2]).sum().backward()
+    model.weight.register_post_accumulate_grad_hook(lambda p: seen.append((p.grad.device, None)))
+    x.grad = None
+    model(x[:2]).sum().backward()
+    assert [device for device, _ in seen] == [MPS] * len(seen)
+    assert seen[0][1] == torch.device("cpu")
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        assert x.is_mps
+        assert gradient.is_mps
+        assert torch.zeros(1).is_cpu
+        assert torch.zeros(1, device="mps").is_mps
+        return gradient * 2 + torch.zeros_like(x) + torch.tensor([0.0, 0.0, 0.0], device="mps")
+
+
+def test_custom_function():
+    x = torch.ones(3, device="mps", requires_grad=True)
+    Double.apply(x).sum().backward()
+    assert x.grad.is_mps
+    assert x.grad.tolist() == [2.0] * 3
+
+
+class TwoOutputs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2, x * 3
+
+    @staticmethod
+    def backward(ctx, one, two):
+        assert one.is_mps
+        assert two.is_mps  # made by the engine, for nobody used the second output
+        return one * 2 + two * 3
+
+
+def test_gradients_that_the_engine_makes_are_on_mps():
+    x = torch.ones(3, device="mps", requires_grad=True)
+    TwoOutputs.apply(x)[0].sum().backward()
+    assert x.grad.is_mps
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_recomputes_on_mps(reentrant):
+    devices = []
+
+    def block(x):
+        devices.append((x.device, torch.ones(1).device, torch.zeros(2, device="mps").device))
+        return torch.nn.functional.dropout((x * 2).relu(), 0.5)
+
+    def gradient(device):
+        torch.manual_seed(3)
+        x = torch.ones(16, device=device, requires_grad=True)
+        checkpoint(block, x, use_reentrant=reentrant).sum().backward()
+        return x.grad
+
+    on_mac = gradient("mps")
+    assert devices == [(MPS, torch.device("cpu"), MPS)] * 2
+    devices.clear()
+    assert torch.equal(on_mac.cpu(), gradient("cpu"))
+
+
+def test_saved_tensors_kept_on_the_cpu():
+    kept = []
+
+    def pack(x):
+        kept.append(x.cpu())
+        return kept[-1]
+
+    x = torch.ones(3, device="mps", requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda y: y.to("mps")):
+        y = (x * x).sum()
+    y.backward()
+    assert {t.device.type for t in kept} == {"cpu"}
+    assert x.grad.is_mps
+    with torch.autograd.graph.save_on_cpu():
+        z = (x * x).sum()
+    z.backward()
+    assert x.grad.tolist() == [4.0] * 3
+
+
+def test_higher_order_gradients():
+    x = torch.tensor([2.0], device="mps", requires_grad=True)
+    (first,) = torch.autograd.grad((x**3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert (first.item(), second.item()) == (12.0, 12.0)
+    assert second.is_mps
+
+
+LAYERS = {
+    "linear": (lambda: torch.nn.Linear(8, 4), (2, 8)),
+    "conv": (lambda: torch.nn.Conv2d(3, 4, 3, padding=1), (2, 3, 8, 8)),
+    "transposed conv": (lambda: torch.nn.ConvTranspose2d(3, 4, 2, stride=2), (2, 3, 4, 4)),
+    "batch norm": (lambda: torch.nn.BatchNorm2d(3), (2, 3, 4, 4)),
+    "group norm": (lambda: torch.nn.GroupNorm(1, 3), (2, 3, 4, 4)),
+    "layer norm": (lambda: torch.nn.LayerNorm(8), (2, 8)),
+    "rms norm": (lambda: torch.nn.RMSNorm(8), (2, 8)),
+    "max pool": (lambda: torch.nn.MaxPool2d(2), (2, 3, 8, 8)),
+    "average pool": (lambda: torch.nn.AdaptiveAvgPool2d(2), (2, 3, 8, 8)),
+    "dropout": (lambda: torch.nn.Dropout(0.3), (4, 8)),
+    "gelu": (lambda: torch.nn.GELU(), (4, 8)),
+    "upsample": (lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 4, 4)),
+    "encoder": (
+        lambda: torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        (2, 5, 8),
+    ),
+    "pixel shuffle": (lambda: torch.nn.PixelShuffle(2), (2, 4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.keys())
+def test_layers_are_bit_equal_to_the_cpu(make, shape):
+    def run(device):
+        torch.manual_seed(5)
+        layer = make().to(device)
+        x = torch.randn(shape).to(device).requires_grad_()
+        out = layer(x)
+        out.square().sum().backward()
+        gradients = [p.grad for p in layer.parameters()]
+        return [out, x.grad, *gradients, *layer.buffers()]
+
+    on_mac, on_cpu = run("mps"), run("cpu")
+    assert {t.device for t in on_mac} == {MPS}
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(on_mac, on_cpu, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers(kind):
+    def run(device):
+        torch.manual_seed(5)
+        layer = getattr(torch.nn, kind)(6, 5, 2, batch_first=True).to(device)
+        x = torch.randn(2, 4, 6).to(device)
+        out, _ = layer(x)
+        out.sum().backward()
+        return [out, *(p.grad for p in layer.parameters())]
+
+    on_mac, on_cpu = run("mps"), run("cpu")
+    assert {t.device for t in on_mac} == {MPS}
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(on_mac, on_cpu, strict=True))
+
+
+def test_attention_is_the_cpu_s_own():
+    def run(device):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(2, 4, 16, 8).to(device).requires_grad_() for _ in range(3))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out.sum().backward()
+        return [out, q.grad, k.grad, v.grad]
+
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(run("mps"), run("cpu"), strict=True))
+
+
+def test_a_gradient_on_the_wrong_device_is_refused():
+    x = torch.ones(3, device="mps", requires_grad=True)
+    with pytest.raises(RuntimeError, match="invalid gradient at index 0 - expected device mps:0 but got cpu"):
+        (x * 2).backward(torch.ones(3))
