@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import enum
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ class Coverage:
 
     def _refuse_collective(self, op: OpOverload) -> Check:
         def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG001
-            text = messages.distributed_operator(op.name(), self.torch_version, _commit())
+            text = messages.distributed_operator(_qualified(op), self.torch_version, _commit())
             raise NotImplementedError(text)
 
         return check
@@ -165,7 +166,7 @@ def _calling_function() -> str:
     Composite kernels call one another in C++, where a dispatch mode sees only the last; the
     function mode's frame on the stack holds the first.
     """
-    frame = sys._getframe()
+    frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "__torch_function__" and "func" in frame.f_locals:
             return str(getattr(frame.f_locals["func"], "__name__", ""))
@@ -178,6 +179,12 @@ def _short_name(op: OpOverload) -> str:
     schema = op._schema
     name = schema.name.removeprefix("aten::")
     return f"{name}.{schema.overload_name}" if schema.overload_name else name
+
+
+def _qualified(op: OpOverload) -> str:
+    """Return the name with its namespace: ``"aten::add.Tensor"``."""
+    name = _short_name(op)
+    return name if "::" in name else f"aten::{name}"
 
 
 def _registered_in_python(name: str) -> bool:
@@ -197,7 +204,7 @@ def _dispatcher_status(op: OpOverload) -> Status:
     import torch
 
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    name = op.name()
+    name = _qualified(op)
     if any(has_kernel(name, key) for key in _COMPOSITE_KEYS) or not has_kernel(name, "CPU"):
         return Status.COMPOSITE
     return Status.MISSING

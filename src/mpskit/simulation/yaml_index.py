@@ -77,7 +77,8 @@ def _entry(block: list[str]) -> Entry | None:
     found = _FUNC.search(block[0])
     if found is None:
         return None
-    delegate, autogen, keys = "", "", {}
+    delegate, autogen = "", ""
+    keys: dict[str, str] = {}
     for line in block[1:]:
         key, _, value = line.partition(":")
         if line.startswith("    "):
@@ -101,13 +102,15 @@ def _dispatch(names: str, kernel: str) -> dict[str, str]:
 def kind_of(entry: Entry, entries: Mapping[str, Entry]) -> Kind:
     """Return how MPS comes by an operator: own kernel, composite, or not at all."""
     keys = entries[entry.delegate].keys if entry.delegate in entries else entry.keys
-    if "MPS" in keys or ("CPU" not in keys and _SPARSE.intersection(keys)):
+    if "MPS" in keys:
         return Kind.NATIVE
     own = {**keys, **entry.keys}
     if any(name.startswith("CompositeExplicit") for name in own):
         return Kind.EXPLICIT
-    composite = any(name.startswith("CompositeImplicit") for name in own)
-    return Kind.IMPLICIT if composite or not keys else Kind.MISSING
+    if not keys or any(name.startswith("CompositeImplicit") for name in own):
+        return Kind.IMPLICIT
+    # An operator of sparse tensors only, such as _coalesce, has no kernel for dense ones anywhere.
+    return Kind.NATIVE if "CPU" not in keys and _SPARSE.intersection(keys) else Kind.MISSING
 
 
 class Index:
