@@ -107,7 +107,7 @@ _NAMES = st.sampled_from(["cpu", "mps", "cuda", "xpu"])
 _POLICIES = st.none() | st.sampled_from(["auto", "conservative"])
 _POLICIES |= st.lists(_NAMES, min_size=1, unique=True).map(tuple)
 _REQUESTS = st.builds(
-    Request, st.booleans(), st.booleans(), st.none() | _NAMES, _POLICIES, _POLICIES
+    Request, st.booleans(), st.booleans(), st.none() | _NAMES, _POLICIES, _POLICIES, st.none()
 )
 
 
