@@ -66,7 +66,9 @@ class DispatchMode(TorchDispatchMode):
         result = self._compute(func, facts, args, kwargs)
         if facts.name in charges.OPERATORS:
             charges.charge(self._simulation, facts.name, args, result)
-        if facts.fresh:
+        if facts.cpu_result is not None:
+            self._tag([part for at, part in enumerate(result) if at != facts.cpu_result])
+        elif facts.fresh:
             self._tag(result)
         return result
 

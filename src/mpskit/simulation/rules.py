@@ -21,6 +21,8 @@ _MOVES = frozenset(
         torch.ops.aten._copy_from.default,
     }
 )
+# PackedSequence.cpp makes these on the CPU whatever the data are on: operator -> result.
+_ON_CPU = {"aten::_pack_padded_sequence": 1, "aten::_pad_packed_sequence": 1}
 _DTYPES = tuple(value for value in vars(torch).values() if isinstance(value, torch.dtype))
 
 Gate = Callable[[Sequence[Any], Mapping[str, Any]], None]
@@ -36,6 +38,7 @@ class OpFacts:
         moves: it may read one device and write another.
         fresh: it may return a storage of its own.
         random: it draws random numbers.
+        cpu_result: position of a result that stays on the CPU.
         gate: raises what a Mac raises before it runs; None where nothing can be wrong.
     """
 
@@ -44,6 +47,7 @@ class OpFacts:
     moves: bool
     fresh: bool
     random: bool
+    cpu_result: int | None
     gate: Gate | None
 
 
@@ -81,6 +85,7 @@ class Rules:
             has_device=any(argument.name == "device" for argument in schema.arguments),
             moves=func in _MOVES,
             fresh=any(value.alias_info is None for value in schema.returns),
+            cpu_result=_ON_CPU.get(schema.name),
             random=torch.Tag.nondeterministic_seeded in func.tags,
             gate=self._gate(func),
         )

@@ -31,12 +31,25 @@ def install(simulation: Simulation, patches: Patches) -> None:
         tags.recharge(self)
         return result
 
+    patches.set(_Storage, "__new__", _maker(simulation))
     patches.set(_Storage, "device", property(device))
     patches.set(_Storage, "resize_", resize_)
     for name, value in _copies(simulation).items():
         patches.set(_Storage, name, value)
     for name in ("_share_filename_cpu_", "_share_fd_cpu_"):
         patches.set(_Storage, name, _sharer(simulation, vars(_Storage)[name]))
+
+
+def _maker(simulation: Simulation) -> Callable[..., Any]:
+    def make(cls: type, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+        if not asks_mps(device):
+            given = kwargs if device is None else kwargs | {"device": device}
+            return _raw_storage.__new__(cls, *args, **given)
+        made = _raw_storage.__new__(cls, *args, **kwargs)
+        simulation.tags.add_storage(made)
+        return made
+
+    return make
 
 
 def _copies(simulation: Simulation) -> dict[str, Callable[..., Any]]:
