@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from mpskit import dataloader as module
-from mpskit import dataloader_kwargs, tune_dataloader
+from mpskit import dataloader_kwargs, simulate, to_device, tune_dataloader
 from mpskit._loader_facts import (
     DatasetFacts,
     ItemCost,
@@ -190,6 +190,15 @@ def test_spawned_workers_yield_all():
     assert torch.cat(batches).tolist() == list(range(8))
 
 
+def test_a_simulated_mac_loads_and_moves_batches():
+    with simulate("m1-8gb"):
+        dataset = Items(8)
+        kwargs = dataloader_kwargs("mps", batch_size=4, dataset=dataset)
+        batches = [to_device(batch, "mps") for batch in DataLoader(dataset, **kwargs)]
+        assert [batch.device.type for batch in batches] == ["mps", "mps"]
+        assert batches[1][:, 0].tolist() == [4.0, 5.0, 6.0, 7.0]
+
+
 def test_the_installed_torch_knows_all_that_the_oldest_knew():
     assert inspect.signature(DataLoader.__init__).parameters.keys() >= OLDEST
 
@@ -219,6 +228,15 @@ def test_data_on_an_accelerator_is_seen():
     assert dataset_facts(TensorDataset(torch.zeros(3, device="meta")), look=True).on_accelerator
     kwargs = dataloader_kwargs("cuda", dataset=TensorDataset(torch.zeros(3, device="meta")))
     assert kwargs == {"num_workers": 0, "pin_memory": False}
+
+
+def test_items_that_come_on_an_accelerator_are_seen():
+    class Away(Items):
+        def __getitem__(self, index):
+            return {"x": [torch.zeros(2, device="meta")]}
+
+    assert dataset_facts(Away(), look=True).on_accelerator
+    assert dataloader_kwargs("cuda", dataset=Away()) == {"num_workers": 0, "pin_memory": False}
 
 
 def test_looking_tells_work_from_waiting_and_leaves_no_trace():

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpskit import keep_awake
-from mpskit.errors import ArgumentTypeError
+from mpskit.errors import ArgumentTypeError, PowerWarning
 from mpskit.host import Readings
 from mpskit.host.readings import replace_readings
 from mpskit.power import judge_power, power_state
@@ -194,11 +194,17 @@ def test_nothing_to_keep_it_awake_with(tools, caplog):
     assert "not kept awake" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["#!/bin/sh\nexit 1\n", "#!/nowhere/at/all\n"])
-def test_a_program_that_fails_is_no_error(tools, text):
-    tools("systemd-inhibit", text=text)
+def test_a_program_that_refuses_is_no_error(tools):
+    tools("systemd-inhibit", text="#!/bin/sh\nexit 1\n")
     with keep_awake() as awake:
         assert (awake.how, awake.active) == ("none", False)
+
+
+def test_a_program_that_is_broken_is_worth_a_warning(tools):
+    tools("caffeinate", text="#!/nowhere/at/all\n")
+    with pytest.warns(PowerWarning, match="could not be started") as caught, keep_awake() as awake:
+        assert (awake.how, awake.active) == ("none", False)
+    assert caught[0].filename == __file__
 
 
 def test_a_program_that_dies_meanwhile(tools):

@@ -139,6 +139,11 @@ def test_a_device_of_the_wrong_type(bad):
         precision_for(bad)
 
 
+def test_a_host_that_is_none():
+    with pytest.raises(ArgumentTypeError, match="detect_host"):
+        precision_for("mps", "m1-8gb")
+
+
 def test_autocast_computes_in_the_dtype_that_was_chosen():
     with autocast("cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32

@@ -73,6 +73,11 @@ def test_num_workers_nobody_can_use(bad):
     assert caught.value.given is bad
 
 
+def test_a_host_that_is_none():
+    with pytest.raises(ArgumentTypeError, match="detect_host"):
+        cpu_threads(host="m1-8gb")
+
+
 def test_set_and_restore():
     before = torch.get_num_threads()
     with set_cpu_threads(before + 1) as setting:

@@ -10,7 +10,7 @@ import pickle
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,9 +81,9 @@ def dataset_facts(dataset: Any, *, look: bool) -> DatasetFacts:
         return DatasetFacts("iterable", length=length)
     tensors = _tensors(dataset)
     if tensors:
-        away = any(tensor.device.type != "cpu" for tensor in tensors)
-        return DatasetFacts("in-memory", on_accelerator=away, length=length)
-    return DatasetFacts("map", length=length, cost=_peek(dataset, length) if look else None)
+        return DatasetFacts("in-memory", on_accelerator=_is_away(tensors), length=length)
+    cost, away = _peek(dataset, length) if look else (None, False)
+    return DatasetFacts("map", on_accelerator=away, length=length, cost=cost)
 
 
 def _length(dataset: Any) -> int | None:
@@ -110,24 +110,38 @@ def _tensors(dataset: Any) -> tuple[Any, ...]:
     return ()
 
 
-def _peek(dataset: Any, length: int | None) -> ItemCost | None:
-    """Time a few items, on a shallow copy; None if it has none or would rather not."""
+def _peek(dataset: Any, length: int | None) -> tuple[ItemCost | None, bool]:
+    """Time a few items, on a shallow copy.
+
+    Returns:
+        What an item costs, None if there is none or it fails; and whether it is on an accelerator.
+    """
     costs: list[tuple[float, float]] = []
-    dataset = private_copy(dataset)
+    dataset, item = private_copy(dataset), None
     end = time.perf_counter() + _PEEK_S
     try:
         with kept_random_state():
-            for index in range(min(_PEEK_ITEMS, _PEEK_ITEMS if length is None else length)):
+            for index in range(_PEEK_ITEMS if length is None else min(_PEEK_ITEMS, length)):
                 wall, cpu = time.perf_counter(), time.thread_time()
-                dataset[index]
+                item = dataset[index]
                 costs.append((time.perf_counter() - wall, time.thread_time() - cpu))
                 if time.perf_counter() > end:
                     break
     except Exception:  # noqa: BLE001 - the loader is the one to show a data set's own error
-        return None
+        return None, False
     # The first item often opens files: the cheapest is what the others will be like.
     seconds, cpu = min(costs, default=(0.0, 0.0))
-    return ItemCost(seconds, waiting=cpu < seconds / 2) if costs else None
+    return ItemCost(seconds, waiting=cpu < seconds / 2) if costs else None, _is_away(item)
+
+
+def _is_away(item: Any) -> bool:
+    """Return whether an item has a tensor that is not on the CPU."""
+    if isinstance(item, Mapping):
+        return any(map(_is_away, item.values()))
+    if isinstance(item, list | tuple):
+        return any(map(_is_away, item))
+    device = getattr(item, "device", None)
+    return getattr(device, "type", "cpu") != "cpu"
 
 
 def private_copy(dataset: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mpskit._arguments import check_count
 from mpskit._loader_facts import kept_random_state, private_copy
 from mpskit._torch import as_device
 from mpskit._values import Value
@@ -120,22 +121,18 @@ def tune_dataloader(
             no such device, or the data set has no items.
         Exception: what the data set itself raises while it is read in this process.
     """
-    from mpskit.dataloader import build, check_count, loader_facts
+    from mpskit.dataloader import build, loader_facts
 
-    kind = as_device(device).type
-    _check_seconds(seconds)
-    for name, value, least in (("batch_size", batch_size, 1), ("max_workers", max_workers, 0)):
-        check_count(name, value, least=least)
-    check_count("epochs", epochs, least=1)
-    facts = loader_facts(kind, batch_size, dataset, look=False)
-    bench = _Bench(facts, dataset, options, epochs, end=time.perf_counter() + seconds)
+    _check(batch_size, seconds, epochs, max_workers)
+    facts = loader_facts(as_device(device).type, batch_size, dataset, look=False)
     begin = time.perf_counter()
+    bench = _Bench(facts, dataset, options, epochs, end=begin + seconds)
     with kept_random_state(options.get("generator")):
         bench.climb(seconds * _SHARE, max_workers)
         bench.look_again(seconds * _SHARE)
     best, reason = bench.verdict()
     kwargs = build(facts, best, reason).kwargs
-    if batch_size is None:
+    if batch_size is None and "batch_sampler" not in options:
         kwargs["batch_size"] = None
     return LoaderTuning(
         kwargs=kwargs,
@@ -145,7 +142,12 @@ def tune_dataloader(
     )
 
 
-def _check_seconds(seconds: float) -> None:
+def _check(batch_size: int | None, seconds: float, epochs: int, max_workers: int | None) -> None:
+    if batch_size is not None:
+        check_count("batch_size", batch_size, least=1)
+    if max_workers is not None:
+        check_count("max_workers", max_workers, least=0)
+    check_count("epochs", epochs, least=1)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise ArgumentTypeError(f"seconds is a number, not {seconds!r}", given=seconds)
     if not (math.isfinite(seconds) and seconds > 0):

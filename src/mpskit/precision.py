@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import InvalidVersion, Version
 
 from mpskit import versions
+from mpskit._arguments import check_host
 from mpskit._data import read_toml
 from mpskit._torch import as_device
 from mpskit._values import Value
@@ -101,12 +102,13 @@ def precision_for(
         torch_version: decide for that torch; None is the installed one.
 
     Raises:
-        ArgumentTypeError: ``device`` is neither a device nor a string.
+        ArgumentTypeError: ``device`` is neither a device nor a string, or ``host`` not a host.
         ArgumentError: torch knows no such device.
 
     On CUDA it asks for the card's compute capability, which initialises CUDA; MPS is not touched.
     """
     place = as_device(device)
+    check_host(host)
     torch_text = torch_version or versions.torch_version() or "0"
     if place.type == "mps":
         return _for_mps(host, torch_text)
@@ -255,7 +257,7 @@ def autocast(
     so the computation runs in the weights' own dtype, and a warning is logged.
 
     Raises:
-        ArgumentTypeError: ``device`` or ``dtype`` has the wrong type.
+        ArgumentTypeError: an argument has the wrong type.
         ArgumentError: torch knows no such device, or ``dtype`` is not a floating dtype.
     """
     import torch
@@ -288,7 +290,7 @@ def grad_scaler(
         host: the machine; None is this one.
 
     Raises:
-        ArgumentTypeError: ``device`` or ``dtype`` has the wrong type.
+        ArgumentTypeError: an argument has the wrong type.
         ArgumentError: torch knows no such device, or ``dtype`` is not a floating dtype.
     """
     import torch

@@ -47,7 +47,7 @@ def tolerance_for(device: str, dtype: str) -> Tolerance:
     Raises:
         ArgumentTypeError: either is not a string.
     """
-    if not isinstance(device, str) or not isinstance(dtype, str):
+    if not all(isinstance(text, str) for text in (device, dtype)):
         raise ArgumentTypeError(
             "a device type and a dtype's name are texts such as 'mps' and 'float32'",
             given=(device, dtype),

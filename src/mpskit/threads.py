@@ -10,8 +10,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from mpskit._arguments import check_count, check_host
 from mpskit._torch import as_device
-from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     import torch
@@ -36,13 +36,14 @@ def cpu_threads(
         host: the machine; None is this one.
 
     Raises:
-        ArgumentTypeError: ``device`` or ``num_workers`` has the wrong type.
+        ArgumentTypeError: an argument has the wrong type.
         ArgumentError: torch knows no such device, or ``num_workers`` is negative.
     """
-    workers = _count("num_workers", num_workers, least=0)
+    check_count("num_workers", num_workers, least=0)
+    check_host(host)
     on_cpu = device is None or as_device(device).type == "cpu"
     cores, usable = _cores(host)
-    return suitable_threads(cores, usable, workers=workers, on_cpu=on_cpu)
+    return suitable_threads(cores, usable, workers=num_workers, on_cpu=on_cpu)
 
 
 def suitable_threads(cores: int | None, usable: int, *, workers: int, on_cpu: bool) -> int:
@@ -85,7 +86,9 @@ def set_cpu_threads(n: int | None = None) -> ThreadSetting:
     """
     import torch
 
-    threads = cpu_threads() if n is None else _count("n", n, least=1)
+    if n is not None:
+        check_count("n", n, least=1)
+    threads = cpu_threads() if n is None else n
     previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     return ThreadSetting(threads, previous)
@@ -124,11 +127,3 @@ class ThreadSetting:
         trace: TracebackType | None,
     ) -> None:
         self.restore()
-
-
-def _count(name: str, value: int, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{name} is a whole number, not {value!r}", given=value)
-    if value < least:
-        raise ArgumentError(f"{name} must be {least} or more, not {value}", given=value)
-    return value
