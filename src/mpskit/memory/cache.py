@@ -164,7 +164,8 @@ def devices_in_use(device: DeviceLike | None, *, look: bool = False) -> tuple[De
     if device in _WITHOUT_CACHE or "torch" not in sys.modules:
         return ()
     if device is None:
-        return tuple(kind for kind in _accelerators() if _is_in_use(kind, look))
+        kinds = _accelerators()
+        return tuple(kind for kind in kinds if _is_in_use(kind, look)) if kinds else ()
     kind = _kind(device)
     if kind in _WITHOUT_CACHE or _torch.is_initialized(device) is False:
         return ()
