@@ -104,7 +104,6 @@ def test_storages_move_like_tensors(on_mac):
     assert moved.clone().device == MPS
     assert storage.to(device="mps").device == MPS
     assert torch.UntypedStorage(8, device="mps").device == MPS
-    assert torch.ones(2, device="mps").storage().device == MPS
 
 
 def test_legacy_format(on_mac):

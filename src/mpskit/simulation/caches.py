@@ -17,7 +17,7 @@ __all__ = ["CACHES", "STATES", "install"]
 
 # (module, pattern of the qualified names in it): functions with a `cache_clear` are emptied.
 CACHES: tuple[tuple[str, str], ...] = (
-    ("torch.backends.mps", r"is_.*"),
+    ("torch.backends.mps", r"(is|get)_.*"),
     ("torch.accelerator", r".*"),
     ("transformers.utils.import_utils", r"is_torch_.*|is_.*_platform|is_cuda.*"),
     ("accelerate.utils.imports", r"is_.*"),

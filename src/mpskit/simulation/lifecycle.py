@@ -7,6 +7,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -74,10 +75,7 @@ class SimulatedMac:
                     given=self.machine,
                 )
             self._simulation = build(self.machine, rng=self._rng, fallback=self._fallback)
-            self._stack = _entered(self._simulation)
-            self._stack.enter_context(
-                children.carried(self.machine, rng=self._rng, fallback=self._fallback)
-            )
+            self._stack = _entered(self._simulation, self._carried())
             _active = self
         return self
 
@@ -112,6 +110,9 @@ class SimulatedMac:
                 return function(*args, **kwargs)
 
         return run
+
+    def _carried(self) -> AbstractContextManager[None]:
+        return children.carried(self.machine, rng=self._rng, fallback=self._fallback)
 
     @property
     def host(self) -> Host:
@@ -169,12 +170,15 @@ def _is_deferred(function: Callable[..., Any]) -> bool:
     )
 
 
-def _entered(simulation: Simulation) -> contextlib.ExitStack:
+def _entered(
+    simulation: Simulation, carried: AbstractContextManager[None]
+) -> contextlib.ExitStack:
     """Switch everything on; close what this returns to switch it off."""
     patches = Patches()
     with contextlib.ExitStack() as stack:
         stack.callback(simulation.tags.clear)
         stack.callback(patches.undo)
+        stack.enter_context(carried)
         _install(simulation, patches)
         stack.enter_context(modes(simulation))
         stack.callback(_close, simulation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Any
 
@@ -18,23 +17,12 @@ __all__ = ["install"]
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Put the simulated bindings into ``torch._C``, and drop what torch cached of the real ones."""
+    """Put the simulated bindings into ``torch._C``."""
     bindings = _machine(simulation) | _memory(simulation) | _profiler() | Events().bindings()
     if simulation.usable:
         bindings |= _accelerator(simulation)
     for name, value in bindings.items():
         patches.set(torch._C, name, value)
-    _forget_answers()
-    patches.on_exit(_forget_answers)
-
-
-def _forget_answers() -> None:
-    """Empty the caches of ``torch.backends.mps`` and ``torch.accelerator``."""
-    accelerator = sys.modules.get("torch.accelerator")
-    for module in (torch.backends.mps, accelerator):
-        for function in vars(module).values() if module is not None else ():
-            if hasattr(function, "cache_clear"):
-                function.cache_clear()
 
 
 def _machine(simulation: Simulation) -> dict[str, Any]:
