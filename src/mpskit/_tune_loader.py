@@ -170,7 +170,7 @@ class _Bench:
         """Try 0, 1, 2, 4 ... until two in a row are no better, or time or numbers run out."""
         worse = 0
         for count in self._counts(max_workers):
-            if self.found and self._left() <= 0:
+            if self.found and self._left() <= self._start():
                 return
             before = min(map(self._cost, self.found), default=math.inf)
             self._measure(count, share)
@@ -181,7 +181,8 @@ class _Bench:
     def look_again(self, share: float) -> None:
         """Measure the two best once more, as far as there is time: a busy moment may have lied."""
         for count in sorted(self.found, key=self._cost)[:2]:
-            if self._left() > share and self._cost(count) < math.inf:
+            enough = self._left() > share + self._start()
+            if enough and self._cost(count) < math.inf:
                 self._measure(count, share)
 
     def verdict(self) -> tuple[int, str]:
@@ -212,6 +213,10 @@ class _Bench:
         if max_workers is None and self.found[0].waiting:
             limit = max(limit, min(limit * _OVERSUBSCRIPTION, _MOST))
         return limit if self.batches is None else min(limit, self.batches)
+
+    def _start(self) -> float:
+        """Return the longest start so far: the next one will take as long."""
+        return max((found.start_seconds or 0.0 for found in self.found.values()), default=0.0)
 
     def _left(self) -> float:
         return self.end - time.perf_counter()
