@@ -58,15 +58,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> None:
+    """Let a test with the marker use the fixture, whether it names it or not."""
+    if not callable(obj) or isinstance(obj, type):
+        return
+    own = (mark.name for mark in getattr(obj, "pytestmark", ()))
+    if "mpskit_machine" in own or collector.get_closest_marker("mpskit_machine") is not None:
+        pytest.mark.usefixtures(_FIXTURE)(getattr(obj, "__func__", obj))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test with the marker ``mpskit_machine`` once on each of its machines."""
     mark = metafunc.definition.get_closest_marker("mpskit_machine")
     if mark is None:
         return
     wanted = [{**mark.kwargs, "machine": machine} for machine in mark.args or (_DEFAULT,)]
-    if _FIXTURE not in metafunc.fixturenames:
-        # First, so that what the other fixtures make is made on the machine.
-        metafunc.fixturenames.insert(0, _FIXTURE)
     ids = [_name(options["machine"]) for options in wanted]
     metafunc.parametrize(_FIXTURE, wanted, indirect=True, ids=ids)
 

@@ -23,12 +23,13 @@ _INTERRUPTED = 130
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.usage = "mpskit simulate MACHINE [options] -- SCRIPT [ARGUMENTS]"
-    parser.add_argument("machine", nargs="?", help="a name of --list, such as m1-8gb")
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="-- and what to run")
     _add_options(parser)
+    # argparse cannot be told where the script's own options begin: see _own_options.
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="machine, -- and what to run")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(machine=None)
     parser.add_argument("--macos", metavar="V", help="another macOS version, such as 14.5")
     parser.add_argument("--rng", choices=("cpu", "separate"), default="cpu", help="random streams")
     parser.add_argument(
@@ -55,18 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _own_options(arguments: argparse.Namespace) -> list[str]:
-    """Take our options out of what follows the machine's name; return what is to be run."""
+    """Take what is ours out of the words; return those from the script on."""
     words: list[str] = arguments.words
-    if not words or not words[0].startswith("-"):
-        return words
-    before, after = words, []
-    if "--" in words:
-        cut = words.index("--")
-        before, after = words[:cut], words[cut + 1 :]
+    cut = words.index("--") if "--" in words else 1
     options = argparse.ArgumentParser(prog="mpskit simulate", add_help=False)
     _add_options(options)
-    options.parse_args(before, namespace=arguments)
-    return after
+    options.add_argument("machine", nargs="?")
+    options.parse_args(words[:cut], namespace=arguments)
+    return words[cut + 1 :] if "--" in words else words[1:]
 
 
 def _environment(arguments: argparse.Namespace) -> dict[str, str]:

@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Iterator, MutableMapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -129,8 +130,9 @@ def at_startup() -> None:
         return
     try:
         _enter(request)
-    except MpskitError as error:
-        # `site` would swallow it and run the script on the real machine.
+    except BaseException as error:  # noqa: BLE001 - `site` would swallow it and run the script
+        if not isinstance(error, MpskitError):
+            traceback.print_exc()
         print(f"mpskit simulate: {error}", file=sys.stderr, flush=True)
         os._exit(2)
 

@@ -1,0 +1,123 @@
+"""Child processes are on the same machine, and after the exit they are not."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+
+import mpskit
+from mpskit.errors import SettingsError
+from mpskit.host import Machine, find_machine
+from mpskit.settings import SIMULATE
+from mpskit.simulation import children
+
+SAY = "import torch, platform; print(torch.zeros(1, device='mps').device, platform.mac_ver()[0])"
+
+
+def python(code, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **kwargs,
+    )
+
+
+def tell(queue):
+    import torch
+
+    queue.put(str(torch.zeros(1, device="mps").device))
+
+
+def test_the_variables_are_there_inside_only():
+    before = dict(os.environ)
+    with mpskit.simulate("m1-8gb", macos="14.5", rng="separate"):
+        request = json.loads(os.environ[SIMULATE])
+        assert request["machine"]["macos"] == "14.5"
+        assert (request["rng"], request["early"]) == ("separate", False)
+        assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == children.SITE
+    assert dict(os.environ) == before
+
+
+def test_pythonpath_keeps_what_it_had(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/a", children.SITE, "/b"]))
+    variables = children.environment(find_machine("m1-8gb"))
+    assert variables["PYTHONPATH"].split(os.pathsep) == [children.SITE, "/a", "/b"]
+
+
+def test_a_subprocess_is_inside_and_runs_the_users_own_sitecustomize(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.mine = __name__")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with mpskit.simulate("m1-8gb", macos="14.5"):
+        done = python(SAY + "\nimport sys; print(sys.mine)")
+    assert done.stdout.split() == ["mps:0", "14.5", "sitecustomize"], done.stderr
+
+
+def test_a_child_that_imports_no_torch_imports_no_pydantic():
+    with mpskit.simulate("m1-8gb"):
+        done = python("import sys; print({'torch', 'pydantic', 'psutil'} & set(sys.modules))")
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("how", ["spawn", "forkserver", "fork"])
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_workers_are_inside(how):
+    context = multiprocessing.get_context(how)
+    with mpskit.simulate("m1-8gb"):
+        queue = context.Queue()
+        worker = context.Process(target=tell, args=(queue,))
+        worker.start()
+        assert queue.get(timeout=120) == "mps:0"
+        worker.join(timeout=60)
+    assert worker.exitcode == 0
+
+
+def test_a_forkserver_does_not_remember():
+    context = multiprocessing.get_context("forkserver")
+    with mpskit.simulate("m1-8gb"):
+        worker = context.Process(target=os.getcwd)
+        worker.start()
+        worker.join(timeout=60)
+    worker = context.Process(target=not_simulated)
+    worker.start()
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
+
+
+def not_simulated():
+    assert SIMULATE not in os.environ
+
+
+def test_an_early_child_is_inside_before_its_first_line():
+    machine = Machine(chip="M4 Pro", ram_gib=24)
+    code = "import platform, sys; print(platform.machine(), 'torch' in sys.modules)"
+    done = python(code, env=os.environ | children.environment(machine, early=True))
+    assert done.stdout.split() == ["arm64", "True"], done.stderr
+
+
+def test_a_name_is_enough():
+    variables = children.environment(find_machine("m1-8gb")) | {SIMULATE: "m2-8gb"}
+    code = SAY + "\nimport mpskit; print(mpskit.detect_host().chip.name)"
+    done = python(code, env=os.environ | variables)
+    assert done.stdout.split() == ["mps:0", "15.6", "M2"], done.stderr
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"machine": ', '{"early": true}'])
+def test_a_wrong_request_is_a_settings_error(text):
+    with pytest.raises(SettingsError) as caught:
+        children._parsed(text)
+    assert caught.value.given == text
+
+
+def test_an_unknown_machine_stops_an_early_child():
+    variables = children.environment(find_machine("m1-8gb"), early=True)
+    request = json.loads(variables[SIMULATE]) | {"machine": "m1-9gb"}
+    done = python("print('ran')", env=os.environ | variables | {SIMULATE: json.dumps(request)})
+    assert done.returncode == 2
+    assert "no machine is called 'm1-9gb'" in done.stderr
+    assert "ran" not in done.stdout

@@ -1,0 +1,144 @@
+"""The plugin's simulated machines, tried on suites of their own."""
+
+import pytest
+
+
+@pytest.fixture
+def suite(pytester):
+    """Run a test file in a fresh process, strictly."""
+
+    def run(code, *options):
+        pytester.makepyfile(code)
+        return pytester.runpytest_subprocess("--strict-markers", "-W", "error", "-v", *options)
+
+    return run
+
+
+def test_fixture_and_marker(suite):
+    result = suite(
+        """
+        import pytest, torch
+        from mpskit.host import Machine
+
+        def device():
+            return torch.ones(1, device="mps").device.type
+
+        def test_default(mpskit_mac):
+            assert mpskit_mac.machine.name == "m1-8gb"
+            assert device() == "mps"
+
+        @pytest.mark.parametrize("mpskit_mac", ["m2-24gb", {"machine": "m1-8gb", "macos": "14.5"}], indirect=True)
+        def test_parametrised(mpskit_mac):
+            assert (mpskit_mac.machine.ram_gib, mpskit_mac.machine.macos) in [(24, "15.6"), (8, "14.5")]
+
+        @pytest.mark.mpskit_machine("m1-8gb", Machine(chip="M9", ram_gib=10), rng="separate")
+        def test_marked():
+            assert device() == "mps"
+
+        @pytest.mark.mpskit_machine
+        class TestClass:
+            def test_in_class(self, mpskit_mac):
+                assert mpskit_mac.machine.name == "m1-8gb"
+
+            @pytest.mark.mpskit_machine("m4-pro-24gb")
+            def test_the_closest_mark_wins(self, mpskit_mac):
+                assert mpskit_mac.machine.name == "m4-pro-24gb"
+
+        @pytest.fixture
+        def tensor():
+            return torch.ones(1).to("mps")
+
+        @pytest.mark.mpskit_machine
+        def test_other_fixtures_are_on_the_machine(tensor):
+            assert tensor.is_mps
+
+        def test_afterwards():
+            assert not torch.backends.mps.is_available()
+        """
+    )
+    result.assert_outcomes(passed=9)
+    result.stdout.fnmatch_lines(["*test_marked?m1-8gb?*PASSED*", "*test_marked?M9 with 10 GiB*"])
+
+
+SESSION = """
+    import pytest, torch, mpskit
+    BEFORE = torch.ones(1, device="mps")
+
+    def test_inside():
+        assert BEFORE.is_mps and mpskit.detect_host().memory_total_bytes == 8 * 2**30
+
+    def test_same(mpskit_mac):
+        assert mpskit_mac.machine.name == "m1-8gb"
+
+    @pytest.mark.mpskit_machine("m3-max-64gb")
+    def test_another():
+        assert mpskit.detect_host().memory_total_bytes == 64 * 2**30
+
+    def test_back():
+        assert torch.ones(1, device="mps").is_mps
+        assert mpskit.detect_host().memory_total_bytes == 8 * 2**30
+"""
+
+
+def test_a_whole_suite_on_one_machine(suite):
+    result = suite(SESSION, "--mpskit-machine", "macbook-air-m1-8gb")
+    result.assert_outcomes(passed=4)
+
+
+def test_a_whole_suite_with_xdist(suite):
+    result = suite(SESSION, "--mpskit-machine", "m1-8gb", "-n", "1")
+    result.assert_outcomes(passed=4)
+
+
+def test_an_unknown_machine_is_a_usage_error(suite):
+    result = suite("def test_it(): pass", "--mpskit-machine", "m1-9gb")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*no machine is called 'm1-9gb'*"])
+
+
+def test_markers_fail_a_test_that_passed(suite):
+    result = suite(
+        """
+        import pytest, torch
+
+        machine = pytest.mark.mpskit_machine("m1-8gb", fallback=True)
+
+        @machine
+        @pytest.mark.mpskit_no_cpu_fallback
+        @pytest.mark.filterwarnings("ignore:The operator")
+        def test_falls_back():
+            torch.ones(3, device="mps").mode()
+
+        @machine
+        @pytest.mark.mpskit_no_cpu_fallback
+        def test_does_not_fall_back():
+            torch.ones(3, device="mps").sort()
+
+        @machine
+        @pytest.mark.mpskit_max_memory("1MiB")
+        def test_too_much():
+            torch.zeros(1024, 1024, device="mps")
+
+        @machine
+        @pytest.mark.mpskit_max_memory("4MiB")
+        def test_just_enough():
+            torch.zeros(1024, 1024, device="mps")
+
+        @pytest.mark.mpskit_max_memory("lots")
+        def test_wrong_size():
+            pass
+
+        @pytest.mark.mpskit_max_memory("1MiB")
+        @pytest.mark.mpskit_no_cpu_fallback
+        def test_off_the_machine():
+            torch.zeros(1024, 1024)
+        """
+    )
+    result.assert_outcomes(passed=3, failed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*MPS has no kernel for aten::mode: it ran on the CPU*",
+            "*the tensors took 4.00 MiB at once, more than the 1.00 MiB of mpskit_max_memory*",
+            "*'lots' is not a size*",
+        ]
+    )
