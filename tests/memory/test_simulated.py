@@ -80,6 +80,7 @@ def test_the_thread_samples_the_simulated_mac():
         seen = monitor.timeline[-1].allocated_bytes
         del held
     assert seen == 8 * MIB
+    assert str(monitor).startswith("Peak memory of mps: tensors (native)")
 
 
 def fill(gib):

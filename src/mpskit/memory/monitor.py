@@ -91,6 +91,7 @@ class MemoryMonitor:
             raise ArgumentTypeError(f"writer has no add_scalar: {writer!r}", given=writer)
         self.interval = check_interval(interval)
         self._device = _torch.as_device(device) if device is not None else None
+        self._watched = "no device yet" if device is None else str(device)
         self._writer = writer
         self._thread: threading.Thread | None = None
         self._begin(time.monotonic())
@@ -187,7 +188,7 @@ class MemoryMonitor:
             MissingExtraError: matplotlib is not installed.
             ArgumentError: the file cannot be written.
         """
-        return plot_samples(self.timeline, path, f"Memory of {self._chosen()}")
+        return plot_samples(self.timeline, path, f"Memory of {self._watched}")
 
     def __str__(self) -> str:
         peaks = {
@@ -196,7 +197,7 @@ class MemoryMonitor:
             "process": self.peak_footprint_bytes,
         }
         known = [f"{name} {format_bytes(size)}" for name, size in peaks.items() if size is not None]
-        return f"Peak memory of {self._chosen()}: {', '.join(known)}; {self._count} samples"
+        return f"Peak memory of {self._watched}: {', '.join(known)}; {self._count} samples"
 
     def _chosen(self) -> torch.device:
         from mpskit import _torch
@@ -211,6 +212,7 @@ class MemoryMonitor:
             _LOG.debug("a memory sample failed", exc_info=True)
 
     def _take(self, device: torch.device) -> None:
+        self._watched = str(device)
         figures = device_figures(device)
         if figures.peak is not None and figures.peak_source == "native":
             self._native_peak = max(self._native_peak, figures.peak)
