@@ -118,18 +118,19 @@ def judge(name: str, environ: Mapping[str, str], torch: str | None) -> Judgement
     """
     variable = variables().get(name)
     if variable is None:
-        return _unknown(name, environ[name])
+        return _unknown(name, environ)
     if variable.feature and torch is not None and not has(variable.feature, torch):
         problem = f"torch {torch} does not read {name}: it is too old"
         return Judgement("no effect", problem, f"unset {name}")
     return _PARSERS[variable.parse](variable, environ)
 
 
-def _unknown(name: str, text: str) -> Judgement:
+def _unknown(name: str, environ: Mapping[str, str]) -> Judgement:
     meant = _meant(name)
     if meant is not None:
         problem = f"no torch reads {name}: {meant} was probably meant"
-        return Judgement("no effect", problem, f"unset {name}; export {meant}={shlex.quote(text)}")
+        then = "" if meant in environ else f"; export {meant}={shlex.quote(environ[name])}"
+        return Judgement("no effect", problem, f"unset {name}{then}")
     if "MPS" in name.upper():
         return Judgement("no effect", f"no torch is known to read {name}", f"unset {name}")
     return Judgement("not about MPS, so mpskit does not judge it")

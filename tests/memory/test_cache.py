@@ -90,6 +90,18 @@ class TestWhereItCannotBeAsked:
         assert cache._is_in_use("meta", look=False) is True
 
 
+def test_a_torch_before_2_6_has_no_accelerator_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "accelerator")
+    monkeypatch.delattr(torch, "get_default_device")
+    monkeypatch.delattr(torch, "xpu")
+    monkeypatch.setattr(torch, "__version__", "2.2.2")
+    assert cache._accelerators() == ("cuda", "xpu", "mps")
+    assert empty_cache().devices == ()
+    with empty_cache_scope(before=True), empty_cache_scope("cuda", above="1GiB"):
+        pass
+    assert CacheKeeper("mps", every=1).step() is None
+
+
 def test_without_torch_there_is_nothing_to_do_and_torch_stays_out() -> None:
     code = (
         "import sys\n"

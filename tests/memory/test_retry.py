@@ -297,6 +297,7 @@ def test_keyword_only_another_name_and_a_caller_s_own_start() -> None:
         return n, word
 
     assert named() == 8
+    assert run_with_batch_size(16)(named.__wrapped__)() == 16
     assert named(batch_size=4) == 4
     assert other("x") == (8, "x")
     with pytest.raises(ArgumentError):
@@ -367,7 +368,7 @@ def _generator(batch_size: int):
         ((len, True), {}, ArgumentTypeError),
         ((len, "8"), {}, ArgumentTypeError),
         ((len,), {}, ArgumentTypeError),
-        ((64,), {}, ArgumentTypeError),
+        ((True,), {}, ArgumentTypeError),
         ((64, 64), {}, ArgumentTypeError),
         ((len, 4), {"min": 8}, ArgumentError),
         ((len, 4), {"min": 0}, ArgumentError),

@@ -106,7 +106,7 @@ def run_with_batch_size(
 ) -> _T: ...
 @overload
 def run_with_batch_size(
-    fn: None = ...,
+    fn: int | None = ...,
     start: int | None = ...,
     *,
     min: int = ...,
@@ -116,7 +116,7 @@ def run_with_batch_size(
 
 
 def run_with_batch_size(
-    fn: Callable[..., _T] | None = None,
+    fn: Callable[..., _T] | int | None = None,
     start: int | None = None,
     *,
     min: int = 1,  # noqa: A002 - the natural name, and nothing here needs the builtin
@@ -127,7 +127,7 @@ def run_with_batch_size(
 
         result = run_with_batch_size(train, 64)
 
-        @run_with_batch_size(start=64)
+        @run_with_batch_size(64)
         def train(batch_size, model, *, epochs): ...
         train(model, epochs=3)
 
@@ -157,6 +157,8 @@ def run_with_batch_size(
     Warns:
         DeviceFallbackWarning: the fallback was used.
     """
+    if isinstance(fn, int) and start is None:
+        fn, start = None, fn
     settings = _Settings(_checked_sizes(start, min), min, _checked_fallback(fallback), device)
     check_device(device)
     if fn is not None:
@@ -187,7 +189,7 @@ def _decorated(settings: _Settings, function: Callable[..., _T]) -> Callable[...
 class _Target:
     """A function, and where its batch size and device go."""
 
-    def __init__(self, function: Callable[..., Any], fallback: str | None) -> None:
+    def __init__(self, function: Any, fallback: str | None) -> None:
         _check_function(function)
         self._function = function
         parameters = _parameters(function)
@@ -310,8 +312,7 @@ def _place(parameters: Mapping[str, inspect.Parameter]) -> int | None:
 def _check_function(function: object) -> None:
     if not callable(function):
         raise ArgumentTypeError(
-            f"fn is a function, not {function!r}; a decorator is written "
-            "@run_with_batch_size(start=64)",
+            f"fn is a function, not {function!r}; a decorator is written @run_with_batch_size(64)",
             given=function,
         )
     kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
@@ -328,7 +329,7 @@ def _checked_sizes(start: Any, least: Any) -> int:
         if isinstance(size, bool) or not isinstance(size, int):
             raise ArgumentTypeError(
                 f"{name} is a batch size such as 64, not {size!r}: "
-                "run_with_batch_size(fn, 64) or @run_with_batch_size(start=64)",
+                "run_with_batch_size(fn, 64) or @run_with_batch_size(64)",
                 given=size,
             )
         if size < 1:
