@@ -1,5 +1,7 @@
 """The plugin's simulated machines, tried on suites of their own."""
 
+import sys
+
 import pytest
 
 
@@ -88,6 +90,13 @@ def test_a_whole_suite_on_one_machine(suite):
 def test_a_whole_suite_with_xdist(suite):
     result = suite(SESSION, "--mpskit-machine", "m1-8gb", "-n", "1")
     result.assert_outcomes(passed=4)
+
+
+def test_a_strict_suite_by_the_command_line(pytester):
+    pytester.makepyfile("def test_it(mpskit_mac): assert mpskit_mac.machine.name == 'm2-8gb'")
+    words = ("simulate", "m2-8gb", "--", "-m", "pytest", "-W", "error", "-p", "no:cacheprovider")
+    result = pytester.run(sys.executable, "-m", "mpskit", *words)
+    result.assert_outcomes(passed=1)
 
 
 def test_an_unknown_machine_is_a_usage_error(suite):

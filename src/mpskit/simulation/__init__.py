@@ -60,6 +60,9 @@ def simulate(
     if macos is not None:
         found = Machine(**found.model_dump() | {"macos": macos})
     _require_torch()
+    # First: in a simulated Mac's child, importing torch enters the machine by way of lifecycle.
+    import torch  # noqa: F401
+
     from mpskit.simulation.lifecycle import SimulatedMac
 
     return SimulatedMac(found, rng=rng, fallback=fallback)
@@ -77,6 +80,8 @@ def _require_torch() -> None:
 
 def __getattr__(name: str) -> Any:
     if name in {"SimulatedMac", "active"}:
+        import torch  # noqa: F401 - first, as in simulate
+
         from mpskit.simulation import lifecycle
 
         return getattr(lifecycle, name)

@@ -23,6 +23,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mpskit
 from mpskit.errors import MpskitError, SettingsError
 from mpskit.settings import SIMULATE, simulated
 
@@ -125,6 +126,9 @@ def at_startup() -> None:
     request = simulated()
     if request is None:
         return
+    # mpskit is a pytest plugin, and pytest warns of one that was imported before pytest, because
+    # it cannot rewrite its assertions any more. This is how a module says that there is no need.
+    mpskit.__doc__ = f"{mpskit.__doc__}\nPYTEST_DONT_REWRITE"
     if not _parsed(request).get("early"):
         sys.meta_path.insert(0, _TorchFinder(request))
         return
