@@ -116,8 +116,7 @@ STUBBORN = (
 )
 POLITE = (
     "import time\n"
-    "print('ready', flush=True)\n"
-    "try: time.sleep(60)\n"
+    "try: print('ready', flush=True); time.sleep(60)\n"
     "except KeyboardInterrupt: print('saved', flush=True); raise SystemExit(3)\n"
 )
 
@@ -168,31 +167,49 @@ def test_a_second_ctrl_c_asks_and_a_third_kills():
         assert process.returncode == 128 + signal.SIGKILL
 
 
-def test_ctrl_c_at_a_terminal_reaches_the_child_once():
-    # The terminal sends it to the monitor and its child alike: passing it on would make two.
-    counting = (
-        "import signal, time\n"
-        "caught = []\n"
-        "signal.signal(signal.SIGINT, lambda *_: caught.append(1))\n"
-        "print('ready', flush=True)\n"
-        "while not caught: time.sleep(0.02)\n"
-        "time.sleep(0.5); raise SystemExit(40 + len(caught))\n"
-    )
+class Child:
+    """What the handlers do to a process, as words."""
+
+    pid = 2**22 + 1  # no process has it
+
+    def __init__(self):
+        self.done = []
+
+    def send_signal(self, number):
+        self.done.append(number)
+
+    def terminate(self):
+        self.done.append("terminate")
+
+
+@pytest.mark.parametrize(("at_terminal", "first"), [(True, []), (False, [signal.SIGINT])])
+def test_ctrl_c_at_a_terminal_is_not_sent_twice(monkeypatch, at_terminal, first):
+    # The terminal sends it to the monitor and its child alike.
+    monkeypatch.setattr(command_module, "_from_terminal", lambda: at_terminal)
+    killed = []
+    monkeypatch.setattr(command_module, "_kill", killed.append)
+    child = Child()
+    interrupt = command_module._interrupting([child])
+    for _ in range(3):
+        interrupt(signal.SIGINT, None)
+    assert child.done == [*first, "terminate"]
+    assert killed == [child.pid]
+
+
+FROM_TERMINAL = "from mpskit.memory.command import _from_terminal as f; raise SystemExit(40 + f())"
+
+
+def test_a_terminal_is_told_from_a_pipe():
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [*MONITOR, PYTHON, "-c", counting], preexec_fn=lambda: os.login_tty(theirs)
-    )
-    os.close(theirs)
     try:
-        seen = b""
-        while b"ready" not in seen:
-            seen += os.read(ours, 1000)
-        os.write(ours, b"\x03")
-        assert process.wait(30) == 41
+        at_terminal = subprocess.run(
+            [PYTHON, "-c", FROM_TERMINAL], preexec_fn=lambda: os.login_tty(theirs), timeout=60
+        )
     finally:
-        process.kill()
-        process.wait()
+        os.close(theirs)
         os.close(ours)
+    elsewhere = subprocess.run([PYTHON, "-c", FROM_TERMINAL], stdin=subprocess.DEVNULL, timeout=60)
+    assert (at_terminal.returncode, elsewhere.returncode) == (41, 40)
 
 
 def test_an_error_while_watching_ends_the_child(monkeypatch):

@@ -120,14 +120,12 @@ def memory_budget_for(
     """Return the budget of a Mac that is not this one, by the working-set rule.
 
     ``recommended_bytes`` and ``limit_bytes`` are exact to the byte where the confidence is high.
-    Neither imports torch nor looks at this machine. What other programs will hold there is not
-    known, so ``usable_bytes`` is the recommended working set less the reserve.
+    ``usable_bytes`` takes no other programs into account. Torch is not imported.
 
     Args:
         ram_bytes: the machine's memory in bytes.
         macos: its version, ``"15.6"`` or ``"26"``.
-        chip: its chip, such as ``"M3 Max"``; an Intel one without ``vram_bytes`` has no usable GPU,
-            so that the budget is the CPU's.
+        chip: its chip, ``"M3 Max"``; an Intel one without ``vram_bytes`` has the CPU's budget.
         vram_bytes: the memory of an Intel Mac's AMD GPU.
         wired_limit_bytes: the machine's ``iogpu.wired_limit_mb``, in bytes.
         reserve: as for :func:`memory_budget`.
