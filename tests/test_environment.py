@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -409,3 +411,20 @@ def test_any_amount_is_a_change_that_torch_takes_or_a_typed_error(
                 assert not change.replaced
         finally:
             replace_readings(previous)
+
+
+def test_the_page_names_every_variable() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "environment.md").read_text()
+    named = [one.name for one in variables().values() if "MPS" in one.name and one.parse != "none"]
+    assert [name for name in named if f"`{name}`" not in page] == []
+
+
+def test_the_doctor_shows_what_is_wrong_and_the_command_that_mends_it() -> None:
+    environ = os.environ | {HIGH: "0.7", "PYTORCH_MPS_WATERMARK_RATIO": "0"}
+    command = [sys.executable, "-m", "mpskit", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, env=environ, timeout=120, check=False)
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    wrong = {check["name"]: check["fix"] for check in report["checks"] if check["mark"] == "fail"}
+    assert f"export {LOW}=" in wrong[HIGH]
+    assert wrong["PYTORCH_MPS_WATERMARK_RATIO"] == "unset PYTORCH_MPS_WATERMARK_RATIO"

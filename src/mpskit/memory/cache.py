@@ -86,7 +86,8 @@ def empty_cache(device: DeviceLike | None = None, *, collect: bool = True) -> Ca
     It waits for all the work given to the device, so it belongs between phases (after loading,
     after training, after unloading a model), not into every step. One clear runs at a time: a
     second caller returns at once, and its report says so. On the CPU there is no cache: only
-    Python's garbage is collected.
+    Python's garbage is collected. Of several CUDA cards torch empties all, and the figures are
+    those of the one named, or of the current one.
 
     Args:
         device: which device; None for those that this process uses. A device that is not in use
