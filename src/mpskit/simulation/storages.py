@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps
+from mpskit.simulation.loader import SHARE_ERROR
 from mpskit.simulation.patches import Patches
 
 __all__ = ["install"]
@@ -86,7 +87,7 @@ def _sharer(simulation: Simulation, original: Callable[..., Any]) -> Callable[..
 
     def share(self: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
         if self._cdata in simulation.tags.live:
-            raise RuntimeError("_share_filename_: only available on CPU")
+            raise RuntimeError(SHARE_ERROR)
         return original(self, *args, **kwargs)
 
     return share

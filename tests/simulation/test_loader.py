@@ -1,0 +1,99 @@
+import multiprocessing
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from mpskit.simulation import simulate
+
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.full((2,), float(index))
+
+
+class OnTheMac(Numbers):
+    """Wrong on a Mac: an mps tensor cannot leave a worker."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index).to("mps")
+
+
+class SaysWhereItIs(Numbers):
+    def __getitem__(self, index):
+        return str(torch.ones(1, device="mps").device), torch.backends.mps.is_available()
+
+
+def test_one_process():
+    with simulate("m1-8gb"):
+        for batch in DataLoader(Numbers(), batch_size=4):
+            assert batch.is_cpu
+            assert batch.to("mps").is_mps
+        assert next(iter(DataLoader(OnTheMac(), batch_size=4))).is_mps
+        on_mac = TensorDataset(torch.arange(4.0, device="mps"))
+        assert next(iter(DataLoader(on_mac, batch_size=2)))[0].is_mps
+
+
+def test_start_method_is_spawn_inside_and_what_it_was_after():
+    before = multiprocessing.get_start_method(allow_none=True)
+    with simulate("m1-8gb"):
+        assert multiprocessing.get_start_method() == "spawn"
+        assert torch.multiprocessing.get_context().get_start_method() == "spawn"
+    assert multiprocessing.get_start_method(allow_none=True) == before
+
+
+def test_workers_are_spawned_and_are_on_the_mac_too():
+    with simulate("m1-8gb"):
+        loader = DataLoader(SaysWhereItIs(), batch_size=8, num_workers=1)
+        devices, available = next(iter(loader))
+        assert set(devices) == {"mps:0"}
+        assert all(available)
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_an_unpicklable_dataset_fails_as_on_a_mac():
+    class Local(Numbers):
+        pass
+
+    with (
+        simulate("m1-8gb"),
+        pytest.raises((AttributeError, pickle.PicklingError), match="local object"),
+    ):
+        next(iter(DataLoader(Local(), num_workers=1)))
+
+
+def test_an_mps_tensor_cannot_come_from_a_worker():
+    with (
+        simulate("m1-8gb"),
+        pytest.raises(RuntimeError, match="_share_filename_: only available on CPU"),
+    ):
+        next(iter(DataLoader(OnTheMac(), batch_size=4, num_workers=1)))
+
+
+def test_an_mps_tensor_cannot_be_sent_to_a_worker():
+    with (
+        simulate("m1-8gb"),
+        pytest.raises(RuntimeError, match="_share_filename_: only available on CPU"),
+    ):
+        next(iter(DataLoader(TensorDataset(torch.ones(2, device="mps")), num_workers=1)))
+
+
+def test_pin_memory_warns_with_the_mac_s_text():
+    with simulate("m1-8gb"):
+        with pytest.warns(UserWarning, match="not supported on MPS now, device pinned memory won't"):
+            batch = next(iter(DataLoader(Numbers(), batch_size=4, pin_memory=True)))
+        assert not batch.is_pinned()
+
+
+def test_sampling_is_the_cpu_s():
+    def order():
+        torch.manual_seed(0)
+        return [batch.tolist() for batch in DataLoader(Numbers(), batch_size=2, shuffle=True)]
+
+    plain = order()
+    with simulate("m1-8gb"):
+        assert order() == plain
