@@ -7,7 +7,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parent / "downstream"
 ERRORS = {
     "test_float64": "TypeError: Cannot convert a MPS Tensor to float64 dtype as the MPS framework",
-    "test_missing_operator": "NotImplementedError: The operator 'aten::linalg_eigvals' is not curr",
+    "test_missing_operator": "NotImplementedError: The operator 'aten::linalg_eig' is not currently",
     "test_device_mix": "RuntimeError: Expected all tensors to be on the same device, but found at",
     "test_unpicklable_dataset": "Can't pickle local object",
     "test_out_of_memory": "max allowed: 9.07 GiB). Tried to allocate 1024.00 MiB on shared pool.",
