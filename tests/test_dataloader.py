@@ -20,6 +20,7 @@ from mpskit._loader_facts import (
     ItemCost,
     dataset_facts,
     fits_a_worker,
+    is_waiting,
     kept_random_state,
     torch_cpu_count,
 )
@@ -249,6 +250,14 @@ def test_looking_tells_work_from_waiting_and_leaves_no_trace():
     assert cost.waiting
     assert cost.seconds >= 0.005
     assert dataset.opened is None
+
+
+@pytest.mark.parametrize(
+    ("cpu", "wall", "waiting"),
+    [(0.0, 0.01, True), (0.0005, 0.01, True), (0.002, 0.01, False), (0.01, 0.01, False)],
+)
+def test_work_on_a_busy_machine_is_not_taken_for_waiting(cpu, wall, waiting):
+    assert is_waiting(cpu, wall) is waiting
 
 
 def test_a_data_set_that_fails_is_left_to_the_loader():

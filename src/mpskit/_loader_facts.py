@@ -19,6 +19,7 @@ __all__ = [
     "ItemCost",
     "dataset_facts",
     "fits_a_worker",
+    "is_waiting",
     "kept_random_state",
     "private_copy",
     "torch_cpu_count",
@@ -26,6 +27,9 @@ __all__ = [
 
 # A look into a data set stops after so many items, or after the item that ends this time.
 _PEEK_ITEMS = 3
+# Waiting uses next to no processor time. On a busy machine work gets only part of a processor, so
+# a share as large as a half would take work for waiting.
+_WORKING_SHARE = 0.1
 _PEEK_S = 0.05
 # A data set that pickles to more than this is copied into each worker for longer than it saves.
 _PICKLE_LIMIT = 64 * 1024**2
@@ -37,7 +41,7 @@ class ItemCost:
 
     Attributes:
         seconds: from asking to having it.
-        waiting: most of that time no processor was used: it waits for a disk or a network.
+        waiting: hardly any processor was used in that time: it waits for a disk or a network.
     """
 
     seconds: float
@@ -131,7 +135,13 @@ def _peek(dataset: Any, length: int | None) -> tuple[ItemCost | None, bool]:
         return None, False
     # The first item often opens files: the cheapest is what the others will be like.
     seconds, cpu = min(costs, default=(0.0, 0.0))
-    return ItemCost(seconds, waiting=cpu < seconds / 2) if costs else None, _is_away(item)
+    cost = ItemCost(seconds, waiting=is_waiting(cpu, seconds)) if costs else None
+    return cost, _is_away(item)
+
+
+def is_waiting(cpu: float, wall: float) -> bool:
+    """Return whether something that took so many seconds waited rather than worked."""
+    return cpu < wall * _WORKING_SHARE
 
 
 def _is_away(item: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 import traceback
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mpskit._arguments import check_count
-from mpskit._loader_facts import kept_random_state, private_copy
+from mpskit._loader_facts import is_waiting, kept_random_state, private_copy
 from mpskit._torch import as_device
 from mpskit._values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -26,8 +27,8 @@ __all__ = ["LoaderMeasurement", "LoaderTuning", "tune_dataloader"]
 
 # More workers must win by this much: a measurement on a busy machine is not better than that.
 _GAIN = 1.05
-# Each count gets this share of the time, so that several counts and a second look fit in.
-_SHARE = 0.15
+# A measurement gets this share of the time, so that each count is measured more than once.
+_SHARE = 0.1
 # Workers that only wait may be this many times more than the CPUs, and no more than so many.
 _OVERSUBSCRIPTION, _MOST = 4, 16
 # The fewest seconds a loader is given to bring a batch before it counts as hanging.
@@ -43,7 +44,7 @@ class LoaderMeasurement(Value):
         batches_per_second: after that; None if there was no second batch.
         epoch_seconds: of one epoch with its start: measured if it was short enough, else computed
             from the two figures before; None if nobody knows how long an epoch is.
-        waiting: most of the loading time no processor was used (told for 0 workers only).
+        waiting: loading used hardly any processor time (told for 0 workers only).
         error: why it failed; None if it did not.
     """
 
@@ -95,11 +96,12 @@ def tune_dataloader(
 ) -> LoaderTuning:
     """Measure a few numbers of ``DataLoader`` workers and return the best.
 
-    It counts up from 0 (0, 1, 2, 4 ...) while more workers help, and then looks again at the two
-    best. The best is the one with the shortest run of ``epochs`` epochs, starting the workers
-    included; a larger number must win by 5%. Where loading waits for a disk or a network, up to
-    four times as many workers as CPUs are tried; if such a number wins, ``DataLoader`` warns about
-    it when it is made (``reason`` says so), and ``max_workers`` avoids that.
+    It counts up from 0 (0, 1, 2, 4 ...) while more workers help, and then measures the same counts
+    again while there is time. The best is the one with the shortest run of ``epochs`` epochs,
+    starting the workers included; a larger number must win by 5%. Where loading waits for a disk
+    or a network, up to four times as many workers as CPUs are tried; if such a number wins,
+    ``DataLoader`` warns about it when it is made (``reason`` says so), and ``max_workers`` avoids
+    that.
 
     The data set is read, in this process through a shallow copy; the random streams of Python,
     NumPy and torch are put back. A worker count that fails is left out with its error.
@@ -179,11 +181,17 @@ class _Bench:
                 return
 
     def look_again(self, share: float) -> None:
-        """Measure the two best once more, as far as there is time: a busy moment may have lied."""
-        for count in sorted(self.found, key=self._cost)[:2]:
-            enough = self._left() > share + self._start()
-            if enough and self._cost(count) < math.inf:
-                self._measure(count, share)
+        """Measure again, the best first and round about, while there is time.
+
+        The best measurement of each count is kept: other work on the machine only makes one worse.
+        """
+        good = sorted(
+            (count for count in self.found if self._cost(count) < math.inf), key=self._cost
+        )
+        for count in itertools.cycle(good):
+            if self._left() < share + self._start():
+                return
+            self._measure(count, share)
 
     def verdict(self) -> tuple[int, str]:
         """Return the smallest count that is as good as the best, and why."""
@@ -250,7 +258,7 @@ class _Bench:
         arrivals, complete = _arrivals(loader, limit, least=count + 2)
         if not arrivals:
             raise ArgumentError("the data set yields no batch", given=self.dataset)
-        waiting = time.thread_time() - cpu < (time.perf_counter() - wall) / 2
+        waiting = is_waiting(time.thread_time() - cpu, time.perf_counter() - wall)
         start, rate = arrivals[0] - wall, _rate(arrivals, count)
         epoch = arrivals[-1] - wall if complete else None
         if epoch is None and self.batches is not None and rate:
