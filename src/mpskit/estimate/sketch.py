@@ -9,12 +9,10 @@ order of their making, as torch's engine does on one device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
-__all__ = ["Cell", "Node", "Param", "Rule", "Sketch", "Var"]
-
-# the gradient of an output -> the gradients of the inputs, in the order of the node's targets
-Rule = Callable[["Cell"], Sequence["Cell | None"]]
+__all__ = ["Cell", "Join", "Mark", "Node", "Param", "Sketch", "Var"]
 
 
 class Cell:
@@ -32,18 +30,6 @@ class Cell:
         self.events.append(~self.number)
 
 
-class Node:
-    """One step of the backward pass: where the gradient of an output is gathered and passed on."""
-
-    __slots__ = ("grad", "layer", "rule", "targets")
-
-    def __init__(self, rule: Rule, targets: Sequence[Node | Param | None], layer: int) -> None:
-        self.rule: Rule | None = rule
-        self.targets = targets
-        self.layer = layer
-        self.grad: Cell | None = None
-
-
 class Param:
     """A weight: so many numbers of ``item`` bytes each; ``grad`` stays after the backward pass."""
 
@@ -55,10 +41,58 @@ class Param:
         self.trainable = trainable
         self.grad: Cell | None = None
 
+    def take(self, grad: Cell, sketch: Sketch) -> None:
+        """Gather a gradient; a second one is summed with the first into a third storage."""
+        self.grad = grad if self.grad is None else sketch.new(grad.size)
+
     @property
     def size(self) -> int:
         """Bytes of the weight."""
         return self.numel * self.item
+
+    @property
+    def var(self) -> Var:
+        """The weight as an operator's input: without a storage of the step."""
+        return Var(None, self.numel, self.item, self if self.trainable else None)
+
+
+class Node:
+    """A step of the backward pass: allocate ``scratch``, then the gradients of ``targets``.
+
+    ``sizes`` are the gradients' bytes; 0 passes the incoming gradient on as it is. ``kept`` are
+    the storages that the formula needs.
+    """
+
+    __slots__ = ("grad", "kept", "layer", "scratch", "sizes", "targets")
+
+    def __init__(
+        self,
+        targets: Sequence[Node | Param | None],
+        sizes: Sequence[int],
+        kept: Sequence[Cell | None],
+        scratch: Sequence[int],
+        layer: int,
+    ) -> None:
+        self.targets = targets
+        self.sizes = sizes
+        self.kept = kept
+        self.scratch = scratch
+        self.layer = layer
+        self.grad: Cell | None = None
+
+    def take(self, grad: Cell, sketch: Sketch) -> None:
+        """Gather a gradient; a second one is summed with the first into a third storage."""
+        self.grad = grad if self.grad is None else sketch.new(grad.size)
+
+
+class Join(Node):
+    """The origin of views that together are one storage: it keeps their gradients apart."""
+
+    __slots__ = ()
+
+    def take(self, grad: Cell, sketch: Sketch) -> None:  # noqa: ARG002, D102 - as the base
+        self.kept = (*self.kept, grad)
+        self.grad = grad
 
 
 class Var:
@@ -80,20 +114,29 @@ class Var:
         return self.numel * self.item
 
 
+class Mark(NamedTuple):
+    """From this position in the events on, what happens belongs to that phase and layer."""
+
+    position: int
+    phase: str
+    layer: int
+
+
 class Sketch:
     """Records one step.
 
     Attributes:
         events: a cell's number when it is allocated, ``~number`` when it goes.
         sizes: bytes by cell number.
-        marks: ``(position in events, what begins there, layer)``.
+        marks: where phases and layers begin; layer -1 is what stands around the layers.
         low: bytes of autocast's type; None without autocast.
+        grad: whether gradients are recorded.
     """
 
     def __init__(self, *, grad: bool = True, low: int | None = None) -> None:
         self.events: list[int] = []
         self.sizes: list[int] = []
-        self.marks: list[tuple[int, str, int]] = []
+        self.marks: list[Mark] = []
         self.low = low
         self.grad = grad
         self.layer = -1
@@ -105,40 +148,40 @@ class Sketch:
         self.sizes.append(size)
         return Cell(self.events, len(self.sizes) - 1, size)
 
-    def mark(self, what: str, layer: int = -1) -> None:
-        """Say that what follows belongs to a layer (or, at -1, to none)."""
+    def mark(self, phase: str, layer: int = -1) -> None:
+        """Begin a phase or a layer."""
         self.layer = layer
-        self.marks.append((len(self.events), what, layer))
+        self.marks.append(Mark(len(self.events), phase, layer))
 
-    def out(
+    def op(
         self,
+        inputs: Sequence[Var],
         numel: int,
         item: int,
-        inputs: Sequence[Var],
-        rule: Callable[[], Rule],
-        cell: Cell | None = None,
+        *,
+        keeps: Sequence[Cell | None] = (),
+        scratch: Sequence[int] = (),
+        passes: bool = False,
+        made: Cell | None = None,
     ) -> Var:
-        """Return an operator's result; ``rule`` is asked for only where a gradient is needed."""
-        made = cell or self.new(numel * item)
-        targets = [var.node for var in inputs]
-        if not self.grad or not any(targets):
-            return Var(made, numel, item)
-        node = Node(rule(), targets, self.layer)
+        """Return an operator's result.
+
+        Args:
+            inputs: what it reads; each gets a gradient of its own size.
+            numel: numbers of the result.
+            item: bytes of each.
+            keeps: storages that its formula keeps.
+            scratch: bytes of what the backward pass needs for a moment.
+            passes: the gradient is passed on as it is.
+            made: the result's storage, where it was allocated before.
+        """
+        cell = made or self.new(numel * item)
+        if not self.grad or not any(var.node for var in inputs):
+            return Var(cell, numel, item)
+        sizes = [0 if passes and var.item == item else var.size for var in inputs]
+        node = Node([var.node for var in inputs], sizes, keeps, scratch, self.layer)
         self._nodes.append(node)
-        return Var(made, numel, item, node)
-
-    def weight(self, param: Param) -> Var:
-        """Return a weight as a matrix product sees it: under autocast, as a cast that is kept."""
-        source = Var(None, param.numel, param.item, param if param.trainable else None)
-        if self.low is None or self.low == param.item:
-            return source
-        if param not in self._casts:
-            self._casts[param] = self.cast(source, self.low)
-        return self._casts[param]
-
-    def end_autocast(self) -> None:
-        """Drop the kept casts, as the end of autocast's block does."""
-        self._casts.clear()
+        return Var(cell, numel, item, node)
 
     def backward(self, loss: Var) -> None:
         """Run the backward pass from a result on; the nodes and what they kept are used up."""
@@ -151,121 +194,85 @@ class Sketch:
             if node.layer != layer:
                 layer = node.layer
                 self.mark("backward", layer)
-            grad, node.grad = node.grad, None
-            if grad is not None and node.rule is not None:
-                self._pass_on(node, node.rule(grad))
-            node.rule = None
-            del grad
+            self._run(node)
 
-    def _pass_on(self, node: Node, grads: Sequence[Cell | None]) -> None:
-        for target, grad in zip(node.targets, grads, strict=True):
-            if target is None or grad is None:
-                continue
-            # A second gradient is summed with the first into a third storage.
-            target.grad = grad if target.grad is None else self.new(grad.size)
+    def _run(self, node: Node) -> None:
+        grad, node.grad = node.grad, None
+        if grad is not None:
+            held = [self.new(size) for size in node.scratch]
+            for target, size in zip(node.targets, node.sizes, strict=True):
+                if target is not None:
+                    target.take(self.new(size) if size else grad, self)
+            del held
+        node.kept = ()
 
-    # Operators. Bytes of a gradient are those of what it belongs to.
+    def views(self, x: Var, count: int) -> list[Var]:
+        """Cut a result into views of equal size; their gradients are joined in a new storage."""
+        numel = x.numel // count
+        if x.node is None:
+            return [Var(x.cell, numel, x.item) for _ in range(count)]
+        join = Join([x.node], [x.size], (), (), self.layer)
+        self._nodes.append(join)
+        views = []
+        for _ in range(count):
+            node = Node([join], [0], (), (), self.layer)
+            self._nodes.append(node)
+            views.append(Var(x.cell, numel, x.item, node))
+        return views
+
+    # Operators that need no more than that.
 
     def cast(self, x: Var, item: int) -> Var:
         """Convert to another type; nothing happens where it has it."""
-        if x.item == item:
-            return x
-        size = x.size
-        return self.out(x.numel, item, [x], lambda: lambda _: [self.new(size)])
+        return x if x.item == item else self.op([x], x.numel, item)
 
-    def copy(self, x: Var, numel: int | None = None) -> Var:
-        """Make a contiguous copy (or a repeated one); its gradient is passed on as it is."""
-        size, same = x.size, numel is None or numel == x.numel
-        return self.out(
-            numel or x.numel, x.item, [x], lambda: lambda g: [g if same else self.new(size)]
-        )
+    def lowered(self, x: Var) -> Var:
+        """Convert to autocast's type, where there is one."""
+        return x if self.low is None else self.cast(x, self.low)
 
     def scaled(self, x: Var) -> Var:
-        """Multiply or divide by a number or by what needs no gradient and stays anyway."""
-        size = x.size
-        return self.out(x.numel, x.item, [x], lambda: lambda _: [self.new(size)])
+        """Multiply or divide by what needs no gradient and stays anyway."""
+        return self.op([x], x.numel, x.item)
 
     def shifted(self, x: Var) -> Var:
-        """Add a number, or a mask that needs no gradient."""
-        return self.out(x.numel, x.item, [x], lambda: lambda g: [g])
+        """Add what needs no gradient, or copy into another order."""
+        return self.op([x], x.numel, x.item, passes=True)
 
     def add(self, a: Var, b: Var) -> Var:
         """Add two results; the type is the wider one."""
-        item = max(a.item, b.item)
+        return self.op([a, b], a.numel, max(a.item, b.item), passes=True)
 
-        def rule() -> Rule:
-            sizes = [None if v.item == item else v.size for v in (a, b)]
-            return lambda g: [g if size is None else self.new(size) for size in sizes]
+    def product(self, a: Var, b: Var, numel: int | None = None) -> Var:
+        """Multiply two results (as matrices into ``numel`` numbers); each keeps the other."""
+        keeps = (b.cell if a.node else None, a.cell if b.node else None)
+        return self.op([a, b], numel or a.numel, max(a.item, b.item), keeps=keeps)
 
-        return self.out(a.numel, item, [a, b], rule)
-
-    def mul(self, a: Var, b: Var) -> Var:
-        """Multiply two results; each is kept where the other needs a gradient."""
-
-        def rule() -> Rule:
-            kept = (b.cell if a.node else None, a.cell if b.node else None)
-            sizes = [v.size if v.node else None for v in (a, b)]
-
-            def run(_: Cell, kept: object = kept) -> list[Cell | None]:
-                return [None if size is None else self.new(size) for size in sizes]
-
-            return run
-
-        return self.out(a.numel, max(a.item, b.item), [a, b], rule)
-
-    def keeping_input(self, x: Var, *, scratch: int = 0) -> Var:
+    def of_input(self, x: Var, *, moments: int = 0) -> Var:
         """Apply a function whose gradient needs its input (GELU, SiLU, a power)."""
-        return self._function(x, x.cell, scratch)
+        return self.op([x], x.numel, x.item, keeps=(x.cell,), scratch=[x.size] * moments)
 
-    def keeping_output(self, x: Var) -> Var:
+    def of_output(self, x: Var) -> Var:
         """Apply a function whose gradient needs its result (tanh, softmax)."""
         made = self.new(x.size)
-        return self._function(x, made, 0, made)
+        return self.op([x], x.numel, x.item, keeps=(made,), made=made)
 
-    def _function(self, x: Var, kept: Cell | None, scratch: int, made: Cell | None = None) -> Var:
-        size = x.size
-
-        def rule() -> Rule:
-            def run(_: Cell, kept: Cell | None = kept) -> list[Cell | None]:
-                held = [self.new(size) for _ in range(scratch)]
-                result = self.new(size)
-                held.clear()
-                return [result]
-
-            return run
-
-        return self.out(x.numel, x.item, [x], rule, made)
-
-    def matmul(self, a: Var, b: Var, numel: int) -> Var:
-        """Multiply matrices; each is kept where the other needs a gradient."""
-
-        def rule() -> Rule:
-            kept = (b.cell if a.node else None, a.cell if b.node else None)
-            sizes = [v.size if v.node else None for v in (a, b)]
-
-            def run(_: Cell, kept: object = kept) -> list[Cell | None]:
-                return [None if size is None else self.new(size) for size in sizes]
-
-            return run
-
-        return self.out(numel, a.item, [a, b], rule)
-
-    def linear(self, x: Var, weight: Param, bias: Param | None, width: int, wide: int) -> Var:
-        """Multiply rows of ``width`` numbers by a weight into rows of ``wide``."""
-        w = self.weight(weight)
+    def linear(self, x: Var, weight: Param, bias: Param | None, rows: int) -> Var:
+        """Multiply ``rows`` rows by a weight; under autocast in its type."""
+        w = self._weight(weight)
         x = self.cast(x, w.item)
-        rows = x.numel // width
-        b = [self.weight(bias)] if bias is not None else []
-        y = self.matmul(x, w, rows * wide)
-        if b and isinstance(y.node, Node):
-            y.node.rule, y.node.targets = self._with_bias(y.node.rule, b[0].size), [
-                *y.node.targets, b[0].node,
-            ]  # fmt: skip
-        return y
+        wide = weight.numel // (x.numel // rows)
+        keeps = (w.cell if x.node else None, x.cell if w.node else None)
+        inputs = [x, w] if bias is None else [x, w, self._weight(bias)]
+        return self.op(inputs, rows * wide, x.item, keeps=keeps)
 
-    def _with_bias(self, inner: Rule | None, size: int) -> Rule:
-        def run(grad: Cell) -> list[Cell | None]:
-            assert inner is not None  # noqa: S101 - a node has its rule until it has run
-            return [*inner(grad), self.new(size)]
+    def _weight(self, param: Param) -> Var:
+        """Return a weight as a product sees it: under autocast a cast, which is kept."""
+        if self.low is None or self.low == param.item:
+            return param.var
+        if param not in self._casts:
+            self._casts[param] = self.cast(param.var, self.low)
+        return self._casts[param]
 
-        return run
+    def end_autocast(self) -> None:
+        """Drop the kept casts, as the end of autocast's block does."""
+        self._casts.clear()
