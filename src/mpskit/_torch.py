@@ -97,8 +97,10 @@ def is_initialized(device: DeviceLike) -> bool | None:
     """Return whether the device's allocator is in use; None where torch cannot be asked.
 
     That is MPS before torch 2.13: ``torch.mps`` has no such question, and asking anything else
-    about its memory would be the first use. The CPU is always in use; a backend that is not
-    available never is.
+    about its memory would be the first use. From 2.13 on the answer is whether the watermark
+    variables have been read, and asking reads nothing: ``MPSAllocator::initialized`` only loads a
+    flag that ``init_allocator`` sets at its end (code of the macOS wheel of 2.13.0). The CPU is
+    always in use; a backend that is not available never is.
     """
     return _backend(device).is_initialized()
 
