@@ -77,19 +77,19 @@ def _entry(block: list[str]) -> Entry | None:
     found = _FUNC.search(block[0])
     if found is None:
         return None
-    delegate, autogen = "", ""
+    values: dict[str, str] = {}
     keys: dict[str, str] = {}
+    section = ""
     for line in block[1:]:
         key, _, value = line.partition(":")
         if line.startswith("    "):
-            keys |= _dispatch(key, value)
-        elif key == "  structured_delegate":
-            delegate = value.strip()
-        elif key == "  autogen":
-            autogen = value
-    return Entry(
-        found[1], delegate, keys, tuple(name.strip() for name in autogen.split(",") if name)
-    )
+            keys |= _dispatch(key, value) if section == "dispatch" else {}
+        else:
+            section = key.strip()
+            values[section] = value.strip()
+    autogen = values.get("autogen", "").split(",")
+    names = tuple(name.strip() for name in autogen if name.strip())
+    return Entry(found[1], values.get("structured_delegate", ""), keys, names)
 
 
 def _dispatch(names: str, kernel: str) -> dict[str, str]:
