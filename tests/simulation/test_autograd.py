@@ -228,5 +228,7 @@ def test_attention_is_the_cpu_s_own():
 
 def test_a_gradient_on_the_wrong_device_is_refused():
     x = torch.ones(3, device="mps", requires_grad=True)
-    with pytest.raises(RuntimeError, match="invalid gradient at index 0 - expected device mps:0 but got cpu"):
+    with pytest.raises(
+        RuntimeError, match="invalid gradient at index 0 - expected device mps:0 but got cpu"
+    ):
         (x * 2).backward(torch.ones(3))

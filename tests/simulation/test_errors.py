@@ -12,7 +12,9 @@ def mac():
         yield machine
 
 
-TWO = "Expected all tensors to be on the same device, but found at least two devices, mps:0 and cpu!"
+TWO = (
+    "Expected all tensors to be on the same device, but found at least two devices, mps:0 and cpu!"
+)
 PLACEHOLDER = "Placeholder storage has not been allocated on MPS device!"
 
 MIXES = {
@@ -79,7 +81,9 @@ LEGAL = {
     "copy_": lambda x: x.copy_(torch.zeros(2, 2)),
     "assignment": lambda x: x.__setitem__(0, torch.zeros(2)),
     "assignment at an index": lambda x: x.__setitem__(torch.tensor([0]), 3.0),
-    "packing": lambda x: torch.nn.utils.rnn.pack_padded_sequence(x[..., None], torch.tensor([2, 1])),
+    "packing": lambda x: torch.nn.utils.rnn.pack_padded_sequence(
+        x[..., None], torch.tensor([2, 1])
+    ),
     "clip_grad": lambda x: torch.nn.utils.clip_grad_norm_([x], 1.0),
     "full of a CPU number": lambda x: torch.full_like(x, torch.tensor(2.0).item()),
     "where with a number": lambda x: torch.where(x > 0, x, torch.tensor(0.0)),
@@ -152,14 +156,20 @@ def test_missing_operator_is_torch_s_error(mac):
 
 
 def test_wrong_generator():
-    with pytest.raises(RuntimeError, match="Expected a 'mps' device type for generator but found 'c"):
+    with pytest.raises(
+        RuntimeError, match="Expected a 'mps' device type for generator but found 'c"
+    ):
         torch.randn(2, device="mps", generator=torch.Generator())
-    with pytest.raises(RuntimeError, match="Expected a 'cpu' device type for generator but found 'm"):
+    with pytest.raises(
+        RuntimeError, match="Expected a 'cpu' device type for generator but found 'm"
+    ):
         torch.randn(2, generator=torch.Generator(device="mps"))
 
 
 def test_pinned_memory():
-    with pytest.raises(RuntimeError, match='Attempted to set the storage of a tensor on device "cpu'):
+    with pytest.raises(
+        RuntimeError, match='Attempted to set the storage of a tensor on device "cpu'
+    ):
         torch.ones(2).pin_memory()
     with pytest.raises(RuntimeError, match="cannot pin 'torch.mps.FloatTensor'"):
         torch.ones(2, device="mps").pin_memory()

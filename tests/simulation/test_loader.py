@@ -84,7 +84,9 @@ def test_an_mps_tensor_cannot_be_sent_to_a_worker():
 
 def test_pin_memory_warns_with_the_mac_s_text():
     with simulate("m1-8gb"):
-        with pytest.warns(UserWarning, match="not supported on MPS now, device pinned memory won't"):
+        with pytest.warns(
+            UserWarning, match="not supported on MPS now, device pinned memory won't"
+        ):
             batch = next(iter(DataLoader(Numbers(), batch_size=4, pin_memory=True)))
         assert not batch.is_pinned()
 

@@ -145,7 +145,9 @@ def test_moving_away_frees_and_resizing_is_seen():
 
 def test_no_storage_is_forgotten_after_a_training_step():
     with simulate("m1-8gb") as mac:
-        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+        model = torch.nn.Sequential(
+            torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)
+        )
         model.to("mps")
         optimizer = torch.optim.AdamW(model.parameters())
         for _ in range(3):

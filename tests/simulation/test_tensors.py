@@ -253,7 +253,9 @@ def test_inference_mode_and_no_grad():
 
 
 def test_more_than_sixteen_dimensions():
-    with pytest.raises(RuntimeError, match="MPS supports tensors with dimensions <= 16, but got 17"):
+    with pytest.raises(
+        RuntimeError, match="MPS supports tensors with dimensions <= 16, but got 17"
+    ):
         torch.ones([1] * 17, device="mps")
 
 

@@ -56,7 +56,9 @@ def simulate(
     if rng not in _MODES:
         raise ArgumentError(f"rng={rng!r} is not one of {', '.join(map(repr, _MODES))}", given=rng)
     if fallback is not None and not isinstance(fallback, bool):
-        raise ArgumentTypeError(f"fallback is True, False or None, not {fallback!r}", given=fallback)
+        raise ArgumentTypeError(
+            f"fallback is True, False or None, not {fallback!r}", given=fallback
+        )
     if macos is not None:
         found = Machine(**found.model_dump() | {"macos": macos})
     _require_torch()

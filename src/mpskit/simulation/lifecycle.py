@@ -170,9 +170,7 @@ def _is_deferred(function: Callable[..., Any]) -> bool:
     )
 
 
-def _entered(
-    simulation: Simulation, carried: AbstractContextManager[None]
-) -> contextlib.ExitStack:
+def _entered(simulation: Simulation, carried: AbstractContextManager[None]) -> contextlib.ExitStack:
     """Switch everything on; close what this returns to switch it off."""
     patches = Patches()
     with contextlib.ExitStack() as stack:

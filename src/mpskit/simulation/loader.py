@@ -63,9 +63,7 @@ def _holds_mps(simulation: Simulation, value: Any) -> bool:
 def _pinner(simulation: Simulation) -> Any:
     def pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
         if simulation.tags.has(self):
-            raise RuntimeError(
-                f"cannot pin '{self.type()}' only dense CPU tensors can be pinned"
-            )
+            raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
         if not simulation.pins:
             raise RuntimeError(PIN_ERROR)
         return self.clone()

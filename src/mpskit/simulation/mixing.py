@@ -73,8 +73,10 @@ def convolution_text(kind: torch.dtype, *, source_on_mac: bool) -> str:
     name = _TYPES.get(kind, "Float")
     on_mac, on_cpu = f"MPS{name}Type", f"torch.{name}Tensor"
     source, weight = (on_mac, on_cpu) if source_on_mac else (on_cpu, on_mac)
-    tail = "" if source_on_mac else (
-        " or input should be a MKLDNN tensor and weight is a dense tensor"
+    tail = (
+        ""
+        if source_on_mac
+        else (" or input should be a MKLDNN tensor and weight is a dense tensor")
     )
     return f"Input type ({source}) and weight type ({weight}) should be the same{tail}"
 

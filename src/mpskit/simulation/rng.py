@@ -67,9 +67,7 @@ class Randomness:
             self.default.manual_seed(torch.default_generator.initial_seed())
         self._separate = mode == "separate"
 
-    def run(
-        self, func: Any, on_mac: bool, given: Any, args: Any, kwargs: dict[str, Any]
-    ) -> Any:
+    def run(self, func: Any, on_mac: bool, given: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a random operator on the stream that it would use on a Mac.
 
         Args:
@@ -107,9 +105,7 @@ def _check(generator: _Base, on_mac: bool) -> None:
     expected = "mps" if on_mac else "cpu"
     found = generator.device.type
     if found != expected:
-        raise RuntimeError(
-            f"Expected a '{expected}' device type for generator but found '{found}'"
-        )
+        raise RuntimeError(f"Expected a '{expected}' device type for generator but found '{found}'")
 
 
 class _GeneratorMeta(type):

@@ -143,4 +143,8 @@ def _no_device_allocator(*_: Any) -> Any:
 def _entry(current: int, peak: int) -> dict[str, dict[str, int]]:
     """Return one statistic; MPS fills only the entries of all pools together."""
     zero = {"current": 0, "peak": 0, "allocated": 0, "freed": 0}
-    return {"all": zero | {"current": current, "peak": peak}, "large_pool": zero, "small_pool": zero}
+    return {
+        "all": zero | {"current": current, "peak": peak},
+        "large_pool": zero,
+        "small_pool": zero,
+    }

@@ -48,8 +48,14 @@ class _Move(torch.autograd.Function):
     """Torch sees a copy from CPU to CPU, so the way back has to be told."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, simulation: Simulation, target: torch.device,
-                dtype: torch.dtype | None, memory_format: torch.memory_format | None) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        tensor: torch.Tensor,
+        simulation: Simulation,
+        target: torch.device,
+        dtype: torch.dtype | None,
+        memory_format: torch.memory_format | None,
+    ) -> torch.Tensor:
         ctx.simulation = simulation
         ctx.origin = MPS if target.type == "cpu" else CPU
         ctx.dtype = tensor.dtype
