@@ -190,7 +190,8 @@ def _bugs(found: Findings) -> None:
     issues = known_issues()
     found.facts["known_issues"] = [issue.model_dump(mode="json") for issue in issues]
     for issue in issues:
-        found.add("known bug", "warn", f"{issue.summary} ({issue.source})")
+        mark: _Mark = "warn" if issue.severity == "serious" else "note"
+        found.add("known bug", mark, f"{issue.summary} ({issue.source})")
 
 
 def _power(found: Findings) -> None:
