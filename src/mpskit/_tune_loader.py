@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 import traceback
@@ -97,7 +96,7 @@ def tune_dataloader(
     """Measure a few numbers of ``DataLoader`` workers and return the best.
 
     It counts up from 0 (0, 1, 2, 4 ...) while more workers help, and then measures the same counts
-    again while there is time. The best is the one with the shortest run of ``epochs`` epochs,
+    twice more as far as there is time. The best has the shortest run of ``epochs`` epochs,
     starting the workers included; a larger number must win by 5%. Where loading waits for a disk
     or a network, up to four times as many workers as CPUs are tried; if such a number wins,
     ``DataLoader`` warns about it when it is made (``reason`` says so), and ``max_workers`` avoids
@@ -181,14 +180,14 @@ class _Bench:
                 return
 
     def look_again(self, share: float) -> None:
-        """Measure again, the best first and round about, while there is time.
+        """Measure twice more, the best first, as far as there is time.
 
         The best measurement of each count is kept: other work on the machine only makes one worse.
         """
         good = sorted(
             (count for count in self.found if self._cost(count) < math.inf), key=self._cost
         )
-        for count in itertools.cycle(good):
+        for count in good * 2:
             if self._left() < share + self._start():
                 return
             self._measure(count, share)
