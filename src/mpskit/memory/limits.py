@@ -36,8 +36,8 @@ _caps: dict[str, float] = {}
 _lock = threading.RLock()
 _HIGHEST = 2.0  # default_high_watermark_upper_bound in MPSAllocator.h
 _NO_COLLECTION = (
-    "garbage collection starts at {:g} x the working set, above this cap, so never: PyTorch has no "
-    "call to lower it; configure_environment(memory_limit=...) does, before the first use of MPS"
+    "garbage collection starts at {:g} x the working set, above this cap, so never: torch has no "
+    "Python call to lower it; configure_environment(memory_limit=...) does, before MPS is used"
 )
 
 Kind: TypeAlias = Literal["working-set", "device", "data"]
@@ -99,9 +99,9 @@ def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit
     raise the backend's out-of-memory error, as :func:`mpskit.is_oom` knows it. Caps that are
     nested have to be restored in the reverse order.
 
-    On MPS PyTorch has no call to set the low watermark, where garbage collection starts: with a
-    cap below it (1.4 x recommended unless set) nothing is collected before the error, and a note
-    says so. ``configure_environment(memory_limit=...)``, before the first use, lowers both.
+    On MPS torch has no Python call to set the low watermark, where garbage collection starts: with
+    a cap below it (1.4 x recommended unless set) nothing is collected before the error, and a note
+    says so. ``configure_environment(memory_limit=...)``, before MPS is used, lowers both.
 
     Args:
         limit: a size (``"12GiB"``, bytes as ``int``) or a share of the device's memory (``"80%"``
