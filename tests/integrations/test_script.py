@@ -1,0 +1,49 @@
+"""A plain script through the command line, and the same script without it."""
+
+import json
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import json, sys
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+torch.manual_seed(0)
+model = nn.Sequential(
+    nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(144, 4)
+).to(device)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+data = TensorDataset(torch.randn(16, 1, 8, 8), torch.randint(0, 4, (16,)))
+losses = []
+for inputs, targets in DataLoader(data, batch_size=4, shuffle=True):
+    loss = nn.functional.cross_entropy(model(inputs.to(device)), targets.to(device))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    scheduler.step()
+    losses.append(loss.item())
+json.dump([sorted({str(p.device) for p in model.parameters()}), losses], open(sys.argv[1], "w"))
+"""
+
+
+def run(path, *before):
+    words = [sys.executable, *before, str(path / "train.py"), str(path / "out.json")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((path / "out.json").read_text())
+
+
+def test_the_same_losses_bit_for_bit(tmp_path, monkeypatch):
+    # Threads change the order of sums: both runs get the same number.
+    monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    where, inside = run(tmp_path, "-m", "mpskit", "simulate", "macbook-air-m1-8gb", "--")
+    assert where == ["mps:0"]
+    where, outside = run(tmp_path)
+    assert where == ["cpu"]
+    assert inside == outside
