@@ -101,6 +101,7 @@ class Coverage:
         call = self._table.calls.get(name)
         rows = self._table.limits.get(name, ())
         gap = None if call is None or call.always or not self._meets_gap(call) else call
+        gap = None if self.fallback else gap
         if gap is None and not rows:
             return None
 

@@ -1,14 +1,15 @@
-"""Layer 2, the dispatch mode: sees every operator, checks it as a Mac would, tags what it makes."""
+"""Layer 2: sees every operator, checks it as a Mac would, tags what it makes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpskit.simulation import charges, messages
 from mpskit.simulation.core import CPU, Simulation, ThreadState, asks_mps
+from mpskit.simulation.functions import FunctionMode
+from mpskit.simulation.interception import seen_again
 from mpskit.simulation.loader import PIN_ERROR
 from mpskit.simulation.mixing import check_mix
 from mpskit.simulation.placement import BOTH, ON_MAC, scanner
@@ -16,16 +17,15 @@ from mpskit.simulation.placement import BOTH, ON_MAC, scanner
 if TYPE_CHECKING:
     from mpskit.simulation.rules import OpFacts
 
-__all__ = ["DispatchMode"]
+__all__ = ["Dispatch"]
 
 _MOST_DIMENSIONS = 16
 
 
-class DispatchMode(TorchDispatchMode):
-    """One thread's dispatch mode; it keeps state, so every thread has its own."""
+class Dispatch:
+    """One thread's handler of operators; it keeps state, so every thread has its own."""
 
     def __init__(self, simulation: Simulation, state: ThreadState) -> None:
-        super().__init__()
         self._simulation = simulation
         self._state = state
         self._known = simulation.rules.known
@@ -33,31 +33,37 @@ class DispatchMode(TorchDispatchMode):
         self._tags = simulation.tags
         self._refused = simulation.rules.refused
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Torch asks: yes would wrap the handler and import all of dynamo at the first operator.
-        # Nothing is compiled inside a simulation.
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator on the CPU with the Mac's checks before and the Mac's tags after."""
         facts = self._known.get(func) or self._simulation.rules.facts(func)
         where = self._scan(args)
         if kwargs:
             where |= self._scan(kwargs.values())
-        else:
-            kwargs = {}
         if where:
             self._state.last_on_mac = bool(where & ON_MAC)
         on_mac = self._target(facts, where, kwargs) if facts.has_device else bool(where & ON_MAC)
         if on_mac and not self._simulation.closed:
             return self._run(func, facts, where, args, kwargs)
+        return self._call(func, facts, on_mac, args, kwargs)
+
+    def _call(self, func: Any, facts: OpFacts, on_mac: bool, args: Any, kwargs: Any) -> Any:
         if facts.random:
             return self._draw(func, on_mac, args, kwargs)
+        if facts.body is not None and not self._simulation.closed:
+            return self._inside(facts.body, args, kwargs)
         return func(*args, **kwargs)
 
+    def _inside(self, body: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a kernel written in Python with both modes on, which are off in this handler."""
+        before, self._state.call = self._state.call, None
+        try:
+            with seen_again(), FunctionMode(self._simulation, self._state):
+                return body(*args, **kwargs)
+        finally:
+            self._state.call = before
+
     def _run(self, func: Any, facts: OpFacts, where: int, args: Any, kwargs: Any) -> Any:
-        if where == BOTH and not facts.moves:
+        if where == BOTH and not facts.moves and facts.body is None:
             check_mix(func, args, kwargs, self._tags.has)
         if facts.gate is not None:
             facts.gate(args, kwargs)
@@ -68,15 +74,13 @@ class DispatchMode(TorchDispatchMode):
             charges.charge(self._simulation, facts.name, args, result)
         if facts.cpu_result is not None:
             self._tag([part for at, part in enumerate(result) if at != facts.cpu_result])
-        elif facts.fresh:
+        elif facts.fresh and not _is_scratch(facts, result, kwargs):
             self._tag(result)
         return result
 
     def _compute(self, func: Any, facts: OpFacts, args: Any, kwargs: dict[str, Any]) -> Any:
         try:
-            if facts.random:
-                return self._draw(func, True, args, kwargs)
-            return func(*args, **kwargs)
+            return self._call(func, facts, True, args, kwargs)
         except RuntimeError as error:
             charges.blame(self._simulation.memory, error)
             raise
@@ -135,3 +139,14 @@ class DispatchMode(TorchDispatchMode):
             return self._state.last_on_mac
         args, kwargs = call
         return bool((self._scan(args) | self._scan(kwargs.values())) & ON_MAC)
+
+
+def _is_scratch(facts: OpFacts, result: Any, kwargs: dict[str, Any]) -> bool:
+    """Return whether C++ made a float64 number of its own, as no Mac's would.
+
+    ``linalg_pinv`` takes float32 for its tolerances on MPS and float64 elsewhere, and asks the
+    device in C++ (get_atol_rtol in LinearAlgebra.cpp). It stays a number of the CPU.
+    """
+    if not facts.has_device or facts.moves or "pin_memory" in kwargs:
+        return False
+    return result.dtype is torch.float64 and result.numel() <= 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._library import custom_ops
 
 from mpskit.simulation import dtypes
 from mpskit.simulation.coverage import Coverage, Status
@@ -39,6 +40,7 @@ class OpFacts:
         fresh: it may return a storage of its own.
         random: it draws random numbers.
         cpu_result: position of a result that stays on the CPU.
+        body: its kernel, where that is Python code, which has to see the simulation.
         gate: raises what a Mac raises before it runs; None where nothing can be wrong.
     """
 
@@ -48,6 +50,7 @@ class OpFacts:
     fresh: bool
     random: bool
     cpu_result: int | None
+    body: Callable[..., Any] | None
     gate: Gate | None
 
 
@@ -87,6 +90,7 @@ class Rules:
             fresh=any(value.alias_info is None for value in schema.returns),
             cpu_result=_ON_CPU.get(schema.name),
             random=torch.Tag.nondeterministic_seeded in func.tags,
+            body=_body(func),
             gate=self._gate(func),
         )
         self.known[func] = facts
@@ -101,15 +105,18 @@ class Rules:
         return self._coverage.check_for(func)
 
     def _missing(self, func: Any) -> Gate:
-        def refuse(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        def refuse(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG001
             raise self._coverage.missing_error(func)
 
         return refuse
 
     def _falls_back(self, func: Any) -> Gate:
         name = func._schema.name
+        check = self._coverage.check_for(func)
 
         def run_on_cpu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            if check is not None:
+                check(args, kwargs)
             # Torch warns at one place in its source, so only for the first of a process.
             if not self.fallbacks:
                 warnings.warn(self._coverage.fallback_warning(func), UserWarning, stacklevel=3)
@@ -117,3 +124,10 @@ class Rules:
                 self.fallbacks.append(name)
 
         return run_on_cpu
+
+
+def _body(func: Any) -> Callable[..., Any] | None:
+    """Return the Python function behind an operator of ``torch.library.custom_op``, or None."""
+    definition = custom_ops.OPDEFS.get(func._schema.name)
+    kernels = getattr(definition, "_backend_fns", {})
+    return kernels.get("cpu") or kernels.get(None)
