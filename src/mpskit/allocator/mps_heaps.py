@@ -53,8 +53,11 @@ class Heap:
 
     def place(self, size: int) -> int:
         """Take the lowest range of ``size`` bytes and return its offset."""
-        index = next(i for i, (start, end) in enumerate(self.free) if end - start >= size)
-        start, end = self.free[index]
+        for index, (start, end) in enumerate(self.free):  # noqa: B007 - the first that fits
+            if end - start >= size:
+                break
+        else:
+            raise ValueError(size)
         self.free[index : index + 1] = [(start + size, end)] if end - start > size else []
         self.buffers += 1
         self._measure()
@@ -77,10 +80,10 @@ class Heap:
 
     def _measure(self) -> None:
         # Metal's maxAvailableSizeWithAlignment(page).
-        self.available = max(
-            (end - -(-start // PAGE) * PAGE for start, end in self.free), default=0
-        )
-        self.available = max(self.available, 0)
+        longest = 0
+        for start, end in self.free:
+            longest = max(longest, end - -(-start // PAGE) * PAGE)
+        self.available = longest
 
 
 class Buffer:

@@ -31,6 +31,9 @@ _HEADS: tuple[tuple[str, Head], ...] = (
 )
 
 
+_CLASSES = 2  # of a classifier whose config names none, as transformers has it
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What decides a transformer's memory. Sizes are counts of numbers, not bytes.
@@ -86,7 +89,9 @@ def read_architecture(config: Mapping[str, Any] | str | Path) -> Architecture:
     rules = read_toml("model_families.toml").get(family)
     if rules is None:
         known = ", ".join(read_toml("model_families.toml"))
-        raise ArgumentError(f"no closed form for model_type {family!r}: one of {known}", given=given)
+        raise ArgumentError(
+            f"no closed form for model_type {family!r}: one of {known}", given=given
+        )
     return _built(family, rules, given)
 
 
@@ -123,8 +128,8 @@ def _from_file(path: Path) -> dict[str, Any]:
         read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArgumentError(
-            f"{str(path)!r} is neither a bundled model ({', '.join(list(_bundled())[:3])}, ...) nor "
-            f"a readable config.json: {error}",
+            f"{str(path)!r} is neither a bundled model ({', '.join(list(_bundled())[:3])}, ...) "
+            f"nor a readable config.json: {error}",
             given=str(path),
         ) from error
     if not isinstance(read, dict):
@@ -151,7 +156,11 @@ class _Keys:
         if value is None:
             name = self._names.get(key, key)
             raise ArgumentError(f"the config has no {name!r}", given=dict(self._given))
-        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if default == 0 else 1):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or value < (0 if default == 0 else 1)
+        ):
             raise ArgumentError(f"{key} is a positive whole number, not {value!r}", given=value)
         return value
 
@@ -199,14 +208,17 @@ def _built(family: str, rules: Mapping[str, Any], given: Mapping[str, Any]) -> A
 
 
 def _head(given: Mapping[str, Any], *, encoder: bool) -> Head:
-    named = given.get("architectures") or [""]
-    ending = next((head for text, head in _HEADS if str(named[0]).endswith(text)), None)
-    return ending or ("none" if encoder else "causal")
+    named = given.get("architectures")
+    first = str(named[0]) if isinstance(named, list) and named else ""
+    for text, head in _HEADS:
+        if first.endswith(text):
+            return head
+    return "none" if encoder else "causal"
 
 
 def _labels(given: Mapping[str, Any]) -> int:
     labels = given.get("id2label")
-    return len(labels) if isinstance(labels, Mapping) and labels else int(given.get("num_labels", 2))
+    return len(labels) if isinstance(labels, Mapping) and labels else _CLASSES
 
 
 def _biases(rules: Mapping[str, Any], given: Mapping[str, Any]) -> frozenset[str]:

@@ -29,6 +29,9 @@ _PRECISIONS: dict[str, tuple[int, int | None]] = {
 _DEVICES = ("cpu", "mps", "cuda")
 _NEWEST_TORCH = "2.15.0"
 _INDEX = 8  # bytes of a token's number
+# Cells below the weights' bytes / _NEGLIGIBLE (and below _SMALL) are not replayed.
+_NEGLIGIBLE = 20_000
+_SMALL = 64 * 1024
 
 
 def estimate_from_config(
@@ -83,7 +86,7 @@ def estimate_from_config(
     return _Sum(
         model,
         step,
-        _states(optimizer, device) if training else (0, 0, 0),
+        _states(optimizer) if training else (0, 0, 0),
         batch_bytes=batch_size * seq_len * _INDEX * (2 if training else 1),
         device=device,
         torch=torch_version or installed_torch() or _NEWEST_TORCH,
@@ -131,13 +134,8 @@ class _Sum:
         end = len(self.step.events)
         kinds = self._kinds(at if peak > held + self.optimizing else end)
         if peak <= held + self.optimizing:
-            kinds["temporaries_bytes"] += self.optimizing
-        kinds |= {
-            "parameters_bytes": self.parameters,
-            "optimizer_bytes": self.states,
-            "batch_bytes": self.batch,
-        }
-        live = sum(kinds.values())
+            kinds["temporaries"] += self.optimizing
+        live = self.parameters + self.states + self.batch + sum(kinds.values())
         return MemoryEstimate(
             device=self.device,
             torch_version=self.torch,
@@ -145,7 +143,12 @@ class _Sum:
             method="closed-form",
             peak_bytes=live,
             driver_bytes=max(self.allocator.peak_driver_bytes, live),
-            **kinds,
+            parameters_bytes=self.parameters,
+            optimizer_bytes=self.states,
+            batch_bytes=self.batch,
+            gradients_bytes=kinds["gradients"],
+            activations_bytes=kinds["activations"],
+            temporaries_bytes=kinds["temporaries"],
         )
 
     def _passed(self) -> tuple[int, int, int]:
@@ -171,18 +174,24 @@ class _Sum:
         gradients = alive & step.gradients
         activations = (alive & kept) - gradients
         groups = (gradients, activations, alive - gradients - activations)
-        names = ("gradients_bytes", "activations_bytes", "temporaries_bytes")
+        names = ("gradients", "activations", "temporaries")
         sizes = self.sizes
-        return {name: sum(sizes[n] for n in group) for name, group in zip(names, groups, strict=True)}
+        return {
+            name: sum(sizes[n] for n in group) for name, group in zip(names, groups, strict=True)
+        }
 
     def _play_both(self) -> None:
-        """Replay two steps: what the first one leaves cached shapes what the second one gets."""
-        self.parameters = sum(self._taken(size)[1] for size in self.weights)
-        self.batch = self._taken(self.batch)[1]
-        self._play()
-        taken = [self._taken(size)[1] for size in self.trained for _ in range(self.kept)]
-        self.states = sum(taken)
-        self.sizes, self.optimizing = self._play()
+        """Replay two steps: what the first one leaves cached shapes what the second one gets.
+
+        What is too small to matter is counted as it is and not replayed, but for one such cell.
+        """
+        floor = min(sum(self.weights) // _NEGLIGIBLE, _SMALL)
+        self._taken(min(floor, self.batch))
+        sizes = self.step.sizes
+        events = [e for e in self.step.events if sizes[e if e >= 0 else ~e] >= floor]
+        self.parameters = self._taken_all(self.weights, floor)
+        self._play(events, floor)
+        self.sizes, self.optimizing = self._play(events, None)
 
     def _taken(self, size: int) -> tuple[int, int]:
         """Allocate, and return the block and the bytes that the allocator counts for it."""
@@ -190,23 +199,41 @@ class _Sum:
         block = self.allocator.allocate(size)
         return block, self.allocator.live_bytes - before
 
-    def _play(self) -> tuple[list[int], int]:
-        """Replay one step; return the bytes counted for each cell, and the optimizer's most."""
-        allocator, requested = self.allocator, self.step.sizes
+    def _taken_all(self, sizes: Iterable[int], floor: int) -> int:
+        """Allocate for good; return the bytes counted."""
+        before, small = self.allocator.live_bytes, 0
+        for size in sizes:
+            if size >= floor:
+                self.allocator.allocate(size)
+            else:
+                small += size
+        return self.allocator.live_bytes - before + small
+
+    def _play(self, events: list[int], floor: int | None) -> tuple[list[int], int]:
+        """Replay one step; return the bytes counted for each cell, and the optimizer's most.
+
+        With a floor it is the first step, which makes the optimizer's states.
+        """
+        model, counted = self.allocator, list(self.step.sizes)
+        requested = self.step.sizes
         blocks: dict[int, int] = {}
-        counted = [0] * len(requested)
-        live = allocator.live_bytes
-        for event in self.step.events:
+        live = model.live_bytes
+        for event in events:
             if event < 0:
-                allocator.free(blocks.pop(~event))
-                live = allocator.live_bytes
-                continue
-            blocks[event] = allocator.allocate(requested[event])
-            now = allocator.live_bytes
-            counted[event], live = now - live, now
+                block = blocks.pop(~event)
+                model.free(block)
+                live -= counted[~event]
+            else:
+                blocks[event] = model.allocate(requested[event])
+                counted[event] = model.live_bytes - live
+                live += counted[event]
+        if floor is not None:
+            self.states = self._taken_all(
+                (n for n in self.trained for _ in range(self.kept)), floor
+            )
         most = self._play_optimizer()
         for block in blocks.values():
-            allocator.free(block)
+            model.free(block)
         return counted, most
 
     def _play_optimizer(self) -> int:
@@ -224,15 +251,17 @@ class _Sum:
 
 
 def _weights(model: Transformer) -> Iterator[Param]:
-    yield from model.params
+    """Yield every weight of the deep model in the order of ``model.parameters()``."""
+    yield from model.params[: model.before_layers]
     layers = model.layer_params
     repeats = max(model.arch.layers - len(layers), 0)
     for number, params in enumerate(layers):
         for _ in range(1 + (repeats if number == 1 else 0)):
             yield from params
+    yield from model.params[model.before_layers :]
 
 
-def _states(optimizer: Any, device: str) -> tuple[int, int, int]:
+def _states(optimizer: Any) -> tuple[int, int, int]:
     """Return the optimizer's states, and its temporaries one by one and all at once."""
     if optimizer is None:
         return 0, 0, 0

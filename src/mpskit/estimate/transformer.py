@@ -167,7 +167,9 @@ class Transformer:
         self.table = self.param(arch.vocabulary * width)
         others = ((arch.types, False), (arch.positions, True))
         self.others = [(self.param(n * width), shared) for n, shared in others if n]
+        tables = len(self.params)
         self.norm = _Norm(self, width)
+        self.before_layers = len(self.params) if arch.encoder else tables
         self.top = self._build_top(width)
         around, self.params = self.params, []
         self.layers = []
@@ -237,7 +239,9 @@ class Transformer:
         if head == "causal":
             logits = s.linear(x, top[0], None, rows)
             if self.arch.softcap_logits:
-                logits = s.scaled(s.of_output(s.scaled(logits)))
+                logits = s.scaled(logits)
+                logits = s.of_output(logits)
+                logits = s.scaled(logits)
             return logits
         if head == "masked":
             x = layer_norm(s, s.of_input(s.linear(x, top[0], top[1], rows)), top[2], top[3])

@@ -51,7 +51,7 @@ class _Segment(NamedTuple):
     passing: frozenset[int]
 
     def key(self, layer: int) -> tuple[str, int]:
-        """Return what stands for it in the deep model: each stretch around the layers is its own."""
+        """Return what stands for it in the deep model; a stretch around the layers is its own."""
         return self.phase, layer if layer >= 0 else -1 - self.number
 
 
@@ -103,7 +103,8 @@ class _Unroller:
         return layer + self._added if layer > _REPEATED else layer
 
     def _emit(self, segment: _Segment, layer: int, *, lean: bool) -> None:
-        step, made = self.step, []
+        step = self.step
+        made: list[int] = []
         self._made[segment.key(layer)] = made
         if segment.phase == "backward" and not step.backward_at:
             step.backward_at = len(step.events)
