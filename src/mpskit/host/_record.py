@@ -87,9 +87,11 @@ class Readings(Value):
 
     @field_validator("mac_ver", mode="before")
     @classmethod
-    def _first(cls, value: Any) -> Any:
-        """Take the version from the whole of ``platform.mac_ver()``."""
-        return value[0] if isinstance(value, tuple) and value else value
+    def _as_text(cls, value: Any) -> Any:
+        """Take version and architecture from the whole of ``platform.mac_ver()``."""
+        if isinstance(value, tuple | list) and len(value) == 3 and value[0]:
+            return f"{value[0]} ({value[2]})"
+        return value
 
 
 def _lines(text: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ _MAC_TEXT = re.compile(r"\s*(?:mac\s?os|os ?x\b|darwin)", re.IGNORECASE)
 _MAC_MODEL = re.compile(r"(MacBookAir|MacBookPro|Macmini|iMacPro|iMac|MacPro|MacBook|Mac)(\d+),\d+")
 # The first model number of each product with an Apple chip; a plain "Mac13,1" always has one.
 _FIRST_APPLE_MODEL = {"MacBookAir": 10, "MacBookPro": 17, "Macmini": 9, "iMac": 21, "Mac": 13}
-_VM_TEXT = re.compile(r"virtualmac|vmware|parallels|virtualbox|qemu|kvm", re.IGNORECASE)
+_VM_TEXT = re.compile(r"virtualmac|macvm|vmware|parallels|virtualbox|qemu|kvm", re.IGNORECASE)
 _RUNNER_TEXT = re.compile(r"\bmacos-\d+\b.*\brunner\b", re.IGNORECASE)
 _MAC_SYSCTL = ("kern.osproductversion", "sysctl.proc_translated", "kern.hv_vmm_present")
 _MAC_SYSCTL_PREFIXES = ("hw.perflevel", "hw.optional.", "iogpu.", "machdep.cpu.", "hw.cpu")
@@ -63,12 +63,13 @@ def is_mac(readings: Readings) -> bool:
 
 
 def _mac_evidence(readings: Readings) -> Iterable[bool]:
-    runner = (readings.environ or {}).get("RUNNER_OS", "").lower()
+    environ = readings.environ or {}
+    runner = environ.get("RUNNER_OS", "").lower()
     texts = [readings.platform_string or "", readings.product_version or ""]
     foreign = any(text.lower().startswith(("linux", "windows")) for text in texts)
     if foreign or runner in ("linux", "windows") or readings.cgroup:
         return
-    yield runner == "macos"
+    yield runner == "macos" or environ.get("ImageOS", "").lower().startswith("macos")
     yield any(_MAC_TEXT.match(text) for text in (*texts, sysctl(readings, "kern.version")))
     yield any(_VERSION.match(text.strip()) for text in (*texts[1:], readings.mac_ver or ""))
     names = readings.sysctl or {}
@@ -89,7 +90,8 @@ def macos_version(readings: Readings) -> str | None:
     gives the major number when nothing better is there.
     """
     kernel = sysctl(readings, "kern.osproductversion")
-    texts = (kernel, readings.product_version, readings.platform_string, readings.mac_ver)
+    texts = [kernel, readings.product_version, readings.platform_string, readings.mac_ver]
+    texts.append(readings.system)
     ours = [text.strip() for text in texts if text and not text.lower().startswith("darwin")]
     found = [match[1] for text in ours if (match := _VERSION.search(text))]
     majors = [int(version.partition(".")[0]) for version in found]
@@ -166,7 +168,7 @@ def _model_signs(readings: Readings) -> list[tuple[str, str]]:
 
 def _metal_signs(readings: Readings) -> list[tuple[str, str]]:
     name = readings.metal_device or ""
-    if re.search("radeon|amd|intel|nvidia", name, re.IGNORECASE):
+    if re.search("radeon|amd|intel|nvidia|geforce", name, re.IGNORECASE):
         return [("x86_64", f"the Metal device is {name}")]
     apple = re.match(r"apple [am]\d", name, re.IGNORECASE)
     return [("arm64", f"the Metal device is {name}")] if apple else []
@@ -207,7 +209,8 @@ def _has_x86_features(readings: Readings) -> bool:
 
 def _text_signs(readings: Readings) -> list[tuple[str, str]]:
     signs = []
-    for text in (readings.platform_string or "", readings.product_version or ""):
+    texts = (readings.platform_string, readings.product_version, readings.mac_ver, readings.system)
+    for text in filter(None, texts):
         if re.search(r"(?<![A-Za-z_])(?:x86_64|i386)\b", text):
             signs.append(("x86_64", f"the platform is {text}"))
         elif re.search(r"(?<![A-Za-z_])arm64\b", text, re.IGNORECASE):
