@@ -98,13 +98,31 @@ def convolutions() -> list[Conv]:
     ]
     half = [c._replace(dtype=torch.bfloat16) for c in plain[1:]]
     last = [c._replace(last=True) for c in plain[1:]]
-    depth = [Conv((8, n, s, s), n, k, 1, k // 2, n) for n, s, k in ((96, 56, 7), (192, 28, 7), (32, 112, 3), (384, 14, 3))]
+    depth = [
+        Conv((8, n, s, s), n, k, 1, k // 2, n)
+        for n, s, k in ((96, 56, 7), (192, 28, 7), (32, 112, 3), (384, 14, 3))
+    ]
     depth += [c._replace(stride=2) for c in depth[2:]]
-    up = [Conv((4, 64, 64, 64), 32, 2, 2, transposed=True), Conv((4, 128, 32, 32), 64, 2, 2, transposed=True), Conv((8, 64, 16, 16), 64, 4, 2, 1, transposed=True)]
+    up = [
+        Conv((4, 64, 64, 64), 32, 2, 2, transposed=True),
+        Conv((4, 128, 32, 32), 64, 2, 2, transposed=True),
+        Conv((8, 64, 16, 16), 64, 4, 2, 1, transposed=True),
+    ]
     small = [Conv((1, 16, 32, 32), 16, 3, 1, 1), Conv((1, 8, 40, 40), 32, 3, 1, 1)]
-    wide = [Conv((1, 4, 64, 64), 8, 3, 1, 2, dilation=2, dtype=torch.float64), Conv((4, 16, 32, 32), 16, 3, 1, 1, dtype=torch.float64)]
-    cubes = [Conv((2, 1, 32, 64, 64), 16, 3, 1, 1), Conv((2, 16, 16, 32, 32), 32, 3, 1, 1), Conv((2, 32, 8, 16, 16), 64, 3, 1, 1)]
-    lines = [Conv((8, 1, 16000), 64, 16, 8), Conv((8, 64, 2000), 128, 3, 1, 1), Conv((8, 128, 2000), 1, 16, 8, transposed=True)]
+    wide = [
+        Conv((1, 4, 64, 64), 8, 3, 1, 2, dilation=2, dtype=torch.float64),
+        Conv((4, 16, 32, 32), 16, 3, 1, 1, dtype=torch.float64),
+    ]
+    cubes = [
+        Conv((2, 1, 32, 64, 64), 16, 3, 1, 1),
+        Conv((2, 16, 16, 32, 32), 32, 3, 1, 1),
+        Conv((2, 32, 8, 16, 16), 64, 3, 1, 1),
+    ]
+    lines = [
+        Conv((8, 1, 16000), 64, 16, 8),
+        Conv((8, 64, 2000), 128, 3, 1, 1),
+        Conv((8, 128, 2000), 1, 16, 8, transposed=True),
+    ]
     return plain + half + last + depth + up + small + wide + cubes + lines
 
 
@@ -193,8 +211,12 @@ def main() -> None:
         rows += [(kernel, *stage) for stage in stages]
     with TABLE.open("w", newline="") as file:
         processor = platform.processor() or platform.machine()
-        file.write(f"# made by benchmarks/make_cpu_workspace.py: torch {torch.__version__}, {processor}, ")
-        file.write(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
+        file.write(
+            f"# made by benchmarks/make_cpu_workspace.py: torch {torch.__version__}, {processor}, "
+        )
+        file.write(
+            f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n"
+        )
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("kernel", *TERMS))
         writer.writerows(rows)

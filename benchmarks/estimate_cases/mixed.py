@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from estimate_cases.case import Case, labelled, spec
-from estimate_cases.vision import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from estimate_cases.case import Case, labelled, spec
+from estimate_cases.vision import Attention
 
 __all__ = ["CASES"]
 
@@ -44,7 +45,9 @@ class Diffusion(nn.Module):
         super().__init__()
         self.time = nn.Sequential(nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 256))
         self.first = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(TimedBlock(a, b, 256) for a, b in zip((64, *widths), widths, strict=False))
+        self.down = nn.ModuleList(
+            TimedBlock(a, b, 256) for a, b in zip((64, *widths), widths, strict=False)
+        )
         self.middle = Spatial(widths[-1])
         sizes = [(c + s, s) for c, s in zip((256, 256, 128), widths[::-1], strict=True)]
         self.up = nn.ModuleList(TimedBlock(a, b, 256) for a, b in sizes)
@@ -77,7 +80,9 @@ class Graph(nn.Module):
     def __init__(self, inside: int = 128, width: int = 256, layers: int = 3) -> None:
         super().__init__()
         sizes = [inside] + [width] * layers
-        self.messages = nn.ModuleList(nn.Linear(2 * a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.messages = nn.ModuleList(
+            nn.Linear(2 * a, b) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
         self.head = nn.Linear(width, 16)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
@@ -115,7 +120,10 @@ class Experts(nn.Module):
 class MixtureModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embedding, self.layers = nn.Embedding(8000, 256), nn.ModuleList(Experts() for _ in range(4))
+        self.embedding, self.layers = (
+            nn.Embedding(8000, 256),
+            nn.ModuleList(Experts() for _ in range(4)),
+        )
         self.head = nn.Linear(256, 8000)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -132,7 +140,12 @@ def mixture_loss(model: nn.Module, ids: Tensor) -> Tensor:
 def volume() -> nn.Module:
     layers: list[nn.Module] = []
     for inside, out in ((1, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv3d(inside, out, 3, padding=1), nn.BatchNorm3d(out), nn.ReLU(), nn.MaxPool3d(2)]
+        layers += [
+            nn.Conv3d(inside, out, 3, padding=1),
+            nn.BatchNorm3d(out),
+            nn.ReLU(),
+            nn.MaxPool3d(2),
+        ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(64, 5))
 
 
@@ -159,7 +172,13 @@ class Speech(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv1d(1, 64, 16, 8), nn.PReLU(), nn.Conv1d(64, 128, 3, padding=2, dilation=2), nn.InstanceNorm1d(128), nn.ELU())
+        self.encoder = nn.Sequential(
+            nn.Conv1d(1, 64, 16, 8),
+            nn.PReLU(),
+            nn.Conv1d(64, 128, 3, padding=2, dilation=2),
+            nn.InstanceNorm1d(128),
+            nn.ELU(),
+        )
         self.decoder = nn.ConvTranspose1d(128, 1, 16, 8)
 
     def forward(self, x: Tensor) -> Tensor:

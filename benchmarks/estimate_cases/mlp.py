@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from estimate_cases.case import Case, labelled
 from torch import nn
+
+from estimate_cases.case import Case, labelled
 
 __all__ = ["CASES"]
 

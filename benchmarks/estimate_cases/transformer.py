@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from estimate_cases.case import Case, spec, tokens
 
 __all__ = ["CASES"]
@@ -75,7 +76,9 @@ def whisper() -> torch.nn.Module:
 def t5() -> torch.nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration(T5Config(d_model=512, d_ff=2048, num_layers=4, num_heads=8, decoder_start_token_id=0))
+    return T5ForConditionalGeneration(
+        T5Config(d_model=512, d_ff=2048, num_layers=4, num_heads=8, decoder_start_token_id=0)
+    )
 
 
 def clipped(model: Any, batch: Any, optimizer: Any) -> None:
@@ -99,15 +102,38 @@ CASES = [
     Case("gpt2-checkpointed", "transformer", gpt2_checkpointed, tokens(4, 512)),
     Case("gpt2-clipped", "transformer", gpt2, tokens(1, 256), train_step=clipped),
     Case("gpt2-bf16-mixed", "transformer", gpt2, tokens(2, 256), precision="bf16-mixed"),
-    Case("gpt2-inference", "transformer", lambda: gpt2().eval(), tokens(4, 256, labels=False), None, inference=True),
-    Case("gpt2-generate", "transformer", lambda: gpt2().eval(), tokens(1, 64, labels=False), None, inference=True, generate=32),
+    Case(
+        "gpt2-inference",
+        "transformer",
+        lambda: gpt2().eval(),
+        tokens(4, 256, labels=False),
+        None,
+        inference=True,
+    ),
+    Case(
+        "gpt2-generate",
+        "transformer",
+        lambda: gpt2().eval(),
+        tokens(1, 64, labels=False),
+        None,
+        inference=True,
+        generate=32,
+    ),
     Case("bert-classifier", "transformer", bert, CLASSES, sgd),
     Case("llama-tiny", "transformer", llama_tiny, tokens(4, 256)),
     Case("llama-tiny-masked", "transformer", llama_tiny, MASKED, partial(adamw, fused=True)),
     Case("llama-tiny-eager", "transformer", llama_eager, tokens(4, 256)),
     Case("llama-tiny-bf16", "transformer", llama_tiny, tokens(4, 256), precision="bf16"),
     Case("llama-tiny-accumulate", "transformer", llama_tiny, tokens(2, 256), accumulate=4),
-    Case("llama-tiny-generate", "transformer", lambda: llama_tiny().eval(), tokens(2, 32, labels=False), None, inference=True, generate=16),
+    Case(
+        "llama-tiny-generate",
+        "transformer",
+        lambda: llama_tiny().eval(),
+        tokens(2, 32, labels=False),
+        None,
+        inference=True,
+        generate=16,
+    ),
     Case("whisper-like", "transformer", whisper, SPEECH),
     Case("t5-like", "transformer", t5, {**tokens(4, 128)}),
     Case("qwen2-0.5b", "transformer", qwen2_half, tokens(1, 256), tags=frozenset({"large"})),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from estimate_cases.case import Case, labelled, spec
 from torch import Tensor, nn
 from torch.nn import functional
+
+from estimate_cases.case import Case, labelled, spec
 
 __all__ = ["CASES", "Attention", "mobilenet_v2", "resnet18", "resnet50"]
 
@@ -23,7 +24,9 @@ class Residual(nn.Module):
         return self.relu(self.body(x) + self.shortcut(x))
 
 
-def conv_bn(inside: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def conv_bn(
+    inside: int, out: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     conv = nn.Conv2d(inside, out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(out)]
 
@@ -79,7 +82,14 @@ class Inverted(nn.Module):
 
 
 def mobilenet_v2() -> nn.Module:
-    rows = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2)]
+    rows = [
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+    ]
     layers = [*conv_bn(3, 32, 3, 2), nn.ReLU6(inplace=True)]
     inside = 32
     for expand, out, count, stride in [*rows, (6, 320, 1, 1)]:
@@ -109,7 +119,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -186,13 +198,35 @@ MASKS = (spec(4, 3, 128, 128), spec(4, 128, 128, dtype="int64"))
 
 CASES = [
     Case("resnet18-sgd", "conv", resnet18, labelled(16, 3, 224, 224), sgd),
-    Case("resnet18-foreach", "conv", resnet18, labelled(8, 3, 224, 224), partial(adamw, foreach=True)),
-    Case("resnet18-inference", "conv", lambda: resnet18().eval(), spec(16, 3, 224, 224), None, inference=True),
-    Case("resnet50-bf16-mixed", "conv", resnet50, labelled(8, 3, 224, 224), adamw, precision="bf16-mixed"),
+    Case(
+        "resnet18-foreach", "conv", resnet18, labelled(8, 3, 224, 224), partial(adamw, foreach=True)
+    ),
+    Case(
+        "resnet18-inference",
+        "conv",
+        lambda: resnet18().eval(),
+        spec(16, 3, 224, 224),
+        None,
+        inference=True,
+    ),
+    Case(
+        "resnet50-bf16-mixed",
+        "conv",
+        resnet50,
+        labelled(8, 3, 224, 224),
+        adamw,
+        precision="bf16-mixed",
+    ),
     Case("resnet50-sgd", "conv", resnet50, labelled(8, 3, 224, 224), sgd),
     Case("mobilenetv2-sgd", "conv", mobilenet_v2, labelled(16, 3, 224, 224), sgd),
     Case("vit-base", "transformer", ViT, labelled(4, 3, 224, 224), adamw),
-    Case("vit-small-fused", "transformer", partial(ViT, 384, 12, 6), labelled(16, 3, 224, 224), partial(adamw, fused=True)),
+    Case(
+        "vit-small-fused",
+        "transformer",
+        partial(ViT, 384, 12, 6),
+        labelled(16, 3, 224, 224),
+        partial(adamw, fused=True),
+    ),
     Case("convnext-tiny", "conv", convnext, labelled(8, 3, 224, 224), adamw),
     Case("unet-adam", "conv", UNet, MASKS, torch.optim.Adam),
 ]

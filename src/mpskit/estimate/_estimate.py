@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,8 @@ def trace_training(
         chosen = stack.enter_context(borrowed(optimizer, module, job.ledger))
         if train_step is not None:
             return lambda model, batch: train_step(model, batch, chosen)
-        return _Training(step or default_loss, chosen, mixed, accumulate)
+        autocast = functools.partial(_autocast, job.target.device, mixed)
+        return _Training(step or default_loss, chosen, autocast, accumulate)
 
     return trace(job, prepare)
 
@@ -159,19 +161,23 @@ class _Training:
     """The default training step."""
 
     def __init__(
-        self, loss: Loss, optimizer: Any, mixed: torch.dtype | None, accumulate: int
+        self, loss: Loss, optimizer: Any, autocast: Callable[[], Any], accumulate: int
     ) -> None:
         self.loss, self.optimizer = loss, optimizer
-        self.mixed, self.accumulate = mixed, accumulate
+        self.autocast, self.accumulate = autocast, accumulate
 
     def __call__(self, model: torch.nn.Module, batch: Any) -> None:
         for _ in range(self.accumulate):
-            with torch.autocast("cpu", self.mixed, enabled=self.mixed is not None):
+            with self.autocast():
                 loss = self.loss(model, batch)
             loss.backward()
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
+
+
+def _autocast(device: str, dtype: torch.dtype | None) -> Any:
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
 def _at_least_one(**counts: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import threading
-
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -44,7 +43,7 @@ _ACTIVE = _Active()
 def intercepting(answerer: Answerer) -> Any:
     """Return a context manager inside which ``answerer`` gets every operator of this thread."""
     key = _registered_key()
-    return _Mode(answerer) if key is None else _Keyed(answerer, key)
+    return _mode(answerer) if key is None else _Keyed(answerer, key)
 
 
 @functools.cache
@@ -59,7 +58,7 @@ def _registered_key() -> Any:
         return None
     try:
         key = parse("Fake")
-        library = torch.library.Library("_", "IMPL")  # noqa: TOR901 - lives as long as the process
+        library = torch.library.Library("_", "IMPL")
         library.fallback(_intercepted, "Fake")
     except RuntimeError:
         return None
@@ -121,7 +120,7 @@ def _unseen(call: Callable[..., Any], name: str) -> Any:
     return staticmethod(wrapper) if name == "_make_subclass" else wrapper
 
 
-def _Mode(answerer: Answerer) -> Any:  # noqa: N802 - stands for the class inside
+def _mode(answerer: Answerer) -> Any:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     plain = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -139,6 +138,5 @@ def _Mode(answerer: Answerer) -> Any:  # noqa: N802 - stands for the class insid
                     return result
             return answerer.answer(func, args, kwargs or {})
 
-    return Mode()
-
-
+    mode: Any = Mode
+    return mode()

@@ -111,9 +111,7 @@ class Ledger:
     def _record(self, size: int, kind: str | None) -> int:
         where = self.where
         number = len(self.records)
-        self.records.append(
-            Record(size, kind, where.op, where.path(), where.phase, where.step)
-        )
+        self.records.append(Record(size, kind, where.op, where.path(), where.phase, where.step))
         self.events.append(number)
         return number
 

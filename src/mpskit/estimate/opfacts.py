@@ -10,16 +10,25 @@ import torch
 __all__ = ["OpFacts", "facts_of"]
 
 # Schema says nothing of an alias, and the kernel returns one.
-_HIDDEN_VIEWS = frozenset({"aten::_unsafe_view", "aten::lift", "aten::lift_fresh", "aten::lift_fresh_copy"})
+_HIDDEN_VIEWS = frozenset({"aten::_unsafe_view", "aten::lift", "aten::lift_fresh"})
 
 # Operators whose integer result picks among things: their values decide which expert or which
 # row is used, so they are spread evenly instead of left unknown.
 _CHOOSERS = frozenset(
     {
-        "aten::topk", "aten::argmax", "aten::argmin", "aten::argsort", "aten::sort",
-        "aten::max", "aten::min", "aten::multinomial", "aten::kthvalue", "aten::mode", "aten::median",
+        "aten::topk",
+        "aten::argmax",
+        "aten::argmin",
+        "aten::argsort",
+        "aten::sort",
+        "aten::max",
+        "aten::min",
+        "aten::multinomial",
+        "aten::kthvalue",
+        "aten::mode",
+        "aten::median",
     }
-)  # fmt: skip
+)
 
 Route = Literal["view", "inplace", "item", "dynamic", "compute"]
 

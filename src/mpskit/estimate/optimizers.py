@@ -47,7 +47,7 @@ def borrowed(optimizer: Any, model: torch.nn.Module, ledger: Ledger) -> Iterator
 def _exchanged(optimizer: torch.optim.Optimizer, ledger: Ledger) -> Iterator[None]:
     """Give an instance other state and groups to work on."""
     kept = dict(vars(optimizer))
-    state: dict[Any, Any] = defaultdict(dict)
+    state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
     for parameter, values in optimizer.state.items():
         state[parameter] = {name: _twin(value, ledger) for name, value in values.items()}
     optimizer.state = state

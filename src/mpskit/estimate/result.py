@@ -28,6 +28,7 @@ KINDS = {
     "activations": "forward activations",
     "temporaries": "temporaries",
     "batch": "batch",
+    "slack": "allocator's slack",
 }
 
 
@@ -64,6 +65,7 @@ class TimelinePoint(Value):
     activations_bytes: int = 0
     temporaries_bytes: int = 0
     batch_bytes: int = 0
+    slack_bytes: int = 0
     driver_bytes: int = 0
 
     @property
@@ -123,6 +125,7 @@ class Difference(Value):
     activations_bytes: int
     temporaries_bytes: int
     batch_bytes: int
+    slack_bytes: int
     peak_bytes: int
     driver_bytes: int
 
@@ -135,8 +138,8 @@ class Difference(Value):
 class MemoryEstimate(Value):
     """What a step takes on the target: every kind of memory at the peak, in bytes.
 
-    The seven kinds add up to ``peak_bytes``: they are what is alive at the peak, not each kind's
-    own maximum. ``driver_bytes`` is what the target's allocator holds from the system by then:
+    The kinds add up to ``peak_bytes``: they are what is alive at the peak, not each kind's own
+    maximum. ``driver_bytes`` is what the target's allocator holds from the system by then:
     whole heaps on MPS, segments on CUDA; for the CPU it equals ``peak_bytes``.
 
     Attributes:
@@ -144,6 +147,8 @@ class MemoryEstimate(Value):
         torch_version: the version whose kernels, defaults and allocator were assumed.
         activations_bytes: tensors of the forward pass that were kept for the backward pass.
         temporaries_bytes: the rest: intermediate results alive at the peak.
+        slack_bytes: what the allocator adds to the sizes asked for and still counts as in use:
+            rounding, and cached buffers larger than the request (MPS to torch 2.13).
         peak: where the peak is; None for a closed form.
         method: ``traced`` or ``closed-form``.
         notes: assumptions that the figures rest on, one sentence each.
@@ -160,6 +165,7 @@ class MemoryEstimate(Value):
     activations_bytes: int = 0
     temporaries_bytes: int = 0
     batch_bytes: int = 0
+    slack_bytes: int = 0
     peak_bytes: int
     driver_bytes: int
     peak: Peak | None = None
@@ -252,4 +258,7 @@ def _machine_bytes(machine: Any) -> int:
             given=machine,
         )
     found = find_machine(machine)
-    return memory_budget_for(found.ram_bytes, macos=found.macos, chip=found.chip).usable_bytes
+    usable: int = memory_budget_for(
+        found.ram_bytes, macos=found.macos, chip=found.chip
+    ).usable_bytes
+    return usable

@@ -13,6 +13,7 @@ import torch
 from mpskit.allocator import Event, allocator_for, replay
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
 from mpskit.estimate.batch import build_batch
+from mpskit.estimate.guards import guarded
 from mpskit.estimate.interception import intercepting
 from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.result import MemoryEstimate
@@ -171,6 +172,7 @@ def trace(job: Job, prepare: Callable[[contextlib.ExitStack], Step]) -> Traced:
         step = prepare(stack)
         scope = Scope(job.model, ledger, job.phase)
         stack.enter_context(scope.watching())
+        stack.enter_context(guarded(tracer.reads, job.target.device))
         with _explained(tracer, "the step"), intercepting(tracer):
             for number in range(job.steps):
                 scope.begin(number)

@@ -36,7 +36,8 @@ class Scope:
         with contextlib.ExitStack() as stack:
             for handle in self._hooks():
                 stack.callback(handle.remove)
-            for owner in (torch.autograd, torch.autograd.graph):
+            owners: tuple[Any, ...] = (torch.autograd, torch.autograd.graph)
+            for owner in owners:
                 run = owner._engine_run_backward
                 stack.callback(setattr, owner, "_engine_run_backward", run)
                 owner._engine_run_backward = self._backward(run)

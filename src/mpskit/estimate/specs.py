@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mpskit.errors import ArgumentError
@@ -60,7 +60,7 @@ def parse_spec(text: str) -> TensorSpec:
     match = _SPEC.fullmatch(text)
     if match is None:
         raise ArgumentError(
-            f"{text!r} is no tensor: write dtype[sizes], such as int64[1,512] or float32[8,3,224,224]",
+            f"{text!r} is no tensor: write dtype[sizes], such as int64[1,512] or float32[8,3,224]",
             given=text,
         )
     sizes = tuple(int(part) for part in match[2].split(",") if part.strip())
@@ -92,10 +92,3 @@ def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
         names = [f.name for f in dataclasses.fields(value) if f.init]
         return dataclasses.replace(value, **{n: inside(getattr(value, n)) for n in names})
     return value
-
-
-def describe(value: Any) -> Sequence[str]:
-    """Return a line for each tensor of a batch: for messages."""
-    lines: list[str] = []
-    map_tensors(value, lambda item: lines.append(f"{item.dtype}{list(item.shape)}") or item)
-    return lines

@@ -20,8 +20,7 @@ class Summary:
 
     Args:
         ledger: the events of the traced steps.
-        timeline: (live, driver) bytes of the target's allocator after each event. Its rounding
-            of sizes is taken over, so that the kinds add up to its peak.
+        timeline: (live, driver) bytes of the target's allocator after each event.
     """
 
     def __init__(self, ledger: Ledger, timeline: Sequence[tuple[int, int]]) -> None:
@@ -29,43 +28,41 @@ class Summary:
         self.events = ledger.events
         self.live = [live for live, _ in timeline]
         self.driver = [driver for _, driver in timeline]
-        self.sizes = self._rounded()
         self.peak_event = max(range(len(self.live)), key=self.live.__getitem__, default=-1)
         self.peak_bytes = self.live[self.peak_event] if self.live else 0
 
-    def at_peak(self) -> list[tuple[Record, int]]:
-        """Return what is alive at the peak, with its size on the target."""
+    def at_peak(self) -> list[Record]:
+        """Return what is alive at the peak."""
         alive: dict[int, None] = {}
         for event in self.events[: self.peak_event + 1]:
             if event >= 0:
                 alive[event] = None
             else:
                 alive.pop(~event, None)
-        return [(self.records[number], self.sizes[number]) for number in alive]
+        return [self.records[number] for number in alive]
 
     def by_kind(self) -> dict[str, int]:
         """Return the bytes of each kind at the peak, as the result names them."""
-        total: Counter[str] = Counter()
-        for record, size in self.at_peak():
-            total[_kind(record)] += size
+        total = Counter(dict.fromkeys(KINDS, 0))
+        for record in self.at_peak():
+            total[_kind(record)] += record.size
+        total["slack"] = self.peak_bytes - total.total()
         return {f"{kind}_bytes": total[kind] for kind in KINDS}
 
     def place(self) -> Peak | None:
         """Return which operator reached the peak."""
         if self.peak_event < 0:
             return None
-        event = self.events[self.peak_event]
-        record = self.records[event]
-        return Peak(
-            op=record.op, module=record.module, phase=record.phase, step=max(record.step, 0)
-        )
+        record = self.records[self.events[self.peak_event]]
+        step = max(record.step, 0)
+        return Peak(op=record.op, module=record.module, phase=record.phase, step=step)
 
     def top_modules(self) -> tuple[ModuleUse, ...]:
         """Return the modules that hold most at the peak beside parameters and states."""
         total: Counter[str] = Counter()
-        for record, size in self.at_peak():
+        for record in self.at_peak():
             if _kind(record) in {"activations", "temporaries"}:
-                total[record.module] += size
+                total[record.module] += record.size
         return tuple(ModuleUse(module=m, bytes_at_peak=n) for m, n in total.most_common(_TOP))
 
     def timeline(self) -> tuple[TimelinePoint, ...]:
@@ -73,25 +70,18 @@ class Summary:
         chosen = set(self._moments())
         total = dict.fromkeys(KINDS, 0)
         points: list[TimelinePoint] = []
+        raw, step, phase = 0, 0, "setup"
         for index, event in enumerate(self.events):
-            number = event if event >= 0 else ~event
-            record, size = self.records[number], self.sizes[number]
-            total[_kind(record)] += size if event >= 0 else -size
+            record = self.records[event if event >= 0 else ~event]
+            change = record.size if event >= 0 else -record.size
+            total[_kind(record)] += change
+            raw += change
             if event >= 0:
-                step, phase = record.step, record.phase
+                step, phase = max(record.step, 0), record.phase
             if index in chosen:
+                total["slack"] = self.live[index] - raw
                 points.append(_point(index, step, phase, total, self.driver[index]))
         return tuple(points)
-
-    def _rounded(self) -> dict[int, int]:
-        """Return each record's size as the allocator counted it."""
-        before = 0
-        sizes: dict[int, int] = {}
-        for event, live in zip(self.events, self.live, strict=True):
-            if event >= 0:
-                sizes[event] = live - before
-            before = live
-        return sizes
 
     def _moments(self) -> Iterable[int]:
         width = max(1, len(self.live) // _POINTS)
@@ -107,4 +97,4 @@ def _kind(record: Record) -> str:
 
 def _point(index: int, step: int, phase: str, total: dict[str, int], driver: int) -> TimelinePoint:
     fields: dict[str, Any] = {f"{kind}_bytes": count for kind, count in total.items()}
-    return TimelinePoint(event=index, step=max(step, 0), phase=phase, driver_bytes=driver, **fields)
+    return TimelinePoint(event=index, step=step, phase=phase, driver_bytes=driver, **fields)

@@ -33,9 +33,9 @@ class Target:
     Attributes:
         device: ``cpu``, ``mps`` or ``cuda``.
         charges: operators whose memory there is not what their results show.
-        foreach: whether optimizers and gradient clipping go through all parameters at once by
-            default (``torch.utils._foreach_utils``: CUDA and others, not MPS, and for clipping
-            the CPU too).
+        foreach_optimizers: whether optimizers go through all parameters at once by default
+            (``torch.utils._foreach_utils``: on CUDA, not on MPS nor the CPU).
+        foreach_clipping: the same for gradient clipping (on the CPU too).
     """
 
     device: str
@@ -55,8 +55,9 @@ class Target:
 
     def _patches(self) -> Iterator[tuple[Any, str, Any]]:
         from torch.nn.utils import clip_grad
-        from torch.optim import optimizer
+        from torch.optim import optimizer as module
 
+        optimizer: Any = module
         if self.foreach_optimizers:
             kinds = [*optimizer._get_foreach_kernels_supported_devices(), "cpu"]
             yield optimizer, "_get_foreach_kernels_supported_devices", lambda: kinds

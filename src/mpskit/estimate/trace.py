@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+
 from mpskit.allocator.paths import PathCharge
 from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.opfacts import OpFacts, facts_of
@@ -29,6 +30,7 @@ _FACTS: dict[Any, OpFacts] = {}
 _PLANS: dict[Any, Plan] = {}
 _PLANS_LIMIT = 20_000
 _CPU = torch.device("cpu")
+_HERE = frozenset({"cpu", "meta"})
 
 # Up to these sizes what is known is computed: enough for the masks and positions of a long
 # sequence, and little beside the time of the trace.
@@ -53,6 +55,9 @@ class Tracer:
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one operator by the route that its schema tells."""
+        device = kwargs.get("device")
+        if device is not None and device.type not in _HERE:
+            kwargs = {**kwargs, "device": _CPU}  # the target's tensors are traced here
         facts = _FACTS.get(func) or _look_up(func)
         self.where.op = facts.name
         special = SPECIAL.get(facts.name)
@@ -85,7 +90,7 @@ class Tracer:
         """Return what is written to; run it if all of it is known."""
         if self._all_known(args, kwargs):
             return func(*args, **kwargs)
-        self._taint(facts, args, kwargs)
+        self._taint(facts, args)
         self.ledger.scratch(self._charge(facts, args).scratch_bytes)
         if not func._schema.returns:
             return None
@@ -110,16 +115,16 @@ class Tracer:
             flat = [part for parts in indices for part in parts]
             return self.compute(func, facts, (args[0], flat), kwargs)
         if not self._all_known(args, kwargs):
-            return self._dynamic_unknown(func, facts, args, kwargs)
+            return self._dynamic_unknown(facts, args)
         return self.record(func(*args, **kwargs))
 
     def compute(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
         """Answer by shape, or for real where all is known and little."""
         known = self._all_known(args, kwargs)
-        plan = self._plan(func, facts, args, kwargs, exact=known)
+        plan = self._plan(func, args, kwargs, exact=known)
         if known and plan.numel <= _known_limit(plan):
             return self.record(func(*args, **kwargs))
-        self._taint(facts, args, kwargs)
+        self._taint(facts, args)
         charge = self._charge(facts, args)
         result = self._build(plan, facts, args, kwargs, charge)
         self.ledger.scratch(charge.scratch_bytes)
@@ -131,7 +136,7 @@ class Tracer:
     def _is_tainted(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self._tainted
 
-    def _taint(self, facts: OpFacts, args: Any, kwargs: Any) -> None:
+    def _taint(self, facts: OpFacts, args: Any) -> None:
         """What was known and is written to with unknowns is unknown from now on."""
         if facts.name == "_amp_foreach_non_finite_check_and_unscale_":
             return  # it writes whether a gradient overflowed: none does
@@ -140,28 +145,25 @@ class Tracer:
                 if tensor is not None and not is_unbacked(tensor):
                     self._tainted.add(tensor.untyped_storage()._cdata)
 
-    def _plan(self, func: Any, facts: OpFacts, args: Any, kwargs: Any, *, exact: bool) -> Plan:
-        key: Any = (func, args, tuple(kwargs.items())) if exact else None
+    def _plan(self, func: Any, args: Any, kwargs: Any, *, exact: bool) -> Plan:
+        key = (func, signature(args, exact=exact), signature(tuple(kwargs.items()), exact=exact))
         try:
-            key = (func, signature(args, exact=exact), signature(tuple(kwargs.items()), exact=exact))
             plan = _PLANS.get(key)
         except TypeError:  # an argument without a hash
-            return self._infer(func, facts, args, kwargs)
+            return self._infer(func, args, kwargs)
         if plan is None:
             if len(_PLANS) >= _PLANS_LIMIT:
                 _PLANS.clear()
-            plan = _PLANS[key] = self._infer(func, facts, args, kwargs)
+            plan = _PLANS[key] = self._infer(func, args, kwargs)
         return plan
 
-    def _infer(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Plan:
+    def _infer(self, func: Any, args: Any, kwargs: Any) -> Plan:
         try:
             return infer(func, args, kwargs)
         except Unplannable as error:
             raise self.reads.refusal(str(func)) from error
 
-    def _build(
-        self, plan: Plan, facts: OpFacts, args: Any, kwargs: Any, charge: PathCharge
-    ) -> Any:
+    def _build(self, plan: Plan, facts: OpFacts, args: Any, kwargs: Any, charge: PathCharge) -> Any:
         storages: dict[int, torch.UntypedStorage] = {}
         leaves: list[Any] = []
         for index, output in enumerate(plan.leaves):
@@ -210,7 +212,7 @@ class Tracer:
             raise self.reads.refusal("an index by a mask")
         return tuple(self.record(part) for part in index.nonzero().unbind(1))
 
-    def _dynamic_unknown(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    def _dynamic_unknown(self, facts: OpFacts, args: Any) -> Any:
         if facts.name == "masked_select" and self.known((args[1],)):
             shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
             count = int(args[1].expand(shape).sum())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpskit._sizes import GIB, MIB
 
@@ -67,7 +67,7 @@ def unbacked_storage(nbytes: int) -> torch.UntypedStorage:
         _Next.offset = 0
     address = start + _Next.offset
     _Next.offset += _STRIDE
-    make = torch._C._construct_storage_from_data_pointer  # type: ignore[attr-defined]
+    make: Any = torch._C._construct_storage_from_data_pointer
     storage: torch.UntypedStorage = make(address, torch.device("cpu"), nbytes)
     return storage
 
@@ -79,7 +79,9 @@ def unbacked_tensor(
     import torch
 
     storage = unbacked_storage(nbytes)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape, stride)  # type: ignore[call-overload,no-any-return]
+    empty: Any = torch.empty(0, dtype=dtype, device="cpu")
+    tensor: torch.Tensor = empty.set_(storage, 0, shape, stride)
+    return tensor
 
 
 def is_unbacked(tensor: torch.Tensor) -> bool:

@@ -44,7 +44,15 @@ def _charge(name: str, args: Sequence[Any], *, grad: bool) -> PathCharge:  # noq
     stages = _table().get(kernel_of(name, args), ())
     sizes = sizes_of(name, args)
     totals = [sum(c * s for c, s in zip(stage, sizes, strict=True)) for stage in stages]
-    return PathCharge({}, max(totals, default=0))
+    copies = sum(_nbytes(operand) for operand in args[:3] if _scattered(operand))
+    return PathCharge({}, max(totals, default=0) + copies)
+
+
+def _scattered(operand: Any) -> bool:
+    """Return whether a kernel has to copy an operand before it can start."""
+    if not isinstance(operand, torch.Tensor) or operand.is_contiguous():
+        return False
+    return not _channels_last(operand)
 
 
 @functools.cache

@@ -1,0 +1,95 @@
+"""The timeline of an estimate as a picture: stacked areas, one for each kind of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpskit._sizes import GIB, MIB, format_bytes
+from mpskit.errors import ArgumentError, MissingExtraError
+from mpskit.estimate.result import KINDS
+
+if TYPE_CHECKING:
+    from mpskit.estimate.result import MemoryEstimate
+
+__all__ = ["plot_timeline"]
+
+# Held from the first event to the last at the bottom, what comes and goes at the top. The colours
+# are told apart also by readers who do not see red and green as others do (Okabe and Ito, 2008).
+_COLOURS = {
+    "parameters": "#0072B2",
+    "buffers": "#999999",
+    "batch": "#000000",
+    "optimizer": "#56B4E9",
+    "gradients": "#009E73",
+    "activations": "#E69F00",
+    "temporaries": "#D55E00",
+    "slack": "#DDDDDD",
+}
+
+
+def plot_timeline(estimate: MemoryEstimate, path: Path) -> Path:
+    """Draw the timeline into ``path``; the suffix chooses the format (``.png``, ``.svg``).
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ArgumentError: the estimate has no timeline.
+    """
+    if not estimate.timeline:
+        raise ArgumentError("this estimate has no timeline to draw: a closed form has none")
+    figure, axes = _figure()
+    unit, name = (GIB, "GiB") if estimate.driver_bytes >= GIB else (MIB, "MiB")
+    _areas(axes, estimate, unit)
+    _phases(axes, estimate)
+    axes.set_ylabel(name)
+    axes.set_xlabel("allocation event")
+    axes.set_title(
+        f"{estimate.device}, {estimate.precision}: peak {format_bytes(estimate.peak_bytes)}, "
+        f"allocator {format_bytes(estimate.driver_bytes)}",
+        pad=45,
+    )
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    return path
+
+
+def _figure() -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "a plot needs matplotlib: pip install 'mpskit[plot]'", given="plot"
+        ) from error
+    # Figure itself, not pyplot: no global state, no window, no backend to choose.
+    figure = Figure(figsize=(10, 5))
+    return figure, figure.subplots()
+
+
+def _areas(axes: Any, estimate: MemoryEstimate, unit: int) -> None:
+    points = estimate.timeline
+    events = [point.event for point in points]
+    kinds = [kind for kind in _COLOURS if any(getattr(p, f"{kind}_bytes") for p in points)]
+    heights = [[getattr(p, f"{kind}_bytes") / unit for p in points] for kind in kinds]
+    axes.stackplot(
+        events,
+        heights,
+        labels=[KINDS[kind] for kind in kinds],
+        colors=[_COLOURS[kind] for kind in kinds],
+        step="post",
+    )
+    driver = [point.driver_bytes / unit for point in points]
+    axes.step(events, driver, where="post", color="black", linewidth=1, label="allocator")
+    axes.set_xlim(events[0], events[-1])
+    axes.set_ylim(bottom=0)
+
+
+def _phases(axes: Any, estimate: MemoryEstimate) -> None:
+    """Mark where a step and a phase begin."""
+    before = ""
+    height = axes.get_ylim()[1]
+    for point in estimate.timeline:
+        name = f"{point.phase}, step {point.step + 1}" if point.phase != "setup" else ""
+        if name and name != before:
+            axes.axvline(point.event, color="grey", linewidth=0.5, linestyle=":")
+            axes.text(point.event, height * 1.01, name, fontsize=7, rotation=30, va="bottom")
+        before = name or before
