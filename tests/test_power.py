@@ -157,6 +157,14 @@ def tools(tmp_path, monkeypatch):
     return install
 
 
+def arguments_of(pid):
+    """Wait for the program to have taken the place of the fork."""
+    end = time.monotonic() + 5
+    while not (found := psutil.Process(pid).cmdline()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
 def gone(pid, within=5.0):
     end = time.monotonic() + within
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
@@ -172,8 +180,7 @@ def test_kept_awake_while_the_body_runs(tools, name):
     with keep_awake() as awake:
         assert (awake.how, awake.active) == (name, True)
         assert name in awake.note
-        arguments = psutil.Process(awake.pid).cmdline()
-        assert arguments[-1] == str(os.getpid())
+        assert arguments_of(awake.pid)[-1] == str(os.getpid())
         children = [child.pid for child in psutil.Process(awake.pid).children(recursive=True)]
     assert not awake.active
     assert all(gone(pid) for pid in [awake.pid, *children])
@@ -182,7 +189,7 @@ def test_kept_awake_while_the_body_runs(tools, name):
 def test_macs_program_is_given_what_it_needs(tools):
     tools("caffeinate", "systemd-inhibit")
     with keep_awake() as awake:
-        assert psutil.Process(awake.pid).cmdline()[-3:] == ["-i", "-w", str(os.getpid())]
+        assert arguments_of(awake.pid)[-3:] == ["-i", "-w", str(os.getpid())]
 
 
 def test_nothing_to_keep_it_awake_with(tools, caplog):

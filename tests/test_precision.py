@@ -217,17 +217,21 @@ def test_one_loop_serves_with_and_without_a_scaler():
 @pytest.mark.parametrize(
     ("machine", "dtype"), [("m1-8gb", torch.float16), ("m4-16gb", torch.bfloat16)]
 )
-def test_a_step_of_mixed_precision_on_a_simulated_mac(machine, dtype):
+def test_steps_of_mixed_precision_on_a_simulated_mac(machine, dtype):
+    torch.manual_seed(0)
     with simulate(machine):
         model = torch.nn.Linear(4, 2).to("mps")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scaler = grad_scaler("mps")
         assert scaler.is_enabled() is (dtype is torch.float16)
-        with autocast("mps"):
-            out = model(torch.ones(3, 4, device="mps"))
-        assert out.dtype is dtype
         before = model.weight.detach().clone()
-        scaler.scale(out.float().pow(2).mean()).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        # The scaler starts at 65536 and skips the steps that overflow until it has come down.
+        for _ in range(6):
+            with autocast("mps"):
+                out = model(torch.ones(3, 4, device="mps"))
+            assert out.dtype is dtype
+            optimizer.zero_grad()
+            scaler.scale(out.float().pow(2).mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
         assert not torch.equal(before, model.weight)
