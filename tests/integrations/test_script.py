@@ -47,3 +47,14 @@ def test_the_same_losses_bit_for_bit(tmp_path, monkeypatch):
     where, outside = run(tmp_path)
     assert where == ["cpu"]
     assert inside == outside
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_simulated_mac():
+    words = ["-m", "mpskit", "simulate", "m1-8gb", "--", "-m", "mpskit", "doctor", "--json"]
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"] is True
+    assert report["machine"]["kind"] == "apple-silicon"

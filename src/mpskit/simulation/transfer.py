@@ -38,7 +38,9 @@ def _copy(
     state = simulation.state()
     state.target = target
     try:
-        copy = _to_copy(tensor, dtype=dtype, memory_format=memory_format)
+        # A subclass decides about .to(), not about the copy below it (UninitializedParameter).
+        with torch._C.DisableTorchFunctionSubclass():
+            copy = _to_copy(tensor, dtype=dtype, memory_format=memory_format)
     finally:
         state.target = None
     return copy
