@@ -54,7 +54,8 @@ class CachingMps(MpsAllocator):
         if size <= _SCALAR:
             pool = self._scalars
         pressure = self._low_limit is not None and self._pressed(small=pool.small)
-        buffer, carved = pool.reuse(aligned) if self.fits(aligned) else (None, False)
+        fits = self._limit is None or self.fits(aligned)
+        buffer, carved = pool.reuse(aligned) if fits else (None, False)
         if buffer is None:
             buffer = self._obtain(pool, aligned, pressure=pressure and not carved)
         buffer.in_use = True

@@ -82,7 +82,9 @@ class Heap:
         # Metal's maxAvailableSizeWithAlignment(page).
         longest = 0
         for start, end in self.free:
-            longest = max(longest, end - -(-start // PAGE) * PAGE)
+            room = end - -(-start // PAGE) * PAGE
+            if room > longest:
+                longest = room
         self.available = longest
 
 
@@ -130,8 +132,8 @@ class CachingPool:
             del self._cached[index]
             self.cached_bytes -= found
             return self._account.buffers[key], False
-        if self._roomy(size) is not None:
-            return None, False
+        if self._by_available and self._by_available[-1][0] >= size:
+            return None, False  # a heap has room
         self.release(self._account.buffers[key], drop_heap=False)
         return None, True
 
@@ -145,12 +147,14 @@ class CachingPool:
         """Make a buffer in a heap with room, or in a new heap; None at the high watermark."""
         if not self._account.fits(size):
             return None
-        heap = self._roomy(size) or self._new_heap(size, pressure=pressure)
-        self._unlist(heap)
+        index = bisect_left(self._by_available, (size, 0))
+        if index < len(self._by_available):
+            heap = self.heaps[self._by_available.pop(index)[1]]
+        else:
+            heap = self._new_heap(size, pressure=pressure)
         key = self._account.next_key()
-        buffer = Buffer(key, size, heap, heap.place(size), self)
+        buffer = self._account.buffers[key] = Buffer(key, size, heap, heap.place(size), self)
         insort(self._by_available, (heap.available, heap.key))
-        self._account.buffers[key] = buffer
         return buffer
 
     def release(self, buffer: Buffer, *, drop_heap: bool = True) -> None:
@@ -208,17 +212,10 @@ class CachingPool:
     def _age(self, key: int) -> int:
         return self._requests - self._account.buffers[key].cached_at
 
-    def _roomy(self, size: int) -> Heap | None:
-        index = bisect_left(self._by_available, (size, 0))
-        if index == len(self._by_available):
-            return None
-        return self.heaps[self._by_available[index][1]]
-
     def _new_heap(self, size: int, *, pressure: bool) -> Heap:
         total, shared = heap_size(size, pressure=pressure, xlarge=self._xlarge)
         heap = Heap(self._account.next_key(), total, shared=shared)
         self.heaps[heap.key] = heap
-        insort(self._by_available, (heap.available, heap.key))
         self._account.grow(total)
         return heap
 

@@ -10,6 +10,8 @@ to turn tiny requests into 256 bytes (torch's "Tried to allocate 256 bytes" in m
 
 from __future__ import annotations
 
+import functools
+
 from mpskit._sizes import GIB, MIB
 
 __all__ = [
@@ -41,6 +43,7 @@ def aligned_size(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+@functools.lru_cache(maxsize=8192)
 def bucketed_size(aligned: int, max_buffer: int | None) -> int:
     """Return the size that torch 2.14 and later round an aligned size up to.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mpskit._data import read_toml
-from mpskit.allocator import allocator_for
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.architectures import Architecture, read_architecture
+from mpskit.estimate.closed_form import Parts, count
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.sketch import Param, Sketch
 from mpskit.estimate.transformer import Lora, Transformer
@@ -29,9 +29,6 @@ _PRECISIONS: dict[str, tuple[int, int | None]] = {
 _DEVICES = ("cpu", "mps", "cuda")
 _NEWEST_TORCH = "2.15.0"
 _INDEX = 8  # bytes of a token's number
-# Cells below the weights' bytes / _NEGLIGIBLE (and below _SMALL) are not replayed.
-_NEGLIGIBLE = 20_000
-_SMALL = 64 * 1024
 
 
 def estimate_from_config(
@@ -83,14 +80,19 @@ def estimate_from_config(
         item=item, lora=adapters, mps=device == "mps",
     )  # fmt: skip
     step = _sketched(model, training=training, low=low)
-    return _Sum(
-        model,
-        step,
-        _states(optimizer) if training else (0, 0, 0),
-        batch_bytes=batch_size * seq_len * _INDEX * (2 if training else 1),
+    weights = list(_weights(model))
+    states, single, foreach = _states(optimizer) if training else (0, 0, 0)
+    parts = Parts(
         device=device,
-        torch=torch_version or installed_torch() or _NEWEST_TORCH,
-    ).estimate(precision)
+        step=step,
+        weights=[param.size for param in weights],
+        trained=[param.size for param in weights if param.trainable],
+        states=states,
+        single=single,
+        foreach=foreach,
+        batch=batch_size * seq_len * _INDEX * (2 if training else 1),
+    )
+    return _estimated(parts, torch_version or installed_torch() or _NEWEST_TORCH, precision)
 
 
 def _sketched(model: Transformer, *, training: bool, low: int | None) -> Step:
@@ -104,150 +106,67 @@ def _sketched(model: Transformer, *, training: bool, low: int | None) -> Step:
     return unroll(sketch, kept, model.arch.layers)
 
 
-class _Sum:
-    """Adds up a step: what stays, what the pass adds, what the optimizer takes."""
+def _estimated(parts: Parts, torch: str, precision: str) -> MemoryEstimate:
+    """Return the figures at the peak: in the pass, or in the optimizer behind it."""
+    counted = count(parts, torch)
+    held, peak, at = _passed(parts.step.events, counted.sizes)
+    optimizing = 0
+    if peak <= held + counted.optimizing:
+        peak, at = held + counted.optimizing, len(parts.step.events)
+        optimizing = max((sum(sizes) for sizes in parts.optimizing()), default=0)
+    gradients, activations, temporaries = _kinds(parts.step, at)
+    kinds = {
+        "parameters": sum(parts.weights),
+        "gradients": gradients,
+        "optimizer": parts.states * sum(parts.trained),
+        "activations": activations,
+        "temporaries": temporaries + optimizing,
+        "batch": parts.batch,
+    }
+    live = counted.fixed + peak
+    return MemoryEstimate(
+        device=parts.device,
+        torch_version=torch,
+        precision=precision,
+        method="closed-form",
+        peak_bytes=live,
+        driver_bytes=max(counted.driver, live),
+        slack_bytes=live - sum(kinds.values()),
+        parameters_bytes=kinds["parameters"],
+        gradients_bytes=kinds["gradients"],
+        optimizer_bytes=kinds["optimizer"],
+        activations_bytes=kinds["activations"],
+        temporaries_bytes=kinds["temporaries"],
+        batch_bytes=kinds["batch"],
+    )
 
-    def __init__(
-        self, model: Transformer, step: Step, states: tuple[int, int, int], *,
-        batch_bytes: int, device: str, torch: str,
-    ) -> None:  # fmt: skip
-        self.step, self.device, self.torch = step, device, torch
-        self.kept, self.single, self.foreach = states
-        weights = list(_weights(model))
-        self.weights = [param.size for param in weights]
-        self.trained = [param.size for param in weights if param.trainable]
-        self.allocator = allocator_for(device, torch_version=torch)
-        # Bytes by cell and in sum, as the target counts them.
-        self.sizes = step.sizes
-        self.parameters = sum(self.weights)
-        self.states = self.kept * sum(self.trained)
-        self.batch = batch_bytes
-        self.optimizing = self.foreach * sum(self.trained)
-        if device != "cuda":
-            self.optimizing = self.single * max(self.trained, default=0)
-        if device != "cpu":
-            self._play_both()
 
-    def estimate(self, precision: str) -> MemoryEstimate:
-        """Return the figures at the peak."""
-        held, peak, at = self._passed()
-        end = len(self.step.events)
-        kinds = self._kinds(at if peak > held + self.optimizing else end)
-        if peak <= held + self.optimizing:
-            kinds["temporaries"] += self.optimizing
-        live = self.parameters + self.states + self.batch + sum(kinds.values())
-        return MemoryEstimate(
-            device=self.device,
-            torch_version=self.torch,
-            precision=precision,
-            method="closed-form",
-            peak_bytes=live,
-            driver_bytes=max(self.allocator.peak_driver_bytes, live),
-            parameters_bytes=self.parameters,
-            optimizer_bytes=self.states,
-            batch_bytes=self.batch,
-            gradients_bytes=kinds["gradients"],
-            activations_bytes=kinds["activations"],
-            temporaries_bytes=kinds["temporaries"],
-        )
+def _passed(events: list[int], sizes: list[int]) -> tuple[int, int, int]:
+    """Return what is left after the pass, its peak, and the position of the peak."""
+    live = peak = at = 0
+    for position, event in enumerate(events):
+        if event < 0:
+            live -= sizes[~event]
+            continue
+        live += sizes[event]
+        if live > peak:
+            peak, at = live, position
+    return live, peak, at
 
-    def _passed(self) -> tuple[int, int, int]:
-        """Return what is left after the pass, its peak, and the position of the peak."""
-        live = peak = at = 0
-        sizes = self.sizes
-        for position, event in enumerate(self.step.events):
-            if event < 0:
-                live -= sizes[~event]
-                continue
-            live += sizes[event]
-            if live > peak:
-                peak, at = live, position
-        return live, peak, at
 
-    def _kinds(self, at: int) -> dict[str, int]:
-        """Sort what is alive at a position: gradients, kept for the backward pass, the rest."""
-        step, events = self.step, self.step.events
-        alive = {event for event in events[: at + 1] if event >= 0}
-        alive -= {~event for event in events[: at + 1] if event < 0}
-        kept = {event for event in events[: step.backward_at] if event >= 0}
-        kept &= {~event for event in events[max(at + 1, step.backward_at) :] if event < 0}
-        gradients = alive & step.gradients
-        activations = (alive & kept) - gradients
-        groups = (gradients, activations, alive - gradients - activations)
-        names = ("gradients", "activations", "temporaries")
-        sizes = self.sizes
-        return {
-            name: sum(sizes[n] for n in group) for name, group in zip(names, groups, strict=True)
-        }
-
-    def _play_both(self) -> None:
-        """Replay two steps: what the first one leaves cached shapes what the second one gets.
-
-        What is too small to matter is counted as it is and not replayed, but for one such cell.
-        """
-        floor = min(sum(self.weights) // _NEGLIGIBLE, _SMALL)
-        self._taken(min(floor, self.batch))
-        sizes = self.step.sizes
-        events = [e for e in self.step.events if sizes[e if e >= 0 else ~e] >= floor]
-        self.parameters = self._taken_all(self.weights, floor)
-        self._play(events, floor)
-        self.sizes, self.optimizing = self._play(events, None)
-
-    def _taken(self, size: int) -> tuple[int, int]:
-        """Allocate, and return the block and the bytes that the allocator counts for it."""
-        before = self.allocator.live_bytes
-        block = self.allocator.allocate(size)
-        return block, self.allocator.live_bytes - before
-
-    def _taken_all(self, sizes: Iterable[int], floor: int) -> int:
-        """Allocate for good; return the bytes counted."""
-        before, small = self.allocator.live_bytes, 0
-        for size in sizes:
-            if size >= floor:
-                self.allocator.allocate(size)
-            else:
-                small += size
-        return self.allocator.live_bytes - before + small
-
-    def _play(self, events: list[int], floor: int | None) -> tuple[list[int], int]:
-        """Replay one step; return the bytes counted for each cell, and the optimizer's most.
-
-        With a floor it is the first step, which makes the optimizer's states.
-        """
-        model, counted = self.allocator, list(self.step.sizes)
-        requested = self.step.sizes
-        blocks: dict[int, int] = {}
-        live = model.live_bytes
-        for event in events:
-            if event < 0:
-                block = blocks.pop(~event)
-                model.free(block)
-                live -= counted[~event]
-            else:
-                blocks[event] = model.allocate(requested[event])
-                counted[event] = model.live_bytes - live
-                live += counted[event]
-        if floor is not None:
-            self.states = self._taken_all(
-                (n for n in self.trained for _ in range(self.kept)), floor
-            )
-        most = self._play_optimizer()
-        for block in blocks.values():
-            model.free(block)
-        return counted, most
-
-    def _play_optimizer(self) -> int:
-        """Replay the temporaries of the optimizer: one weight of each size, or all at once."""
-        groups = [[size] * self.single for size in dict.fromkeys(self.trained)]
-        if self.device == "cuda":
-            groups = [self.trained * self.foreach]
-        most = 0
-        for group in groups:
-            taken = [self._taken(size) for size in group]
-            most = max(most, sum(count for _, count in taken))
-            for block, _ in taken:
-                self.allocator.free(block)
-        return most
+def _kinds(step: Step, at: int) -> tuple[int, int, int]:
+    """Return what is alive at a position: gradients, kept for the backward pass, the rest."""
+    events, sizes = step.events, step.sizes
+    alive = {event for event in events[: at + 1] if event >= 0}
+    alive -= {~event for event in events[: at + 1] if event < 0}
+    gradients = alive & step.gradients
+    kept = {~event for event in events[max(at + 1, step.backward_at) :] if event < 0}
+    kept &= alive
+    # What the backward pass itself allocated and frees is no activation.
+    kept -= {event for event in events[step.backward_at : at + 1] if event >= 0}
+    rest = alive - gradients - kept
+    sums = [sum(sizes[number] for number in group) for group in (gradients, kept, rest)]
+    return sums[0], sums[1], sums[2]
 
 
 def _weights(model: Transformer) -> Iterator[Param]:
@@ -280,11 +199,11 @@ def _states(optimizer: Any) -> tuple[int, int, int]:
 
 
 def _check(batch_size: Any, seq_len: Any, precision: Any, device: Any) -> None:
-    for name, count in (("batch_size", batch_size), ("seq_len", seq_len)):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise ArgumentTypeError(f"{name} is a whole number, not {count!r}", given=count)
-        if count < 1:
-            raise ArgumentError(f"{name} is at least 1, not {count}", given=count)
+    for name, size in (("batch_size", batch_size), ("seq_len", seq_len)):
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise ArgumentTypeError(f"{name} is a whole number, not {size!r}", given=size)
+        if size < 1:
+            raise ArgumentError(f"{name} is at least 1, not {size}", given=size)
     for name, value, known in (("precision", precision, _PRECISIONS), ("device", device, _DEVICES)):
         if value not in known:
             raise ArgumentError(f"no {name} {value!r}: one of {', '.join(known)}", given=value)
