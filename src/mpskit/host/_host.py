@@ -107,7 +107,8 @@ class Host(Value):
         return ", ".join(part for part in (name, memory, self._system()) if part)
 
     def __str__(self) -> str:
-        return " ".join([self._first_sentence(), *self._memory_sentences(), self._cpu_sentence()])
+        parts = [self._first_sentence(), *self._memory_sentences(), self._cpu_sentence()]
+        return " ".join(part for part in parts if part)
 
     def _system(self) -> str:
         return f"{self.os_name} {self.os_version}" if self.os_version else self.os_name
@@ -134,14 +135,16 @@ class Host(Value):
         return [", ".join(parts) + "."]
 
     def _cpu_sentence(self) -> str:
-        plural = "" if self.usable_cpus == 1 else "s"
-        tiers = ""
-        if self.performance_cores:
-            tiers = f" ({self.performance_cores} performance cores)"
+        sentences = []
+        if self.logical_cpus is not None or self.usable_cpus > 1:
+            plural = "" if self.usable_cpus == 1 else "s"
+            fast = self.performance_cores
+            tiers = f" ({fast} performance cores)" if fast else ""
+            sentences.append(f"{self.usable_cpus} usable CPU{plural}{tiers}.")
         versions = [f"Python {self.python_version}"] if self.python_version else []
         versions += [f"torch {self.torch_version}"] if self.torch_version else []
-        tail = f" {', '.join(versions)}." if versions else ""
-        return f"{self.usable_cpus} usable CPU{plural}{tiers}.{tail}"
+        sentences += [f"{', '.join(versions)}."] if versions else []
+        return " ".join(sentences)
 
     @classmethod
     def from_readings(cls, readings: Readings) -> Host:
