@@ -22,6 +22,7 @@ from mpskit.simulation import (
     children,
     compile,
     events,
+    interception,
     loader,
     overridable,
     rng,
@@ -190,6 +191,7 @@ def _close(simulation: Simulation) -> None:
 def _install(simulation: Simulation, patches: Patches) -> None:
     surroundings.install(simulation, patches)
     patches.on_exit(_default_device_restorer())
+    interception.install(patches)
     tensor_patches.install(simulation, patches)
     storages.install(simulation, patches)
     torch_c.install(simulation, patches)

@@ -1,4 +1,4 @@
-"""The two modes of one thread."""
+"""The two layers that belong to one thread: the handler of operators and the function mode."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import contextlib
 from collections.abc import Iterator
 
 from mpskit.simulation.core import Simulation, ThreadState
-from mpskit.simulation.dispatch import DispatchMode
+from mpskit.simulation.dispatch import Dispatch
 from mpskit.simulation.functions import FunctionMode
+from mpskit.simulation.interception import intercepting
 
 __all__ = ["modes"]
 
 
 @contextlib.contextmanager
 def modes(simulation: Simulation) -> Iterator[None]:
-    """Run the block with new modes on this thread."""
+    """Run the block with new layers on this thread."""
     state = ThreadState()
     before = simulation.enter_thread(state)
     try:
-        with DispatchMode(simulation, state), FunctionMode(simulation, state):
+        with intercepting(Dispatch(simulation, state)), FunctionMode(simulation, state):
             yield
     finally:
         simulation.enter_thread(before)
