@@ -7,7 +7,7 @@ import enum
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mpskit.simulation import limits, messages
 from mpskit.simulation.coverage_table import Call, Limit, table_for
@@ -98,6 +98,8 @@ class Coverage:
         if self._is_refused_collective(op):
             return self._refuse_collective(op)
         name = _short_name(op)
+        if name == "_to_copy" and self._table.narrowed:
+            return self._narrow
         call = self._table.calls.get(name)
         rows = self._table.limits.get(name, ())
         gap = None if call is None or call.always or not self._meets_gap(call) else call
@@ -122,6 +124,14 @@ class Coverage:
             raise NotImplementedError(text)
 
         return check
+
+    def _narrow(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Copy to float32 where C++, unlike its caller, would not ask a Mac for float64."""
+        wide = str(kwargs.get("dtype")) == "torch.float64"
+        if wide and _calling_function() in self._table.narrowed:
+            import torch
+
+            cast("dict[str, Any]", kwargs)["dtype"] = torch.float32
 
     def _meets_gap(self, call: Call) -> bool:
         return self._index.kinds.get(call.inner) is Kind.MISSING

@@ -56,17 +56,22 @@ class Limit:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Table:
-    """The rows that apply, by operator (``"add.Tensor"``, ``"torchvision::nms"``)."""
+    """The rows that apply, by operator (``"add.Tensor"``, ``"torchvision::nms"``).
+
+    Attributes:
+        narrowed: torch functions whose C++ takes float32 on MPS in place of float64.
+    """
 
     status: Mapping[str, str]
     calls: Mapping[str, Call]
     limits: Mapping[str, tuple[Limit, ...]]
+    narrowed: frozenset[str]
 
 
 @functools.cache
 def table_for(torch_version: str, macos: str) -> Table:
     """Return the corrections for one torch version on one macOS (``"15.6"``)."""
-    rows = {key: list(_applying(key, torch_version, macos)) for key in ("status", "calls", "limit")}
+    rows = {key: list(_applying(key, torch_version, macos)) for key in _rows()}
     limits: dict[str, tuple[Limit, ...]] = {}
     for row in rows["limit"]:
         limit = Limit(row["rule"], row.get("argument", ""), row.get("text", ""), row["error"])
@@ -75,6 +80,7 @@ def table_for(torch_version: str, macos: str) -> Table:
         status=MappingProxyType({n: row["status"] for row in rows["status"] for n in row["ops"]}),
         calls=MappingProxyType({row["op"]: _call(row) for row in rows["calls"]}),
         limits=MappingProxyType(limits),
+        narrowed=frozenset(name for row in rows["narrowed"] for name in row["callers"]),
     )
 
 
