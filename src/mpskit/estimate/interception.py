@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["intercepting"]
+__all__ = ["intercepting", "registered_key"]
 
 
 class Answerer(Protocol):
@@ -42,12 +42,12 @@ _ACTIVE = _Active()
 
 def intercepting(answerer: Answerer) -> Any:
     """Return a context manager inside which ``answerer`` gets every operator of this thread."""
-    key = _registered_key()
+    key = registered_key()
     return _mode(answerer) if key is None else _Keyed(answerer, key)
 
 
 @functools.cache
-def _registered_key() -> Any:
+def registered_key() -> Any:
     """Register the fallback once per process; it is inert where no tracer is active.
 
     None where this torch cannot take one.
@@ -81,7 +81,7 @@ def _intercepted(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 @functools.cache
 def _excluded() -> Any:
-    return torch._C.DispatchKeySet(_registered_key())
+    return torch._C.DispatchKeySet(registered_key())
 
 
 # Both make an object of another class for the result of an operator that they call themselves;

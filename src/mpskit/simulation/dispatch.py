@@ -33,7 +33,11 @@ class Dispatch:
         self._tags = simulation.tags
         self._refused = simulation.rules.refused
 
-    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def decomposed(self, func: Any) -> bool:  # noqa: ARG002
+        """Return whether an operator has to be taken apart: none has."""
+        return False
+
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator on the CPU with the Mac's checks before and the Mac's tags after."""
         facts = self._known.get(func) or self._simulation.rules.facts(func)
         where = self._scan(args)

@@ -22,7 +22,6 @@ from mpskit.simulation import (
     children,
     compile,
     events,
-    interception,
     loader,
     overridable,
     rng,
@@ -191,7 +190,6 @@ def _close(simulation: Simulation) -> None:
 def _install(simulation: Simulation, patches: Patches) -> None:
     surroundings.install(simulation, patches)
     patches.on_exit(_default_device_restorer())
-    interception.install(patches)
     tensor_patches.install(simulation, patches)
     storages.install(simulation, patches)
     torch_c.install(simulation, patches)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from mpskit.estimate.interception import intercepting
 from mpskit.simulation.core import Simulation, ThreadState
 from mpskit.simulation.dispatch import Dispatch
 from mpskit.simulation.functions import FunctionMode
-from mpskit.simulation.interception import intercepting
 
 __all__ = ["modes"]
 
