@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import re
@@ -199,5 +198,6 @@ def _power(found: Findings) -> None:
 
     state = power_state()
     found.facts["power"] = state.model_dump(mode="json")
-    with contextlib.suppress(AttributeError):
-        found.add("power", "warn" if state.low_power_mode else "ok", str(state))
+    found.add("power", "ok", str(state))
+    for concern in state.concerns:
+        found.add("power", "warn", concern)
