@@ -59,7 +59,9 @@ def one_step(case: Case, model: Any, batch: Any, optimizer: Any) -> None:
 def inference_step(case: Case, model: Any, batch: Any) -> None:
     with torch.no_grad():
         if case.generate:
-            model.generate(**batch, max_new_tokens=case.generate, do_sample=False, min_new_tokens=case.generate)
+            model.generate(
+                **batch, max_new_tokens=case.generate, do_sample=False, min_new_tokens=case.generate
+            )
         else:
             (case.step or call_model)(model, batch)
 

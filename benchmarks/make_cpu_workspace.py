@@ -38,9 +38,9 @@ class Sample(NamedTuple):
 def extra_bytes(call: Any) -> int:
     """Return the most that a call held beyond what it returned."""
     call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
-        with record_function(MARK):
-            result = call()
+    watch = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with watch as prof, record_function(MARK):
+        result = call()
     assert prof.profiler is not None
     events = prof.profiler.kineto_results.events()
     mark = next(e for e in events if e.name() == MARK)

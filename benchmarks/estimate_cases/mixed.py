@@ -81,7 +81,7 @@ class Graph(nn.Module):
         super().__init__()
         sizes = [inside] + [width] * layers
         self.messages = nn.ModuleList(
-            nn.Linear(2 * a, b) for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Linear(2 * a, b) for a, b in itertools.pairwise(sizes)
         )
         self.head = nn.Linear(width, 16)
 

@@ -24,7 +24,7 @@ _HIDDEN_ARRAYS = 5
 
 
 def lstm_charge(args: Sequence[Any], *, grad: bool) -> PathCharge:  # noqa: ARG001
-    """``mkldnn_rnn_layer(input, w0, w1, w2, w3, hx, cx, reverse, batch_sizes, mode, hidden...)``."""
+    """``mkldnn_rnn_layer(input, w0, w1, w2, w3, hx, cx, reverse, batch_sizes, mode, size)``."""
     source, weight, hidden = args[0], args[1], int(args[10])
     steps, batch, width = source.shape
     item = source.element_size()

@@ -34,6 +34,7 @@ def guarded(reads: Reads, device: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in _READERS:
             _patch(stack, torch.Tensor, name, _reader(getattr(torch.Tensor, name), name, reads))
+        _patch(stack, torch.Tensor, "__repr__", _described(torch.Tensor.__repr__))
         _patch(stack, torch.Tensor, "to", _staying(torch.Tensor.to))
         for name in ("cuda", "xpu"):
             if hasattr(torch.Tensor, name):
@@ -62,6 +63,17 @@ def _reader(call: Callable[..., Any], name: str, reads: Reads) -> Callable[..., 
         return call(self, *args, **kwargs)
 
     return read
+
+
+def _described(call: Callable[..., str]) -> Callable[..., str]:
+    """Return a ``repr`` that does not read what is not there: people print tensors."""
+
+    def describe(self: torch.Tensor, **kwargs: Any) -> str:
+        if self.layout is torch.strided and is_unbacked(self):
+            return f"tensor(..., size={tuple(self.shape)}, dtype={self.dtype})"
+        return call(self, **kwargs)
+
+    return describe
 
 
 def _staying(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,13 +19,18 @@ __all__ = ["Ledger", "Record", "Where"]
 
 @dataclass(slots=True)
 class Where:
-    """Where the step is at this moment; one object, changed in place."""
+    """Where the step is at this moment; one object, changed in place.
+
+    ``failed`` is the innermost module that an exception left; ``locate`` answers for the module
+    in a backward pass.
+    """
 
     phase: str = "setup"
     step: int = -1
     module: str = ""
     op: str = ""
     locate: Callable[[], str] | None = None
+    failed: str | None = None
 
     def path(self) -> str:
         """Return the module; in a backward pass the one whose forward is undone."""

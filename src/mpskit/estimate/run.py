@@ -161,8 +161,9 @@ def trace(job: Job, prepare: Callable[[contextlib.ExitStack], Step]) -> Traced:
             returns the step.
     """
     ledger, dtype = job.ledger, precision_of(job.precision).weights
-    tracer = Tracer(ledger, job.target.charges)
+    tracer = Tracer(ledger, job.target.charges, doubles=job.target.device != "mps")
     with contextlib.ExitStack() as stack:
+        _refuse_lazy(job.model)
         stack.enter_context(_no_collection())
         stack.enter_context(kept_random_state())
         stack.enter_context(job.target.defaults())
@@ -180,6 +181,16 @@ def trace(job: Job, prepare: Callable[[contextlib.ExitStack], Step]) -> Traced:
     return Traced(ledger, job.target, job.precision, (*job.notes, *tracer.reads.notes))
 
 
+def _refuse_lazy(model: torch.nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if torch.nn.parameter.is_lazy(parameter):
+            raise EstimateError(
+                f"{name} of {type(model).__name__} has no shape yet (a lazy module): run the model "
+                "once on a small real batch first",
+                given=name,
+            )
+
+
 @contextlib.contextmanager
 def _explained(tracer: Tracer, what: str) -> Iterator[None]:
     """Turn what goes wrong inside into an ``EstimateError`` that names operator and module."""
@@ -190,9 +201,9 @@ def _explained(tracer: Tracer, what: str) -> Iterator[None]:
     except Exception as error:
         where = tracer.where
         raise EstimateError(
-            f"{what} failed after operator {where.op or 'none'} in {where.module or 'no module'}: "
-            f"{type(error).__name__}: {error}. Run the same step on a small real batch first; if "
-            "it works there, give step= or train_step= without what failed here",
+            f"{what} failed in {where.failed or where.path() or 'the step itself'}, after operator "
+            f"{where.op or 'none'}: {type(error).__name__}: {error}. Run the same step on a small "
+            "real batch first; if it works there, give step= or train_step= without what failed",
             given=error,
         ) from error
 

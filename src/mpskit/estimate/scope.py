@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,8 @@ class Scope:
         self.where = ledger.where
         self._base = first
         self._depth = 0
-        self._names = {id(module): name for name, module in model.named_modules()}
+        root = type(model).__name__
+        self._names = {id(module): name or root for name, module in model.named_modules()}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._stack: list[str] = []
         self._numbers: list[int] = []
@@ -47,6 +49,7 @@ class Scope:
         """Start a step."""
         self.where.step = step
         self.where.phase = self._base
+        self.where.failed = None
         self._numbers.clear()
         self._paths.clear()
         self._mark("")
@@ -71,6 +74,8 @@ class Scope:
         self._mark(self._stack[-1])
 
     def _leave(self, *_: Any) -> None:
+        if self.where.failed is None and sys.exc_info()[0] is not None:
+            self.where.failed = self.where.module
         if self._stack:
             self._stack.pop()
         self._mark(self._stack[-1] if self._stack else "")

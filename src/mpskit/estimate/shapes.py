@@ -38,8 +38,8 @@ class Plan:
 
     leaves: tuple[Any, ...]
     spec: Any
-    nbytes: int
     numel: int
+    dtypes: frozenset[torch.dtype]
 
 
 def signature(value: Any, *, exact: bool) -> Any:
@@ -95,15 +95,17 @@ def _plan(result: Any, arguments: list[torch.Tensor]) -> Plan:
     }
     fresh = iter(range(len(leaves)))
     outputs = [_output(leaf, owners, fresh.__next__) for leaf in leaves]
-    sizes = {o.storage: o.nbytes for o in outputs if isinstance(o, Output) and o.storage >= 0}
     numel = max((leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor)), default=0)
     single = isinstance(result, torch.Tensor)
-    return Plan(tuple(outputs), None if single else spec, sum(sizes.values()), numel)
+    dtypes = frozenset(o.dtype for o in outputs if isinstance(o, Output))
+    return Plan(tuple(outputs), None if single else spec, numel, dtypes)
 
 
 def _output(leaf: Any, owners: dict[int, int], fresh: Callable[[], int]) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return leaf
+    if leaf.layout is not torch.strided:
+        raise Unplannable("a sparse result")
     storage = leaf.untyped_storage()
     owner = owners.get(storage._cdata)
     if owner is None:

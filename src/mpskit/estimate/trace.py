@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from mpskit.allocator.paths import PathCharge
 from mpskit.estimate.ledger import Ledger
@@ -31,6 +32,15 @@ _PLANS: dict[Any, Plan] = {}
 _PLANS_LIMIT = 20_000
 _CPU = torch.device("cpu")
 _HERE = frozenset({"cpu", "meta"})
+_DOUBLES = frozenset({torch.float64, torch.complex128})
+_SPARSE = "sparse tensors are not estimated: use the dense form (Embedding(sparse=False))"
+_NO_DOUBLES = (
+    "MPS has no float64 and torch raises TypeError there: convert to float32 first "
+    "(model.float(), or the dtype= of what makes the tensor)"
+)
+
+# Kernels without a meta form run for real on the zeros behind the inputs, up to this size.
+_SMALL_BYTES = 64 << 20
 
 # Up to these sizes what is known is computed: enough for the masks and positions of a long
 # sequence, and little beside the time of the trace.
@@ -44,12 +54,16 @@ class Tracer:
     Args:
         ledger: what is written.
         charges: operator's name -> rule, where the target takes something else than its results.
+        doubles: whether the target has float64 and complex128 (MPS has not).
     """
 
-    def __init__(self, ledger: Ledger, charges: Mapping[str, Charge] | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, charges: Mapping[str, Charge] | None = None, *, doubles: bool = True
+    ) -> None:
         self.ledger = ledger
         self.where = ledger.where
         self.charges = charges or {}
+        self._refused = frozenset() if doubles else _DOUBLES
         self.reads = Reads(ledger.where)
         self._tainted: set[int] = set()
 
@@ -59,7 +73,8 @@ class Tracer:
         if device is not None and device.type not in _HERE:
             kwargs = {**kwargs, "device": _CPU}  # the target's tensors are traced here
         facts = _FACTS.get(func) or _look_up(func)
-        self.where.op = facts.name
+        if not facts.name.startswith("profiler::"):
+            self.where.op = facts.name
         special = SPECIAL.get(facts.name)
         if special is not None and not self._all_known(args, kwargs):
             return special(self, args)
@@ -73,6 +88,8 @@ class Tracer:
         """Return whether every tensor among the arguments has its true values."""
         for item in arguments:
             if isinstance(item, torch.Tensor):
+                if item.layout is not torch.strided:
+                    raise self.reads.unsupported(self.where.op, _SPARSE, item.layout)
                 if is_unbacked(item) or (self._tainted and self._is_tainted(item)):
                     return False
             elif isinstance(item, list | tuple) and not self.known(item):
@@ -122,8 +139,10 @@ class Tracer:
         """Answer by shape, or for real where all is known and little."""
         known = self._all_known(args, kwargs)
         plan = self._plan(func, args, kwargs, exact=known)
-        if known and plan.numel <= _known_limit(plan):
+        if plan is None or (known and plan.numel <= _known_limit(plan)):
             return self.record(func(*args, **kwargs))
+        if self._refused and not known and not self._refused.isdisjoint(plan.dtypes):
+            raise self.reads.unsupported(facts.name, _NO_DOUBLES)
         self._taint(facts, args)
         charge = self._charge(facts, args)
         result = self._build(plan, facts, args, kwargs, charge)
@@ -145,22 +164,28 @@ class Tracer:
                 if tensor is not None and not is_unbacked(tensor):
                     self._tainted.add(tensor.untyped_storage()._cdata)
 
-    def _plan(self, func: Any, args: Any, kwargs: Any, *, exact: bool) -> Plan:
+    def _plan(self, func: Any, args: Any, kwargs: Any, *, exact: bool) -> Plan | None:
         key = (func, signature(args, exact=exact), signature(tuple(kwargs.items()), exact=exact))
         try:
             plan = _PLANS.get(key)
         except TypeError:  # an argument without a hash
             return self._infer(func, args, kwargs)
         if plan is None:
+            plan = self._infer(func, args, kwargs)
             if len(_PLANS) >= _PLANS_LIMIT:
                 _PLANS.clear()
-            plan = _PLANS[key] = self._infer(func, args, kwargs)
+            if plan is not None:
+                _PLANS[key] = plan
         return plan
 
-    def _infer(self, func: Any, args: Any, kwargs: Any) -> Plan:
+    def _infer(self, func: Any, args: Any, kwargs: Any) -> Plan | None:
+        """Return the plan, or None where the kernel can run on zeros instead."""
         try:
             return infer(func, args, kwargs)
         except Unplannable as error:
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            if tensors and sum(t.numel() * t.element_size() for t in tensors) <= _SMALL_BYTES:
+                return None
             raise self.reads.refusal(str(func)) from error
 
     def _build(self, plan: Plan, facts: OpFacts, args: Any, kwargs: Any, charge: PathCharge) -> Any:
@@ -213,6 +238,8 @@ class Tracer:
         return tuple(self.record(part) for part in index.nonzero().unbind(1))
 
     def _dynamic_unknown(self, facts: OpFacts, args: Any) -> Any:
+        if facts.name == "_ctc_loss" and self.known(args[1:]):
+            return self.record(torch.ops.aten._ctc_loss.default(*args))
         if facts.name == "masked_select" and self.known((args[1],)):
             shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
             count = int(args[1].expand(shape).sum())
@@ -269,8 +296,6 @@ def _chosen(facts: OpFacts, output: Output, args: Any) -> torch.Tensor:
 
 def _alias(output: Output, args: Any, kwargs: Any) -> torch.Tensor:
     """Return another view of an argument: the meta kernel returned its storage."""
-    from torch.utils._pytree import tree_leaves
-
     tensors: dict[int, torch.Tensor] = {}
     for leaf in tree_leaves((args, kwargs)):
         if isinstance(leaf, torch.Tensor):

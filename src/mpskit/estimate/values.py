@@ -46,8 +46,12 @@ class Reads:
         """Return the error for an operator whose result cannot be known."""
         return EstimateError(f"cannot estimate {self._place(name)}: {_WHAT_TO_DO}", given=given)
 
+    def unsupported(self, name: str, what: str, given: Any = None) -> EstimateError:
+        """Return the error for something that the target or the tracer does not have."""
+        return EstimateError(f"cannot estimate {self._place(name)}: {what}", given=given)
+
     def _place(self, name: str) -> str:
-        return f"{name} in {self.where.module or 'the step itself'}"
+        return f"{name} in {self.where.path() or 'the step itself'}"
 
 
 def spread(shape: tuple[int, ...], source: torch.Size, dim: int) -> torch.Tensor:

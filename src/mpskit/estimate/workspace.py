@@ -93,6 +93,8 @@ def sizes_of(name: str, args: Sequence[Any]) -> tuple[int, ...]:
     item = x.element_size()
     unfolded = x.shape if tail[3] else output
     columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(unfolded[2:]) * item
+    if math.prod(weight.shape[2:]) == 1 and output[2:] == tuple(x.shape[2:]):
+        columns = 0  # a pointwise convolution multiplies the input as it lies
     blocked = _blocked(x.shape) * item
     read = blocked if x.shape[1] > _PLAIN_CHANNELS else 0
     result = math.prod(output) * item

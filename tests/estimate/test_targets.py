@@ -1,0 +1,88 @@
+"""What a target does differently from the CPU."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mpskit.allocator.paths import mps_charge
+from mpskit.errors import ArgumentError
+from mpskit.estimate import TensorSpec, estimate_inference_memory, estimate_training_memory
+from mpskit.estimate.targets import target_for
+
+
+class Attend(nn.Module):
+    def __init__(self, length):
+        super().__init__()
+        self.proj, self.length = nn.Linear(64, 192), length
+
+    def forward(self, x):
+        q, k, v = self.proj(x).view(2, self.length, 3, 4, 16).permute(2, 0, 3, 1, 4)
+        return functional.scaled_dot_product_attention(q, k, v)
+
+
+def test_attention_keeps_its_weights_on_mps_only():
+    extra = {}
+    for length in (64, 512):
+        batch = TensorSpec((2, length, 64))
+        make = lambda n=length: Attend(n)
+        mps = estimate_training_memory(make, batch, optimizer=None, device="mps")
+        cpu = estimate_training_memory(make, batch, optimizer=None, device="cpu")
+        extra[length] = mps.activations_bytes - cpu.activations_bytes
+    # batch x heads x length x length floats, and scaled copies of query and key
+    assert extra[512] > 2 * 4 * 512 * 512 * 4
+    assert extra[64] < extra[512] / 30
+
+
+def test_inference_takes_the_weights_for_a_moment():
+    batch = TensorSpec((2, 512, 64))
+    mps = estimate_inference_memory(lambda: Attend(512), batch, device="mps")
+    cpu = estimate_inference_memory(lambda: Attend(512), batch, device="cpu")
+    assert mps.peak_bytes - cpu.peak_bytes >= 2 * 4 * 512 * 512 * 4 * 0.8
+
+
+def test_grouped_queries_copy_keys_and_values():
+    query, key = torch.empty(1, 8, 16, 4), torch.empty(1, 2, 16, 4)
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    grouped = mps_charge(name, (query, key, key), grad=False)
+    plain = mps_charge(name, (query, query, query), grad=False)
+    assert grouped.scratch_bytes - plain.scratch_bytes == 2 * query.numel() * 4
+
+
+def optimizer_temporaries(device):
+    model = lambda: nn.Sequential(*(nn.Linear(128, 128, bias=False) for _ in range(20)))
+    told = estimate_training_memory(model, TensorSpec((1, 128)), device=device)
+    return told.temporaries_bytes / (128 * 128 * 4)
+
+
+def test_optimizers_go_through_all_parameters_at_once_on_cuda_only():
+    assert optimizer_temporaries("mps") < 4
+    assert optimizer_temporaries("cuda") > 10
+
+
+def test_autocast_casts_by_the_table_of_the_target():
+    seen = {}
+
+    class Look(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(16, 16), nn.LayerNorm(16)
+
+        def forward(self, x):
+            y = self.linear(x)
+            seen["linear"], seen["norm"] = y.dtype, self.norm(y).dtype
+            return y
+
+    for device, norm in (("cpu", torch.bfloat16), ("mps", torch.float32)):
+        estimate_training_memory(Look, TensorSpec((4, 16)), precision="bf16-mixed", device=device)
+        assert seen == {"linear": torch.bfloat16, "norm": norm}
+
+
+@pytest.mark.parametrize("device", ["mps", "mps:0", torch.device("mps", 0)])
+def test_a_device_by_any_name(device):
+    assert target_for(device).device == "mps"
+
+
+def test_no_such_device():
+    with pytest.raises(ArgumentError, match="tpu"):
+        target_for("tpu")
