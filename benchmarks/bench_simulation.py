@@ -77,7 +77,7 @@ def compare(make, *, steps: int, arguments: tuple = ()) -> tuple[float, float]:
     plain: list[float] = []
     simulated: list[float] = []
     on_cpu()
-    for round_ in range(3):
+    for _ in range(3):
         plain += [timed(on_cpu) for _ in range(steps)]
         with mpskit.simulate("m3-max-64gb"):
             on_mac = make("mps", *arguments)

@@ -25,8 +25,10 @@ MIXES = {
     "cat": (lambda x, y: torch.cat([x, y]), TWO),
     "mm": (
         lambda x, y: x @ y,
-        "Tensor for argument #2 'mat2' is on CPU, but expected it to be on GPU (while checking "
-        "arguments for mm)",
+        (
+            "Tensor for argument #2 'mat2' is on CPU, but expected it to be on GPU (while checking "
+            "arguments for mm)"
+        ),
     ),
     "linear, weight": (
         lambda x, y: torch.nn.functional.linear(x, y),
@@ -46,8 +48,10 @@ MIXES = {
     ),
     "conv": (
         lambda x, y: torch.nn.functional.conv1d(y[None], x[None]),
-        "Input type (torch.FloatTensor) and weight type (MPSFloatType) should be the same or "
-        "input should be a MKLDNN tensor and weight is a dense tensor",
+        (
+            "Input type (torch.FloatTensor) and weight type (MPSFloatType) should be the same or "
+            "input should be a MKLDNN tensor and weight is a dense tensor"
+        ),
     ),
     "conv, weight": (
         lambda x, y: torch.nn.functional.conv1d(x[None], y[None]),
@@ -129,7 +133,7 @@ MOVES_FLOAT64 = {
 
 @pytest.mark.parametrize("move", MOVES_FLOAT64.values(), ids=MOVES_FLOAT64.keys())
 def test_float64_moved_to_the_mac(move):
-    with pytest.raises(TypeError, match="float64.*Please use float32 instead"):
+    with pytest.raises(TypeError, match=r"float64.*Please use float32 instead"):
         move()
 
 
@@ -171,7 +175,7 @@ def test_pinned_memory():
         RuntimeError, match='Attempted to set the storage of a tensor on device "cpu'
     ):
         torch.ones(2).pin_memory()
-    with pytest.raises(RuntimeError, match="cannot pin 'torch.mps.FloatTensor'"):
+    with pytest.raises(RuntimeError, match=r"cannot pin 'torch.mps.FloatTensor'"):
         torch.ones(2, device="mps").pin_memory()
 
 
@@ -188,10 +192,9 @@ class TestFallback:
     def test_runs_on_the_cpu_and_warns_for_the_first(self):
         with simulate("m1-8gb", fallback=True) as mac:
             x = torch.ones(3, 3, device="mps")
-            with pytest.warns(UserWarning, match="will fall back to run on the CPU") as told:
+            with pytest.warns(UserWarning, match="will fall back to run on the CPU"):
                 values = torch.linalg.eigvals(x)
-                x.mode()
-            assert len(told) == 1
+            x.mode()  # warnings are errors here: the second operator says nothing
             assert values.is_mps
             assert mac.fallbacks == ("aten::_linalg_eigvals", "aten::mode")
 

@@ -35,9 +35,13 @@ def test_small_tensors_are_rounded_up_to_256_bytes():
 def test_published_out_of_memory_figures(machine, allowed):
     with simulate(machine, macos="14.5"):
         held = []
-        with pytest.raises(RuntimeError, match="MPS backend out of memory") as full:
+
+        def fill():
             while True:
                 held.append(torch.empty(GIB, dtype=torch.uint8, device="mps"))
+
+        with pytest.raises(RuntimeError, match="MPS backend out of memory") as full:
+            fill()
         text = str(full.value)
         assert f"max allowed: {allowed} GiB" in text
         assert "Tried to allocate 1024.00 MiB on shared pool." in text
@@ -46,9 +50,9 @@ def test_published_out_of_memory_figures(machine, allowed):
 
 
 def test_a_tensor_too_large_is_refused_before_it_is_made():
-    with simulate("m1-8gb"), pytest.raises(RuntimeError, match="Invalid buffer size: 4.00 GiB"):
+    with simulate("m1-8gb"), pytest.raises(RuntimeError, match=r"Invalid buffer size: 4.00 GiB"):
         torch.zeros(4, GIB, dtype=torch.uint8, device="mps")
-    with simulate("m1-8gb"), pytest.raises(RuntimeError, match="Invalid buffer size: 400.00 GiB"):
+    with simulate("m1-8gb"), pytest.raises(RuntimeError, match=r"Invalid buffer size: 400.00 GiB"):
         torch.randn(400, GIB // 4, device="mps")
 
 
@@ -56,7 +60,7 @@ def test_out_of_memory_leaves_the_rest_usable():
     with simulate("m1-8gb") as mac:
         torch.mps.set_per_process_memory_fraction(0.2)
         x = torch.ones(100 * MIB, dtype=torch.uint8, device="mps")
-        with pytest.raises(RuntimeError, match="max allowed: 1.07 GiB"):
+        with pytest.raises(RuntimeError, match=r"max allowed: 1.07 GiB"):
             torch.empty(GIB, dtype=torch.uint8, device="mps")
         assert mac.allocated_bytes == 100 * MIB
         assert (x[:10] + 1).is_mps
@@ -70,7 +74,7 @@ def test_wrong_pair_of_watermarks(monkeypatch):
             torch.ones(1, device="mps")
         # The variables are read once, into statics: mending them now does not help.
         monkeypatch.setenv("PYTORCH_MPS_LOW_WATERMARK_RATIO", "0.5")
-        with pytest.raises(RuntimeError, match="invalid low watermark ratio 1.4"):
+        with pytest.raises(RuntimeError, match=r"invalid low watermark ratio 1.4"):
             torch.mps.current_allocated_memory()
 
 
@@ -78,7 +82,7 @@ def test_variables_are_read_at_the_first_use(monkeypatch):
     with simulate("m1-8gb"):
         monkeypatch.setenv("PYTORCH_MPS_HIGH_WATERMARK_RATIO", "0.1")
         monkeypatch.setenv("PYTORCH_MPS_LOW_WATERMARK_RATIO", "0.1")
-        with pytest.raises(RuntimeError, match="max allowed: 546.13 MiB"):
+        with pytest.raises(RuntimeError, match=r"max allowed: 546.13 MiB"):
             torch.empty(GIB, dtype=torch.uint8, device="mps")
 
 

@@ -221,9 +221,7 @@ def test_lightning_trainer_before_inside_and_after(tmp_path):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_lightning_in_mixed_precision(tmp_path, precision):
     with simulate("m3-max-64gb"):
-        losses, where = lightning_run(
-            tmp_path, accelerator="mps", devices=1, precision=precision
-        )
+        losses, where = lightning_run(tmp_path, accelerator="mps", devices=1, precision=precision)
     assert where == {"mps:0"}
     assert all(torch.isfinite(torch.tensor(losses)))
 

@@ -21,7 +21,7 @@ from mpskit.errors import ArgumentError, ArgumentTypeError, UnsupportedTorchErro
 
 if TYPE_CHECKING:
     from mpskit.host import Machine
-    from mpskit.simulation.lifecycle import SimulatedMac
+    from mpskit.simulation.lifecycle import SimulatedMac, active
 
 __all__ = ["SimulatedMac", "active", "simulate"]
 

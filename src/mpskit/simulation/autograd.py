@@ -21,10 +21,10 @@ def install(simulation: Simulation, patches: Patches) -> None:
     patches.set(torch.autograd, "_engine_run_backward", checked)
     original = torch.autograd.graph.saved_tensors_hooks.__init__
 
-    def __init__(self: Any, pack_hook: Any, unpack_hook: Any) -> None:
+    def initialise(self: Any, pack_hook: Any, unpack_hook: Any) -> None:
         original(self, _outside(simulation, pack_hook), _outside(simulation, unpack_hook))
 
-    patches.set(torch.autograd.graph.saved_tensors_hooks, "__init__", __init__)
+    patches.set(torch.autograd.graph.saved_tensors_hooks, "__init__", initialise)
 
 
 def _outside(simulation: Simulation, hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -40,6 +40,9 @@ class Dispatch:
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator on the CPU with the Mac's checks before and the Mac's tags after."""
         facts = self._known.get(func) or self._simulation.rules.facts(func)
+        if facts.composite:
+            with seen_again():
+                return func.decompose(*args, **kwargs)
         where = self._scan(args)
         if kwargs:
             where |= self._scan(kwargs.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -48,7 +48,7 @@ class _Event:
         self.enable_timing = enable_timing
         self._time: float | None = None
 
-    def record(self, stream: Any = None) -> None:
+    def record(self, stream: Any = None) -> None:  # noqa: ARG002 - torch's signature
         self._time = time.perf_counter()
 
     def wait(self, stream: Any = None) -> None:
@@ -92,7 +92,7 @@ class _Stream:
         event.record(self)
         return event
 
-    def __enter__(self) -> _Stream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

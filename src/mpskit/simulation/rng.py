@@ -24,7 +24,7 @@ _Base = torch._C.Generator
 class MpsGenerator(_Base):
     """A generator that says it is on the simulated device."""
 
-    device = MPS  # type: ignore[assignment]
+    device = MPS
 
     def clone_state(self) -> MpsGenerator:
         """Return another generator in the same state."""

@@ -40,6 +40,7 @@ class OpFacts:
         fresh: it may return a storage of its own.
         random: it draws random numbers.
         cpu_result: position of a result that stays on the CPU.
+        composite: it is made of other operators (it comes here in inference mode only).
         body: its kernel, where that is Python code, which has to see the simulation.
         gate: raises what a Mac raises before it runs; None where nothing can be wrong.
     """
@@ -50,6 +51,7 @@ class OpFacts:
     fresh: bool
     random: bool
     cpu_result: int | None
+    composite: bool
     body: Callable[..., Any] | None
     gate: Gate | None
 
@@ -90,6 +92,7 @@ class Rules:
             fresh=any(value.alias_info is None for value in schema.returns),
             cpu_result=_ON_CPU.get(schema.name),
             random=torch.Tag.nondeterministic_seeded in func.tags,
+            composite=_is_composite(func),
             body=_body(func),
             gate=self._gate(func),
         )
@@ -124,6 +127,14 @@ class Rules:
                 self.fallbacks.append(name)
 
         return run_on_cpu
+
+
+def _is_composite(func: Any) -> bool:
+    """Return whether the CPU has no kernel of its own for an operator, only its decomposition."""
+    schema = func._schema
+    name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has(name, "CompositeImplicitAutograd")) and not has(name, "CPU")
 
 
 def _body(func: Any) -> Callable[..., Any] | None:

@@ -14,7 +14,7 @@ from mpskit.simulation.patches import Patches
 __all__ = ["install"]
 
 _Storage = torch.UntypedStorage
-_raw_storage = torch._C.StorageBase
+_raw_storage: Any = torch._C.StorageBase
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
@@ -24,7 +24,7 @@ def install(simulation: Simulation, patches: Patches) -> None:
     def device(self: torch.UntypedStorage) -> torch.device:
         if self._cdata in tags.live:
             return MPS
-        raw: torch.device = _raw_storage.device.__get__(self)  # type: ignore[attr-defined]
+        raw: torch.device = _raw_storage.device.__get__(self)
         return raw
 
     def resize_(self: torch.UntypedStorage, size: int) -> Any:
@@ -46,7 +46,7 @@ def _maker(simulation: Simulation) -> Callable[..., Any]:
         if not asks_mps(device):
             given = kwargs if device is None else kwargs | {"device": device}
             return _raw_storage.__new__(cls, *args, **given)
-        made = _raw_storage.__new__(cls, *args, **kwargs)
+        made: torch.UntypedStorage = _raw_storage.__new__(cls, *args, **kwargs)
         simulation.tags.add_storage(made)
         return made
 
@@ -57,18 +57,18 @@ def _copies(simulation: Simulation) -> dict[str, Callable[..., Any]]:
     tags = simulation.tags
 
     def copy_to_mac(self: torch.UntypedStorage) -> torch.UntypedStorage:
-        copy = _Storage(self.nbytes())
+        copy: torch.UntypedStorage = _raw_storage.__new__(_Storage, self.nbytes())
         tags.add_storage(copy)
         copy.copy_(self, False)
         return copy
 
-    def mps(self: torch.UntypedStorage) -> torch.UntypedStorage:
+    def mps(self: torch.UntypedStorage) -> Any:
         return self if self._cdata in tags.live else copy_to_mac(self)
 
-    def clone(self: torch.UntypedStorage) -> torch.UntypedStorage:
+    def clone(self: torch.UntypedStorage) -> Any:
         return copy_to_mac(self) if self._cdata in tags.live else _clone(self)
 
-    def to(self: torch.UntypedStorage, *, device: Any, non_blocking: bool = False) -> Any:
+    def to(self: Any, *, device: Any, non_blocking: bool = False) -> Any:
         if asks_mps(device):
             return mps(self)
         if torch.device(device) == CPU:
@@ -78,8 +78,8 @@ def _copies(simulation: Simulation) -> dict[str, Callable[..., Any]]:
     return {"mps": mps, "clone": clone, "to": to}
 
 
-_clone = torch.storage._StorageBase.clone
-_to = torch.storage._StorageBase.to
+_clone: Any = torch.storage._StorageBase.clone
+_to: Any = torch.storage._StorageBase.to
 
 
 def _sharer(simulation: Simulation, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,11 +8,10 @@ goes, also when only a view or the autograd graph still held it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._C import _functorch
 
 if TYPE_CHECKING:
     from mpskit.simulation.memory import Memory
@@ -21,9 +20,10 @@ __all__ = ["Tags", "address_of"]
 
 # The C++ storage's address. Unlike Tensor.untyped_storage it is no overridable function, so a
 # function mode does not see it; it raises NotImplementedError where there is no storage.
-address_of = torch._C._storage_address
+_c: Any = torch._C
+address_of: Callable[[torch.Tensor], int] = _c._storage_address
 _storage_of = torch._C.TensorBase.untyped_storage
-_nbytes = torch._C.StorageBase.nbytes
+_nbytes: Callable[[Any], int] = _c.StorageBase.nbytes
 _SPARSE_PARTS = {
     torch.sparse_coo: ("_indices", "_values"),
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -117,8 +117,8 @@ class Tags:
 
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the tensors that hold a sparse or wrapped tensor's data."""
-    if _functorch.is_functorch_wrapped_tensor(tensor):
-        return (_functorch.get_unwrapped(tensor),)
+    if _c._functorch.is_functorch_wrapped_tensor(tensor):
+        return (_c._functorch.get_unwrapped(tensor),)
     names = _SPARSE_PARTS.get(tensor.layout, ())
     with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
         return tuple(getattr(tensor, name)() for name in names)

@@ -15,7 +15,7 @@ from mpskit.simulation.transfer import move
 __all__ = ["install"]
 
 _base = torch._C.TensorBase
-_raw_device = _base.device.__get__  # type: ignore[attr-defined]
+_raw_device: Callable[[torch.Tensor], torch.device] = _base.device.__get__
 _raw_to = _base.to
 _CPU_OR_MPS = frozenset({"cpu", "mps"})
 
@@ -30,7 +30,7 @@ def install(simulation: Simulation, patches: Patches) -> None:
         "get_device": _get_device,
         "to": _mover(simulation),
         "cpu": _to_cpu,
-        "copy_": _copier(simulation),
+        "copy_": _copier(),
         "type": _typer(has),
         "numpy": _numpy(has),
     }
@@ -53,7 +53,7 @@ def _device_getter(simulation: Simulation) -> Callable[[torch.Tensor], torch.dev
 
 
 def _get_device(self: torch.Tensor) -> int:
-    index = self.device.index
+    index: int | None = self.device.index
     return -1 if index is None else index
 
 
@@ -101,7 +101,7 @@ def _by_name(tensor: torch.Tensor, kind: Any, non_blocking: bool) -> torch.Tenso
     return converted
 
 
-def _copier(simulation: Simulation) -> Callable[..., torch.Tensor]:
+def _copier() -> Callable[..., torch.Tensor]:
     """Let the gradient of ``x.copy_(y)`` come back to the device of ``y``."""
     raw = _base.copy_
 

@@ -59,7 +59,8 @@ def _memory(simulation: Simulation) -> dict[str, Any]:
     memory = simulation.memory
 
     def recommended() -> int:
-        return memory.recommended_bytes if memory.model else 0
+        memory.use()
+        return memory.recommended_bytes
 
     return {
         "_mps_emptyCache": lambda: memory.model.empty_cache(),

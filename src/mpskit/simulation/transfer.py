@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from mpskit.simulation.core import CPU, MPS, Simulation, ThreadState
+from mpskit.simulation.core import CPU, MPS, Simulation
 
 __all__ = ["move"]
 
 _to_copy = torch.ops.aten._to_copy.default
 
 
-def move(  # noqa: PLR0913 - what .to() takes
+def move(
     simulation: Simulation,
     tensor: torch.Tensor,
     target: torch.device,
@@ -40,7 +40,7 @@ def _copy(
     try:
         # A subclass decides about .to(), not about the copy below it (UninitializedParameter).
         with torch._C.DisableTorchFunctionSubclass():
-            copy = _to_copy(tensor, dtype=dtype, memory_format=memory_format)
+            copy: torch.Tensor = _to_copy(tensor, dtype=dtype, memory_format=memory_format)
     finally:
         state.target = None
     return copy
