@@ -90,7 +90,8 @@ def dropout(s: Sketch, x: Var, probability: float) -> Var:
 def tanh_gelu(s: Sketch, x: Var) -> Var:
     """GPT-2's GELU, written out in eight operators (``NewGELUActivation``)."""
     half = s.scaled(x)
-    inner = s.scaled(s.add(x, s.scaled(s.of_input(x, moments=2))))
+    base = s.cast(x, _FLOAT) if s.wide_powers else x
+    inner = s.scaled(s.add(x, s.scaled(s.of_input(base, moments=2))))
     return s.product(half, s.shifted(s.of_output(inner)))
 
 

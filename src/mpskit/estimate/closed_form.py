@@ -21,7 +21,8 @@ class Parts:
 
     ``weights`` and ``trained`` are the sizes of all and of the trained weights, ``states`` how
     many tensors of a weight's size the optimizer keeps, ``passing`` what it takes for a moment:
-    ``single`` tensors of one weight's size, or on CUDA ``foreach`` of every weight's.
+    ``single`` tensors of one weight's size, or on CUDA ``foreach`` of every weight's. ``whole``:
+    small requests matter too, because the allocator does not cut what it has cached.
     """
 
     device: str
@@ -32,6 +33,7 @@ class Parts:
     single: int
     foreach: int
     batch: int
+    whole: bool = False
 
     def optimizing(self) -> list[list[int]]:
         """Return what the optimizer holds at once, each time that this differs."""
@@ -66,18 +68,19 @@ def count(parts: Parts, torch_version: str) -> Counted:
 class _Player:
     """Replays two steps: what the first one leaves cached shapes what the second one gets.
 
-    Only requests over 1 MiB are replayed: the small ones fill heaps of their own without a gap
-    to speak of, so for them the sum is enough.
+    Where cached memory is cut and joined, only requests over 1 MiB are replayed: the small ones
+    fill heaps of their own without a gap to speak of, so for them the sum is enough.
     """
 
     def __init__(self, parts: Parts, torch_version: str) -> None:
         self.parts = parts
         self.model: AllocatorModel = allocator_for(parts.device, torch_version=torch_version)
+        self.least = 0 if parts.whole else _SMALL
         self.events: list[int] = []
         self.small: list[int] = []
         sizes = parts.step.sizes
         for event in parts.step.events:
-            large = sizes[event if event >= 0 else ~event] > _SMALL
+            large = sizes[event if event >= 0 else ~event] > self.least
             (self.events if large else self.small).append(event)
 
     def counted(self) -> Counted:
@@ -100,8 +103,8 @@ class _Player:
     def _small_live(self) -> tuple[int, int]:
         """Return the bytes of small requests that stay, and the most at any moment."""
         parts, sizes = self.parts, self.parts.step.sizes
-        fixed = parts.batch + sum(size for size in parts.weights if size <= _SMALL)
-        fixed += parts.states * sum(size for size in parts.trained if size <= _SMALL)
+        fixed = parts.batch + sum(size for size in parts.weights if size <= self.least)
+        fixed += parts.states * sum(size for size in parts.trained if size <= self.least)
         live = most = fixed
         for event in self.small:
             live += sizes[event] if event >= 0 else -sizes[~event]
@@ -111,7 +114,7 @@ class _Player:
     def _keep(self, sizes: Iterable[int]) -> None:
         """Allocate for good what is not small."""
         for size in sizes:
-            if size > _SMALL:
+            if size > self.least:
                 self.model.allocate(size)
 
     def _pass(self, counted: list[int] | None) -> list[int]:

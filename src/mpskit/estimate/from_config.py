@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.sketch import Param, Sketch
 from mpskit.estimate.transformer import Lora, Transformer
 from mpskit.estimate.unroll import SKETCHED, Step, unroll
+from mpskit.versions import has
 from mpskit.versions import torch_version as installed_torch
 
 __all__ = ["estimate_from_config"]
@@ -73,37 +76,56 @@ def estimate_from_config(
     """
     arch = read_architecture(config)
     _check(batch_size, seq_len, precision, device)
+    torch = torch_version or installed_torch() or _NEWEST_TORCH
     item, low = _PRECISIONS[precision]
-    adapters = _lora(arch, lora)
     model = Transformer(
         arch, min(arch.layers, SKETCHED), batch_size, seq_len,
-        item=item, lora=adapters, mps=device == "mps",
+        item=item, lora=_lora(arch, lora), mps=device == "mps",
     )  # fmt: skip
-    step = _sketched(model, training=training, low=low)
-    weights = list(_weights(model))
-    states, single, foreach = _states(optimizer) if training else (0, 0, 0)
-    parts = Parts(
-        device=device,
-        step=step,
-        weights=[param.size for param in weights],
-        trained=[param.size for param in weights if param.trainable],
-        states=states,
-        single=single,
-        foreach=foreach,
-        batch=batch_size * seq_len * _INDEX * (2 if training else 1),
-    )
-    return _estimated(parts, torch_version or installed_torch() or _NEWEST_TORCH, precision)
+    states = _states(optimizer) if training else None
+    with _no_collection():
+        return _estimated(_parts(model, device, torch, states, low), torch, precision)
 
 
-def _sketched(model: Transformer, *, training: bool, low: int | None) -> Step:
-    sketch = Sketch(grad=training, low=low)
-    loss = model.forward(sketch)
-    if training:
-        sketch.backward(loss)
-    del loss
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Reference counts free all that a sketch makes; looking for cycles would only take time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _parts(
+    model: Transformer,
+    device: str,
+    torch: str,
+    states: tuple[int, int, int] | None,
+    low: int | None,
+) -> Parts:
+    """Sketch a step; without an optimizer's states (None) it is a forward pass alone."""
+    whole = device == "mps" and not has("mps.placement_heaps", torch)
+    sketch = Sketch(grad=states is not None, low=low, wide_powers=device != "cpu")
+    sketch.backward(model.forward(sketch))
     built = [param for params in model.layer_params for param in params]
     kept = {param.grad.number for param in (*model.params, *built) if param.grad is not None}
-    return unroll(sketch, kept, model.arch.layers)
+    weights = list(_weights(model))
+    rows = model.heads.batch * model.heads.tokens
+    kinds, single, foreach = states or (0, 0, 0)
+    return Parts(
+        device=device,
+        step=unroll(sketch, kept, model.arch.layers, lean=not whole),
+        weights=[param.size for param in weights],
+        trained=[param.size for param in weights if param.trainable],
+        states=kinds,
+        single=single,
+        foreach=foreach,
+        batch=rows * _INDEX * (1 if states is None else 2),
+        whole=whole,
+    )
 
 
 def _estimated(parts: Parts, torch: str, precision: str) -> MemoryEstimate:

@@ -130,14 +130,18 @@ class Sketch:
         sizes: bytes by cell number.
         marks: where phases and layers begin; layer -1 is what stands around the layers.
         low: bytes of autocast's type; None without autocast.
+        wide_powers: whether autocast takes powers in float32, as on MPS and CUDA, not the CPU.
         grad: whether gradients are recorded.
     """
 
-    def __init__(self, *, grad: bool = True, low: int | None = None) -> None:
+    def __init__(
+        self, *, grad: bool = True, low: int | None = None, wide_powers: bool = False
+    ) -> None:
         self.events: list[int] = []
         self.sizes: list[int] = []
         self.marks: list[Mark] = []
         self.low = low
+        self.wide_powers = wide_powers and low is not None
         self.grad = grad
         self.layer = -1
         self._nodes: list[Node] = []

@@ -2,7 +2,7 @@
 
 The layers of a transformer allocate alike, so four are sketched: the first, one that is repeated,
 the last but one and the last. A cell that one layer makes and a neighbour frees keeps that
-distance. What comes and goes within one layer is told only for the outermost of the repeated
+distance. What comes and goes within one layer may be told only for the outermost of the repeated
 layers: between them it takes the memory that it has just given back, and since what is kept grows
 or shrinks from layer to layer, no peak is there.
 """
@@ -55,13 +55,14 @@ class _Segment(NamedTuple):
         return self.phase, layer if layer >= 0 else -1 - self.number
 
 
-def unroll(sketch: Sketch, gradients: set[int], layers: int) -> Step:
+def unroll(sketch: Sketch, gradients: set[int], layers: int, *, lean: bool = True) -> Step:
     """Return the step of a model with ``layers`` layers from the sketch of a shallow one.
 
     Args:
         sketch: a step of as many layers, at most ``SKETCHED``.
         gradients: the numbers of the cells that are weights' gradients.
         layers: layers of the deep model.
+        lean: leave out what comes and goes within one of the inner repeated layers.
     """
     ends = [*(mark.position for mark in sketch.marks[1:]), len(sketch.events)]
     segments = []
@@ -69,12 +70,18 @@ def unroll(sketch: Sketch, gradients: set[int], layers: int) -> Step:
         events = sketch.events[mark.position : end]
         passing = frozenset(events) & {~event for event in events}
         segments.append(_Segment(number, mark.phase, mark.layer, events, passing))
-    return _Unroller(sketch.sizes, gradients, segments, layers).step
+    return _Unroller(sketch.sizes, gradients, segments, layers, lean=lean).step
 
 
 class _Unroller:
     def __init__(
-        self, sizes: list[int], gradients: set[int], segments: list[_Segment], layers: int
+        self,
+        sizes: list[int],
+        gradients: set[int],
+        segments: list[_Segment],
+        layers: int,
+        *,
+        lean: bool,
     ) -> None:
         self.step = Step()
         self._sizes = sizes
@@ -90,7 +97,8 @@ class _Unroller:
         for segment in segments:
             places = list(self._places(segment))
             for layer in places:
-                self._emit(segment, layer, lean=layer not in (places[0], places[-1]))
+                inner = layer not in (places[0], places[-1])
+                self._emit(segment, layer, lean=lean and inner)
 
     def _places(self, segment: _Segment) -> Iterable[int]:
         """Return the layers of the deep model for which a segment stands, in order of time."""
