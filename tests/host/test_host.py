@@ -14,6 +14,7 @@ M2 = {"machdep.cpu.brand_string": "Apple M2 Pro"}
 INTEL = {"machdep.cpu.brand_string": "Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz"}
 X86 = {"system": "Darwin", "machine": "x86_64", "processor": "i386"}
 ARM = {"system": "Darwin", "machine": "arm64", "processor": "arm"}
+OWN = {"RUNNER_OS": "macOS", "RUNNER_ENVIRONMENT": "self-hosted"}
 HOSTED = {"GITHUB_ACTIONS": "true", "RUNNER_ENVIRONMENT": "github-hosted"}
 
 KINDS = [
@@ -57,7 +58,33 @@ KINDS = [
     ("hosted runner's image alone", {"environ": {"ImageOS": "macos15"}}, "mac-vm"),
     ("own runner", ARM | {"environ": HOSTED | {"RUNNER_ENVIRONMENT": "self-hosted"}}, "apple-silicon"),
     ("bare metal runner", ARM | {"environ": {"GITHUB_ACTIONS": "true"}, "sysctl": M2 | {"kern.hv_vmm_present": "0"}}, "apple-silicon"),
+    ("vm by kernel's name", {"platform_string": "Darwin Mac 23.6.0 root:xnu~1/RELEASE_ARM64_VMAPPLE arm64"}, "mac-vm"),
+    ("vm by CPU features", X86 | {"sysctl": INTEL | {"machdep.cpu.features": "FPU SSE VMM"}}, "mac-vm"),
+    ("vm by QEMU's CPU", X86 | {"sysctl": {"machdep.cpu.brand_string": "QEMU Virtual CPU version 2.5+"}}, "mac-vm"),
+    ("vm by graphics", X86 | {"metal_device": "VMware SVGA 3D"}, "mac-vm"),
+    ("developer kit", {"sysctl": {"hw.model": "ADP3,2"}}, "apple-silicon"),
+    ("developer kit, translated", X86 | {"sysctl": {"hw.model": "ADP3,2"}}, "apple-silicon-rosetta"),
+    ("product", {"sysctl": {"hw.product": "Mac14,5"}}, "apple-silicon"),
+    ("hw.machine", {"sysctl": {"hw.machine": "arm64"}}, "apple-silicon"),
+    ("hw.machine of Intel", {"sysctl": {"hw.machine": "x86_64", "hw.model": "Macmini8,1"}}, "intel-mac"),
+    ("second level of cores", {"sysctl": {"hw.perflevel1.physicalcpu": "4"}}, "apple-silicon"),
+    ("second level, translated", X86 | {"sysctl": {"hw.perflevel1.physicalcpu": "4"}}, "apple-silicon-rosetta"),
+    ("one level", X86 | {"sysctl": {"hw.perflevel0.physicalcpu": "6"}}, "intel-mac"),
+    ("chip without its maker", {"system": "Darwin", "cpu_brand": "M3 Max"}, "apple-silicon"),
+    ("Metal without its maker", {"system": "Darwin", "metal_device": "M3 Max"}, "apple-silicon"),
+    ("Metal architecture", {"system": "Darwin", "metal_device": "applegpu_g13g"}, "apple-silicon"),
+    ("last before Apple silicon", {"system": "Darwin", "product_version": "10.15.7"}, "intel-mac"),
+    ("Darwin 19", {"platform_string": "Darwin-19.6.0"}, "intel-mac"),
+    ("10.16 is no version", {"system": "Darwin", "mac_ver": "10.16"}, "other"),
+    ("macOS 27, translated", X86 | {"product_version": "27.0"}, "apple-silicon-rosetta"),
+    ("own ARM runner", {"environ": OWN | {"RUNNER_ARCH": "ARM64"}}, "apple-silicon"),
+    ("own ARM runner, x86 Python", X86 | {"environ": OWN | {"RUNNER_ARCH": "ARM64"}}, "apple-silicon-rosetta"),
+    ("own x86 runner", {"environ": OWN | {"RUNNER_ARCH": "X64"}}, "intel-mac"),
+    ("x86 runner, ARM Python", ARM | {"environ": OWN | {"RUNNER_ARCH": "X64"}}, "apple-silicon"),
     ("linux", {"system": "Linux", "machine": "aarch64"}, "linux"),
+    ("linux by name", {"product_version": "Ubuntu 22.04.4 LTS (x86_64)"}, "linux"),
+    ("linux by another name", {"product_version": "Debian GNU/Linux 12 (bookworm) (aarch64)"}, "linux"),
+    ("windows by name", {"product_version": "Microsoft Windows 11 Pro (10.0.22631 64-bit)"}, "windows"),
     ("linux by string", {"platform_string": "Linux-6.1.0-x86_64-with-glibc2.36"}, "linux"),
     ("linux on a Mac's Rosetta", {"system": "Linux", "cpu_brand": "VirtualApple @ 2.50GHz"}, "linux"),
     ("asahi", {"system": "Linux", "machine": "aarch64", "cpu_brand": "Apple M1"}, "linux"),
@@ -86,7 +113,8 @@ VERSIONS = [
     ({"platform_string": "macOS-26.6.2-arm64-arm-64bit-Mach-O"}, "26.6.2"),
     ({"platform_string": "Darwin-25.5.0-arm64-arm-64bit"}, "26"),
     ({"product_version": "Darwin 20.5.0 RELEASE_ARM64_T8101"}, "11"),
-    ({"platform_string": "Darwin-19.6.0-x86_64-i386-64bit"}, None),
+    ({"platform_string": "Darwin-19.6.0-x86_64-i386-64bit"}, "10.15"),
+    ({"platform_string": "Darwin-3.2"}, None),
     ({"mac_ver": ("14.1", ("", "", ""), "arm64")}, "14.1"),
     ({"product_version": "rubbish"}, None),
 ]

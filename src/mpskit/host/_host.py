@@ -219,6 +219,7 @@ def _particular(readings: Readings) -> dict[str, Any]:
 
 def _system_name(readings: Readings) -> str:
     text = readings.system or (readings.platform_string or "").partition("-")[0]
+    text = text or apple.foreign_system(readings.product_version or "") or ""
     text = (
         text or (readings.environ or {}).get("RUNNER_OS", "") or ("Linux" * bool(readings.cgroup))
     )
@@ -250,7 +251,7 @@ def _mac(readings: Readings) -> dict[str, Any]:
         "os_version": apple.macos_version(readings),
         "chip": chip,
         "cpu_name": apple.brand(readings) or None,
-        "model": apple.sysctl(readings, "hw.model") or None,
+        "model": apple.model(readings) or None,
         "performance_cores": performance,
         "efficiency_cores": efficiency,
         "gpu_cores": _positive(readings.metal_cores) or (chip.gpu_cores if chip else None),
@@ -277,21 +278,13 @@ def _mac_kind(readings: Readings, virtual: list[str]) -> tuple[HostKind, list[st
     if virtual:
         return HostKind.MAC_VM, signs
     if not hardware and not process:
-        return _by_version(readings)
+        return HostKind.OTHER, ["undetermined: macOS, and nothing that tells the processor"]
     if apple_chip:
         translated = "x86_64" in architectures
         return (HostKind.APPLE_SILICON_ROSETTA if translated else HostKind.APPLE_SILICON), signs
     if not hardware:
         signs.append("undetermined: an x86-64 Python, and nothing that tells Rosetta from Intel")
     return HostKind.INTEL_MAC, signs
-
-
-def _by_version(readings: Readings) -> tuple[HostKind, list[str]]:
-    """Tell by the version: macOS 26 is the last for Intel Macs; before 27 it says nothing."""
-    version = apple.macos_version(readings)
-    if version and int(version.partition(".")[0]) >= 27:
-        return HostKind.APPLE_SILICON, [f"macOS {version} runs on Apple silicon only"]
-    return HostKind.OTHER, ["undetermined: macOS, and nothing that tells the processor"]
 
 
 def _chip(readings: Readings) -> Chip | None:

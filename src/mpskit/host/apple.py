@@ -15,9 +15,11 @@ from mpskit.host.chips import Chip
 __all__ = [
     "brand",
     "core_counts",
+    "foreign_system",
     "hardware_signs",
     "is_mac",
     "macos_version",
+    "model",
     "number",
     "process_signs",
     "vm_signs",
@@ -30,13 +32,32 @@ _VERSION = re.compile(
 _DARWIN = re.compile(r"darwin(?: kernel version)?[\s-]*(\d{2})\.\d+", re.IGNORECASE)
 _KERNEL = re.compile(r"(\d{2})\.\d+(?:\.\d+)?")
 _MAC_TEXT = re.compile(r"\s*(?:mac\s?os|os ?x\b|darwin)", re.IGNORECASE)
-_MAC_MODEL = re.compile(r"(MacBookAir|MacBookPro|Macmini|iMacPro|iMac|MacPro|MacBook|Mac)(\d+),\d+")
+_MAC_MODEL = re.compile(
+    r"(MacBookAir|MacBookPro|Macmini|iMacPro|iMac|MacPro|MacBook|Mac|ADP)(\d+),\d+"
+)
 # The first model number of each product with an Apple chip; a plain "Mac13,1" always has one.
-_FIRST_APPLE_MODEL = {"MacBookAir": 10, "MacBookPro": 17, "Macmini": 9, "iMac": 21, "Mac": 13}
-_VM_TEXT = re.compile(r"virtualmac|macvm|vmware|parallels|virtualbox|qemu|kvm", re.IGNORECASE)
+# ADP3,2 was the developers' kit of 2020.
+_FIRST_APPLE_MODEL = {
+    "MacBookAir": 10,
+    "MacBookPro": 17,
+    "Macmini": 9,
+    "iMac": 21,
+    "Mac": 13,
+    "ADP": 3,
+}
+_APPLE_CHIP = re.compile(r"apple|[am]\d{1,3}(?![\w-])", re.IGNORECASE)
+_VM_TEXT = re.compile(
+    r"virtualmac|macvm|vmware|vmapple|paravirt|parallels|virtualbox|qemu|kvm|\(virtual\)",
+    re.IGNORECASE,
+)
 _RUNNER_TEXT = re.compile(r"\bmacos-\d+\b.*\brunner\b", re.IGNORECASE)
 _MAC_SYSCTL = ("kern.osproductversion", "sysctl.proc_translated", "kern.hv_vmm_present")
 _MAC_SYSCTL_PREFIXES = ("hw.perflevel", "hw.optional.", "iogpu.", "machdep.cpu.", "hw.cpu")
+_FOREIGN_SYSTEM = re.compile(
+    r"^\s*(?:microsoft )?(?P<windows>windows)|^\s*linux|gnu/linux|^\s*(?:ubuntu|debian|fedora)\b"
+    r"|^\s*(?:centos|red hat|rocky|almalinux|amazon|alpine|arch|opensuse|suse)\b",
+    re.IGNORECASE,
+)
 _NOT_BRANDS = ("", "arm", "arm64", "aarch64", "i386", "x86_64", "amd64", "unknown")
 _X86 = ("i386", "x86_64", "amd64")
 _ARM = ("arm", "arm64", "aarch64", "arm64e")
@@ -62,12 +83,17 @@ def is_mac(readings: Readings) -> bool:
     return any(_mac_evidence(readings))
 
 
+def foreign_system(text: str) -> str | None:
+    """Return Linux or Windows if a system's description names it, with or without its maker."""
+    found = _FOREIGN_SYSTEM.search(text)
+    return found and ("Windows" if found["windows"] else "Linux")
+
+
 def _mac_evidence(readings: Readings) -> Iterable[bool]:
     environ = readings.environ or {}
     runner = environ.get("RUNNER_OS", "").lower()
     texts = [readings.platform_string or "", readings.product_version or ""]
-    foreign = any(text.lower().startswith(("linux", "windows")) for text in texts)
-    if foreign or runner in ("linux", "windows") or readings.cgroup:
+    if any(map(foreign_system, texts)) or runner in ("linux", "windows") or readings.cgroup:
         return
     yield runner == "macos" or environ.get("ImageOS", "").lower().startswith("macos")
     yield any(_MAC_TEXT.match(text) for text in (*texts, sysctl(readings, "kern.version")))
@@ -75,7 +101,8 @@ def _mac_evidence(readings: Readings) -> Iterable[bool]:
     names = readings.sysctl or {}
     yield any(name in names for name in _MAC_SYSCTL)
     yield any(name.startswith(_MAC_SYSCTL_PREFIXES) for name in names)
-    yield _MAC_MODEL.match(sysctl(readings, "hw.model")) is not None
+    yield _MAC_MODEL.match(model(readings)) is not None
+    yield sysctl(readings, "hw.machine") == "arm64"
     yield bool(readings.metal_device)
     yield "apple" in brand(readings).lower()
     yield (readings.machine or "").lower() == "arm64" and readings.machine != "ARM64"
@@ -108,9 +135,14 @@ def _from_kernel(readings: Readings) -> str | None:
     matches = [release, *(_DARWIN.search(text or "") for text in texts)]
     major = next((int(match[1]) for match in matches if match), 0)
     if major < 20:
-        return None
+        return f"10.{major - 4}" if major >= 10 else None
     # Darwin 20 is macOS 11 and 24 is 15; macOS then jumped from 15 to 26, Darwin did not.
     return str(major - 9 if major < 25 else major + 1)
+
+
+def model(readings: Readings) -> str:
+    """Return the Mac's model identifier, ``Mac16,5``; empty if it is not known."""
+    return sysctl(readings, "hw.model") or sysctl(readings, "hw.product")
 
 
 def brand(readings: Readings) -> str:
@@ -131,16 +163,34 @@ def hardware_signs(readings: Readings) -> list[tuple[str, str]]:
     """Return what says which processor the Mac has: pairs of architecture and sign."""
     name = brand(readings)
     lower = name.lower()
+    second = number(sysctl(readings, "hw.perflevel1.physicalcpu"))
+    runner = (readings.environ or {}).get("RUNNER_ARCH", "").upper()
     signs = [
-        ("arm64", f"the processor is {name}" if "apple" in lower else ""),
+        ("arm64", f"the processor is {name}" if _names_apple_chip(name) else ""),
         ("x86_64", f"the processor is {name}" if re.search("intel|amd|xeon", lower) else ""),
         ("arm64", "hw.optional.arm64 is 1" if sysctl(readings, "hw.optional.arm64") == "1" else ""),
         ("arm64", _translation(readings)),
         *_kernel_signs(readings),
         *_model_signs(readings),
         *_metal_signs(readings),
+        ("arm64", "there are two levels of cores" if second and second > 0 else ""),
+        ("arm64", "the CI runner is of ARM64" if runner == "ARM64" else ""),
+        *_version_signs(readings),
     ]
     return [(architecture, sign) for architecture, sign in signs if sign]
+
+
+def _names_apple_chip(name: str) -> bool:
+    return "apple" in name.lower() or _APPLE_CHIP.match(name) is not None
+
+
+def _version_signs(readings: Readings) -> list[tuple[str, str]]:
+    """The first macOS for Apple silicon is 11, and 26 is the last for Intel."""
+    version = macos_version(readings)
+    major = int(version.partition(".")[0]) if version else 0
+    if major == 10:
+        return [("x86_64", f"macOS {version} runs on Intel only")]
+    return [("arm64", f"macOS {version} runs on Apple silicon only")] if major >= 27 else []
 
 
 def _translation(readings: Readings) -> str:
@@ -158,7 +208,7 @@ def _kernel_signs(readings: Readings) -> list[tuple[str, str]]:
 
 
 def _model_signs(readings: Readings) -> list[tuple[str, str]]:
-    match = _MAC_MODEL.match(sysctl(readings, "hw.model"))
+    match = _MAC_MODEL.match(model(readings))
     if match is None:
         return []
     first = _FIRST_APPLE_MODEL.get(match[1])
@@ -170,7 +220,7 @@ def _metal_signs(readings: Readings) -> list[tuple[str, str]]:
     name = readings.metal_device or ""
     if re.search("radeon|amd|intel|nvidia|geforce", name, re.IGNORECASE):
         return [("x86_64", f"the Metal device is {name}")]
-    apple = re.match(r"apple [am]\d", name, re.IGNORECASE)
+    apple = _APPLE_CHIP.match(name) and "paravirt" not in name.lower()
     return [("arm64", f"the Metal device is {name}")] if apple else []
 
 
@@ -189,6 +239,7 @@ def process_signs(readings: Readings) -> list[tuple[str, str]]:
         ),
         *_text_signs(readings),
         *_cpu_type_signs(readings),
+        *_machine_signs(readings),
     ]
     return [(architecture, sign) for architecture, sign in signs if sign]
 
@@ -223,15 +274,31 @@ def _cpu_type_signs(readings: Readings) -> list[tuple[str, str]]:
     return [(_CPU_TYPES[kind], f"hw.cputype is {kind}")] if kind in _CPU_TYPES else []
 
 
+def _machine_signs(readings: Readings) -> list[tuple[str, str]]:
+    """Ask what may speak of another program than this Python, where Python itself is silent."""
+    if readings.machine or readings.processor:
+        return []
+    kernel = sysctl(readings, "hw.machine")
+    runner = (readings.environ or {}).get("RUNNER_ARCH", "").upper()
+    return [
+        ("x86_64", f"hw.machine is {kernel}" if _is(kernel, _X86) else ""),
+        ("arm64", f"hw.machine is {kernel}" if _is(kernel, _ARM) else ""),
+        ("x86_64", "the CI runner is of X64" if runner == "X64" else ""),
+    ]
+
+
 def vm_signs(readings: Readings) -> list[str]:
     """Return what says that macOS runs in a virtual machine."""
-    model, name = sysctl(readings, "hw.model"), brand(readings)
-    texts = (readings.product_version or "", readings.platform_string or "")
+    identifier, name = model(readings), brand(readings)
+    features = sysctl(readings, "machdep.cpu.features").split()
+    said = (readings.product_version, readings.platform_string, sysctl(readings, "kern.version"))
+    texts = [text for text in said if text]
     metal = readings.metal_device or ""
     signs = [
-        f"hw.model is {model}" if _VM_TEXT.search(model) else "",
-        f"the processor is {name}" if "(virtual)" in name.lower() else "",
-        f"the Metal device is {metal}" if "paravirt" in metal.lower() else "",
+        f"hw.model is {identifier}" if _VM_TEXT.search(identifier) else "",
+        f"the processor is {name}" if _VM_TEXT.search(name) else "",
+        f"the Metal device is {metal}" if _VM_TEXT.search(metal) else "",
+        "CPU features include VMM" if "VMM" in features else "",
         "kern.hv_vmm_present is 1" if sysctl(readings, "kern.hv_vmm_present") == "1" else "",
         *(f"the system is {text}" for text in texts if _RUNNER_TEXT.search(text)),
         *(f"the system is {text}" for text in texts if _VM_TEXT.search(text)),
