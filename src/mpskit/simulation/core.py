@@ -11,6 +11,7 @@ import torch
 if TYPE_CHECKING:
     from mpskit.host import Machine
     from mpskit.simulation.autocast import Autocast
+    from mpskit.simulation.bridge import Bridge
     from mpskit.simulation.memory import Memory
     from mpskit.simulation.rng import Randomness
     from mpskit.simulation.rules import Rules
@@ -63,14 +64,16 @@ class ThreadState:
     Attributes:
         call: arguments of the C++ function that the function mode is inside of; None between.
         target: the device that a transfer is moving to; None outside transfers.
+        bridge: the handler as a mode, for users' modes and subclasses; None outside.
         last_on_mac: whether the last operator that took tensors ran on the simulated device.
     """
 
-    __slots__ = ("call", "last_on_mac", "target")
+    __slots__ = ("bridge", "call", "last_on_mac", "target")
 
     def __init__(self) -> None:
         self.call: tuple[tuple[object, ...], dict[str, object]] | None = None
         self.target: torch.device | None = None
+        self.bridge: Bridge | None = None
         self.last_on_mac = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,7 @@ class Dispatch:
         """Run one operator on the CPU with the Mac's checks before and the Mac's tags after."""
         facts = self._known.get(func) or self._simulation.rules.facts(func)
         if facts.composite:
-            with seen_again():
+            with self._again():
                 return func.decompose(*args, **kwargs)
         where = self._scan(args)
         if kwargs:
@@ -60,11 +61,16 @@ class Dispatch:
             return self._inside(facts.body, args, kwargs)
         return func(*args, **kwargs)
 
+    def _again(self) -> AbstractContextManager[object]:
+        """Let the operators of a block be seen although this handler is running."""
+        bridge = self._state.bridge
+        return bridge.again() if bridge is not None and bridge.is_open else seen_again()
+
     def _inside(self, body: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a kernel written in Python with both modes on, which are off in this handler."""
         before, self._state.call = self._state.call, None
         try:
-            with seen_again(), FunctionMode(self._simulation, self._state):
+            with self._again(), FunctionMode(self._simulation, self._state):
                 return body(*args, **kwargs)
         finally:
             self._state.call = before

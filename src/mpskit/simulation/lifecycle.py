@@ -19,6 +19,7 @@ from mpskit.host import Host, Machine
 from mpskit.simulation import (
     autocast,
     autograd,
+    bridge,
     children,
     compiling,
     events,
@@ -191,6 +192,7 @@ def _install(simulation: Simulation, patches: Patches) -> None:
     surroundings.install(simulation, patches)
     patches.on_exit(_default_device_restorer())
     tensor_patches.install(simulation, patches)
+    bridge.install(simulation, patches)
     storages.install(simulation, patches)
     torch_c.install(simulation, patches)
     events.install(simulation, patches)

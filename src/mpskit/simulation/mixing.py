@@ -24,7 +24,9 @@ Has = Callable[[torch.Tensor], bool]
 _TWO_DEVICES = (
     "Expected all tensors to be on the same device, but found at least two devices, mps:0 and cpu!"
 )
-_ITERATED = frozenset({"aten::cat", "aten::stack", "aten::isclose", "aten::nll_loss_forward"})
+_ITERATED = frozenset(
+    {"aten::cat", "aten::stack", "aten::isclose", "aten::allclose", "aten::nll_loss_forward"}
+)
 # Blas: the kernel's name as it stands in LinearAlgebra.mm -> its arguments in torch's order.
 _BLAS = {
     "aten::mm": ("mm", ("mat1", "mat2"), 1),

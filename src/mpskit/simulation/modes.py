@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from mpskit.estimate.interception import intercepting
+from mpskit.simulation.bridge import Bridge
 from mpskit.simulation.core import Simulation, ThreadState
 from mpskit.simulation.dispatch import Dispatch
 from mpskit.simulation.functions import FunctionMode
@@ -17,9 +18,14 @@ __all__ = ["modes"]
 def modes(simulation: Simulation) -> Iterator[None]:
     """Run the block with new layers on this thread."""
     state = ThreadState()
+    dispatch = Dispatch(simulation, state)
     before = simulation.enter_thread(state)
     try:
-        with intercepting(Dispatch(simulation, state)), FunctionMode(simulation, state):
-            yield
+        with intercepting(dispatch), FunctionMode(simulation, state):
+            state.bridge = Bridge(dispatch)
+            try:
+                yield
+            finally:
+                state.bridge.close()
     finally:
         simulation.enter_thread(before)
