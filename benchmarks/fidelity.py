@@ -177,11 +177,18 @@ def report(cases: Sequence[Case], seconds: float) -> str:
     head = f"torch {torch.__version__}, {here}, machine {MACHINE}, {seconds:.0f} s"
     lines = [head, "", table(summary(cases))]
     if odd:
-        lines += ["", "| op | dtype | disagreement | error here | why |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {c.op} | {c.dtype} | {c.kind} | {c.error[:90] or '-'} | {explain(c)} |" for c in odd
-        ]
+        lines += ["", "| op | dtypes | disagreement | error here | why |", "|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in grouped(odd)]
     return "\n".join(lines)
+
+
+def grouped(cases: Iterable[Case]) -> list[tuple[str, ...]]:
+    """Return one row for the cases that differ in their dtype only."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for case in cases:
+        key = (case.op, case.kind, case.error[:80] or "-", explain(case))
+        groups.setdefault(key, []).append(case.dtype)
+    return [(op, ", ".join(d), kind, error, why) for (op, kind, error, why), d in groups.items()]
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
