@@ -1,9 +1,12 @@
 """The package's face: what it exports, and what importing it costs."""
 
+import ast
 import importlib
+import importlib.util
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +51,14 @@ def test_every_public_name_resolves(name):
         home = importlib.import_module(mpskit._PUBLIC[name])
         assert value is getattr(home, name)
         assert value.__doc__
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(mpskit.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == mpskit._PUBLIC
+    assert set(mpskit.__all__) == {*mpskit._PUBLIC, "__version__"}
 
 
 def test_no_public_name_hides_a_module():

@@ -9,13 +9,98 @@ name is resolved when it is first used (PEP 562).
 
 from __future__ import annotations
 
-import importlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mpskit._lazy import resolver
+
+if TYPE_CHECKING:
+    from mpskit._known_issues import (
+        known_issues,
+    )
+    from mpskit.dataloader import (
+        dataloader_kwargs,
+        tune_dataloader,
+    )
+    from mpskit.device import (
+        DeviceInfo,
+        get_optimal_device,
+    )
+    from mpskit.environment import (
+        configure_environment,
+        current_environment,
+    )
+    from mpskit.errors import (
+        ArgumentError,
+        ArgumentTypeError,
+        DeviceUnavailableError,
+        EstimateError,
+        MissingExtraError,
+        MpskitError,
+        MpskitWarning,
+        OutOfMemory,
+        SettingsError,
+        SimulationError,
+        TooLateError,
+        UnsupportedTorchError,
+    )
+    from mpskit.estimate import (
+        MemoryEstimate,
+        TensorSpec,
+        estimate_from_config,
+        estimate_inference_memory,
+        estimate_training_memory,
+    )
+    from mpskit.host import (
+        Host,
+        HostKind,
+        Machine,
+        Readings,
+        detect_host,
+    )
+    from mpskit.memory import (
+        CacheKeeper,
+        CacheReport,
+        MemoryBudget,
+        MemoryMonitor,
+        MemorySnapshot,
+        OomFigures,
+        empty_cache,
+        empty_cache_scope,
+        explain_oom,
+        is_oom,
+        limit_memory,
+        memory_budget,
+        memory_budget_for,
+        memory_snapshot,
+        parse_oom,
+        run_with_batch_size,
+    )
+    from mpskit.power import (
+        keep_awake,
+    )
+    from mpskit.precision import (
+        Precision,
+        autocast,
+        grad_scaler,
+        precision_for,
+    )
+    from mpskit.simulation import (
+        simulate,
+    )
+    from mpskit.threads import (
+        cpu_threads,
+        set_cpu_threads,
+    )
+    from mpskit.transfer import (
+        to_device,
+    )
+
+    __version__: str
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-# name -> the module that defines it
+# name -> the module that defines it; type checkers read the imports above instead
 _PUBLIC = {
     "Host": "mpskit.host",
     "HostKind": "mpskit.host",
@@ -76,20 +161,73 @@ _ERRORS = (
 )
 _PUBLIC |= dict.fromkeys(_ERRORS, "mpskit.errors")
 
-__all__ = sorted([*_PUBLIC, "__version__"])
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "CacheKeeper",
+    "CacheReport",
+    "DeviceInfo",
+    "DeviceUnavailableError",
+    "EstimateError",
+    "Host",
+    "HostKind",
+    "Machine",
+    "MemoryBudget",
+    "MemoryEstimate",
+    "MemoryMonitor",
+    "MemorySnapshot",
+    "MissingExtraError",
+    "MpskitError",
+    "MpskitWarning",
+    "OomFigures",
+    "OutOfMemory",
+    "Precision",
+    "Readings",
+    "SettingsError",
+    "SimulationError",
+    "TensorSpec",
+    "TooLateError",
+    "UnsupportedTorchError",
+    "__version__",
+    "autocast",
+    "configure_environment",
+    "cpu_threads",
+    "current_environment",
+    "dataloader_kwargs",
+    "detect_host",
+    "empty_cache",
+    "empty_cache_scope",
+    "estimate_from_config",
+    "estimate_inference_memory",
+    "estimate_training_memory",
+    "explain_oom",
+    "get_optimal_device",
+    "grad_scaler",
+    "is_oom",
+    "keep_awake",
+    "known_issues",
+    "limit_memory",
+    "memory_budget",
+    "memory_budget_for",
+    "memory_snapshot",
+    "parse_oom",
+    "precision_for",
+    "run_with_batch_size",
+    "set_cpu_threads",
+    "simulate",
+    "to_device",
+    "tune_dataloader",
+]
+
+_resolve = resolver(__name__, _PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        value: Any = version("mpskit")
-    elif name in _PUBLIC:
-        value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+        return version("mpskit")
+    return _resolve(name)
 
 
 def __dir__() -> list[str]:

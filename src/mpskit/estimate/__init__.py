@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+from mpskit._lazy import resolver
+
+if TYPE_CHECKING:
+    from mpskit.estimate._estimate import estimate_inference_memory, estimate_training_memory
+    from mpskit.estimate.from_config import estimate_from_config
+    from mpskit.estimate.result import (
+        Difference,
+        MemoryEstimate,
+        ModuleUse,
+        Peak,
+        TimelinePoint,
+        Verdict,
+    )
+    from mpskit.estimate.specs import TensorSpec
 
 _PUBLIC = {
     "Difference": "mpskit.estimate.result",
@@ -18,15 +32,20 @@ _PUBLIC = {
     "estimate_training_memory": "mpskit.estimate._estimate",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "Difference",
+    "MemoryEstimate",
+    "ModuleUse",
+    "Peak",
+    "TensorSpec",
+    "TimelinePoint",
+    "Verdict",
+    "estimate_from_config",
+    "estimate_inference_memory",
+    "estimate_training_memory",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = resolver(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

@@ -258,7 +258,7 @@ def _machine_bytes(machine: Any) -> int:
             given=machine,
         )
     found = find_machine(machine)
-    usable: int = memory_budget_for(
-        found.ram_bytes, macos=found.macos, chip=found.chip
-    ).usable_bytes
-    return usable
+    budget = memory_budget_for(found.ram_bytes, macos=found.macos, chip=found.chip)
+    if budget.usable_bytes is None:
+        raise ArgumentError(f"nobody knows what {machine} can give to a job", given=machine)
+    return budget.usable_bytes

@@ -6,8 +6,20 @@ worked out without importing torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+from mpskit._lazy import resolver
+
+if TYPE_CHECKING:
+    from mpskit.memory.budget import MemoryBudget, MemoryUser, memory_budget, memory_budget_for
+    from mpskit.memory.cache import CacheReport, empty_cache
+    from mpskit.memory.limits import MemoryLimit, limit_memory
+    from mpskit.memory.monitor import MemoryMonitor
+    from mpskit.memory.oom import OomExplanation, OomFigures, explain_oom, is_oom, parse_oom
+    from mpskit.memory.retry import next_batch_size, run_with_batch_size
+    from mpskit.memory.scope import CacheKeeper, empty_cache_scope
+    from mpskit.memory.snapshot import MemorySnapshot, memory_snapshot
+    from mpskit.memory.working_set import WorkingSet, recommended_bytes
 
 # name -> the module that defines it
 _PUBLIC = {
@@ -35,15 +47,32 @@ _PUBLIC = {
     "recommended_bytes": "mpskit.memory.working_set",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "CacheKeeper",
+    "CacheReport",
+    "MemoryBudget",
+    "MemoryLimit",
+    "MemoryMonitor",
+    "MemorySnapshot",
+    "MemoryUser",
+    "OomExplanation",
+    "OomFigures",
+    "WorkingSet",
+    "empty_cache",
+    "empty_cache_scope",
+    "explain_oom",
+    "is_oom",
+    "limit_memory",
+    "memory_budget",
+    "memory_budget_for",
+    "memory_snapshot",
+    "next_batch_size",
+    "parse_oom",
+    "recommended_bytes",
+    "run_with_batch_size",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = resolver(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:
