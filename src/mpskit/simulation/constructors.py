@@ -39,13 +39,7 @@ def _like_self(
 
 
 def _moved(simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    data = (
-        args[1]
-        if func in {torch.Tensor.new_tensor, torch.Tensor.new}
-        else args[0]
-        if args
-        else None
-    )
+    data = args[1] if func is torch.Tensor.new_tensor else args[0] if args else None
     if isinstance(data, torch.Tensor) and simulation.tags.has(data):
         return _from_tensor(func, data, kwargs)
     kwargs = kwargs | {"device": CPU}
@@ -76,4 +70,4 @@ CONSTRUCTORS: dict[Any, Constructor] = dict.fromkeys(
     ),
     _build,
 )
-CONSTRUCTORS |= dict.fromkeys((torch.Tensor.new_tensor, torch.Tensor.new), _like_self)
+CONSTRUCTORS[torch.Tensor.new_tensor] = _like_self
