@@ -9,12 +9,13 @@ name is resolved when it is first used (PEP 562).
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
-
 from mpskit._lazy import resolver
 
+TYPE_CHECKING = False  # importing typing would cost more than the rest of this file
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from mpskit._known_issues import (
         known_issues,
     )
@@ -97,8 +98,6 @@ if TYPE_CHECKING:
     )
 
     __version__: str
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # name -> the module that defines it; type checkers read the imports above instead
 _PUBLIC = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import select
@@ -15,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from mpskit._data import read_csv
+from mpskit._log import log
 from mpskit._values import Value
 from mpskit.errors import ArgumentTypeError, PowerWarning
 
 __all__ = ["Awake", "PowerState", "judge_power", "keep_awake", "power_state"]
 
-_log = logging.getLogger(__name__)
 # How long systemd-inhibit may take to ask logind for the lock, and a child to go when told to.
 _START_S = 2.0
 _STOP_S = 2.0
@@ -256,7 +255,7 @@ def _run(tool: _Tool) -> subprocess.Popen[str]:
 
 
 def _nothing(reason: str) -> Awake:
-    _log.info("not kept awake", extra={"reason": reason})
+    log.info("not kept awake", extra={"reason": reason})
     return Awake("none", f"nothing keeps this machine awake: {reason}")
 
 

@@ -12,7 +12,6 @@ bfloat16 or emulates it (M1 and M2 do) is in ``data/apple_chips.csv``.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from packaging.version import InvalidVersion, Version
 from mpskit import versions
 from mpskit._arguments import check_host
 from mpskit._data import read_toml
+from mpskit._log import log
 from mpskit._torch import as_device
 from mpskit._values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Precision", "autocast", "choose", "grad_scaler", "precision_for"]
 
-_log = logging.getLogger(__name__)
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 # Compute capability of the first CUDA generation that computes in bfloat16 (Ampere; NVIDIA, CUDA
 # C++ Programming Guide, "Arithmetic Instructions").
@@ -267,7 +266,7 @@ def autocast(
     if name is None or name == "float32":
         return contextlib.nullcontext()
     if name not in precision.autocast_dtypes:
-        _log.warning("autocast to %s is not possible on %s", name, precision.device)
+        log.warning("autocast to %s is not possible on %s", name, precision.device)
         return contextlib.nullcontext()
     return torch.autocast(precision.device, dtype=_torch_dtype(name))
 
@@ -299,7 +298,7 @@ def grad_scaler(
     name = _dtype_name(dtype) or precision.autocast_dtype
     needed = name == "float16"
     if needed and not precision.grad_scaler_possible:
-        _log.warning("float16 on %s needs a GradScaler, and has none", precision.device)
+        log.warning("float16 on %s needs a GradScaler, and has none", precision.device)
     enabled = needed and precision.grad_scaler_possible
     enabled = enabled and (precision.device != "cuda" or torch.cuda.is_available())
     if versions.has("amp.grad_scaler", str(torch.__version__)):

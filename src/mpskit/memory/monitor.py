@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import warnings
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from mpskit._log import log
 from mpskit._sizes import GIB, format_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError, MemoryGrowthWarning
 from mpskit.memory.footprint import footprint_bytes
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryMonitor", "ScalarWriter", "check_interval"]
 
-_LOG = logging.getLogger(__name__)
 _SHORTEST_INTERVAL_S = 0.01
 _TAGS = {
     "memory/allocated_gib": "allocated_bytes",
@@ -209,7 +208,7 @@ class MemoryMonitor:
         try:
             self._take(self._chosen())
         except Exception:  # noqa: BLE001 - a figure that is lacking must not end the training
-            _LOG.debug("a memory sample failed", exc_info=True)
+            log.debug("a memory sample failed", exc_info=True)
 
     def _take(self, device: torch.device) -> None:
         self._watched = str(device)
@@ -236,7 +235,7 @@ class MemoryMonitor:
         """Notice growth without tensors; said once in the log, and in a warning at the end."""
         grown = growth_without_tensors(self._timeline.latest())
         if grown is not None and self._grown is None:
-            _LOG.warning(_GROWTH.format(format_bytes(grown)))
+            log.warning(_GROWTH.format(format_bytes(grown)))
         self._grown = grown if grown is not None else self._grown
 
     def _write(self, sample: Sample) -> None:
@@ -249,7 +248,7 @@ class MemoryMonitor:
                     self._writer.add_scalar(tag, size / GIB, self._count)
         except Exception:  # noqa: BLE001 - somebody else's code, on our thread
             self._writer = None
-            _LOG.warning("the writer failed and is no longer called", exc_info=True)
+            log.warning("the writer failed and is no longer called", exc_info=True)
 
 
 def _run(forgetful: weakref.ref[MemoryMonitor], stop: threading.Event, interval: float) -> None:
