@@ -192,7 +192,7 @@ def eager_attention(s: Sketch, q: Var, k: Var, v: Var, heads: Heads, *, softcap:
     scores = s.shifted(scores)
     weights = s.cast(s.of_output(s.cast(scores, _FLOAT)), q.item)
     del scores
-    return s.shifted(s.product(weights, v, q.numel))
+    return s.shifted(s.product(weights, s.lowered(v), q.numel))
 
 
 def cross_entropy(s: Sketch, logits: Var) -> Var:
