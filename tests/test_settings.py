@@ -36,6 +36,7 @@ def test_right_values(variable, text, field, value):
         ("MPSKIT_POLICY", "fast", "auto, conservative"),
         ("MPSKIT_POLICY", "mps,mps", "mps,cuda,cpu"),
         ("MPSKIT_DISABLE_MPS", "maybe", "true"),
+        ("MPSKIT_CACHE_DIR", "~nobody-of-this-name/cache", "a folder that can be found"),
         ("LOCAL_RANK", "-1", "whole number"),
         ("LOCAL_RANK", "٣", "whole number"),
     ],
@@ -55,6 +56,7 @@ def test_wrong_values_list_the_right_ones_and_carry_the_input(variable, text, ri
                 "MPSKIT_POLICY",
                 "MPSKIT_DISABLE_MPS",
                 "MPSKIT_NO_CACHE",
+                "MPSKIT_CACHE_DIR",
                 "LOCAL_RANK",
             ]
         ),

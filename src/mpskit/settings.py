@@ -80,7 +80,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         policy=_policy(environ),
         disable_mps=_flag(environ, "MPSKIT_DISABLE_MPS"),
         no_cache=_flag(environ, "MPSKIT_NO_CACHE"),
-        cache_dir=Path(text).expanduser() if (text := environ.get("MPSKIT_CACHE_DIR")) else None,
+        cache_dir=_folder(environ, "MPSKIT_CACHE_DIR"),
         local_rank=_rank(environ),
     )
 
@@ -108,6 +108,14 @@ def _flag(environ: Mapping[str, str], name: str) -> bool:
     if text not in _TRUE + _FALSE:
         raise _wrong(name, environ[name], "1, true, yes or on; or 0, false, no or off")
     return text in _TRUE
+
+
+def _folder(environ: Mapping[str, str], name: str) -> Path | None:
+    text = environ.get(name)
+    try:
+        return Path(text).expanduser() if text else None
+    except RuntimeError:
+        raise _wrong(name, str(text), "a folder that can be found, such as /tmp/mpskit") from None
 
 
 def _device(environ: Mapping[str, str]) -> str | None:

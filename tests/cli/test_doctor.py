@@ -59,6 +59,35 @@ def test_a_wrong_variable_is_a_failed_check_and_json_comes_all_the_same():
     assert any("MPSKIT_DEVICE='gpu'" in check["seen"] for check in failed)
     assert "Traceback" not in done.stderr
 
+    assert [check["fix"] for check in failed] == ["unset MPSKIT_DEVICE"] * len(failed)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["raise ImportError('no torch')", "raise OSError('libtorch')", "raise RuntimeError('bad')", ""],
+)
+def test_a_broken_torch_is_one_failed_check_with_its_remedy(tmp_path, fault):
+    (tmp_path / "torch.py").write_text(fault)
+    done = _run("doctor", "--json", PYTHONPATH=str(tmp_path))
+    failed = [check for check in json.loads(done.stdout)["checks"] if check["mark"] == "fail"]
+    assert (done.returncode, [check["name"] for check in failed]) == (1, ["torch"])
+    assert failed[0]["fix"].endswith("-m pip install --force-reinstall torch")
+    assert done.stderr == ""
+
+
+def test_a_closed_output_is_no_traceback():
+    command = f"{sys.executable} -m mpskit doctor --quiet >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_scrub_where_there_is_no_home(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert _checks.scrub("seen in a folder") == "seen in a folder"
+
 
 def test_nothing_private_is_printed():
     secret = {"USER": "grace.hopper", "LOGNAME": "grace.hopper"}

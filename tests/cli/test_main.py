@@ -49,6 +49,16 @@ def test_an_error_of_ours_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "mpskit device: no such card\n"
 
 
+@pytest.mark.parametrize("error", [ImportError("no torch"), OSError("libtorch.so is missing")])
+def test_a_torch_that_cannot_be_loaded_is_one_line(monkeypatch, capsys, error):
+    def run(_):
+        raise error
+
+    monkeypatch.setattr(device, "run", run)
+    assert main(["device"]) == 1
+    assert capsys.readouterr().err == f"mpskit device: {error} (see: mpskit doctor)\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mpskit import DeviceUnavailableError, SettingsError, get_optimal_device
-from mpskit.device import ReasonCode, choice, facts
+from mpskit.device import ReasonCode, choice, facts, probe
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning
 from mpskit.host import Readings
 
@@ -121,6 +121,17 @@ def test_bad_arguments(arguments, error):
     assert caught.value.given == next(iter(arguments.values()))
 
 
+def test_a_policy_that_cannot_be_compared_is_a_wrong_type():
+    class Array:
+        def __eq__(self, other):
+            raise ValueError("the truth value of an array is ambiguous")
+
+        __hash__ = None
+
+    with pytest.raises(ArgumentTypeError):
+        get_optimal_device(policy=Array())
+
+
 def test_a_decision_is_remembered_and_refresh_asks_again(on_machine, monkeypatch):
     on_machine("m1-8gb")
     first = get_optimal_device()
@@ -128,6 +139,18 @@ def test_a_decision_is_remembered_and_refresh_asks_again(on_machine, monkeypatch
     assert get_optimal_device() is first
     assert str(get_optimal_device(refresh=True).device) == "cpu"
     assert str(get_optimal_device().device) == "cpu"
+
+
+def test_a_virtual_machine_is_tried_once_even_without_a_cache(on_machine, monkeypatch):
+    tried = []
+    monkeypatch.setattr(probe, "probe_mps", lambda: tried.append(1))
+    monkeypatch.setenv("MPSKIT_NO_CACHE", "1")
+    on_machine("github-macos-15-vm")
+    assert get_optimal_device().device.type == "mps"
+    assert get_optimal_device(policy="auto").device.type == "mps"
+    assert len(tried) == 1
+    get_optimal_device(refresh=True)
+    assert len(tried) == 2
 
 
 def test_one_line_in_the_log_per_process(on_machine, caplog):

@@ -95,6 +95,14 @@ def test_what_was_asked_for_and_cannot_be_is_a_fallback(request_, statuses, name
     assert decision.blocked in decision.rejected
 
 
+def test_a_card_that_was_asked_for_and_lost_is_told():
+    decision = decide(Request(force_mps=True, device="cuda:1"), BOX, apple_silicon=False)
+    told = [r.device for r in decision.rejected if r.code is ReasonCode.OUTRANKED]
+    assert (decision.device, told) == ("cuda:0", ["cuda:1"])
+    same = decide(Request(force_mps=True, device="cuda:0"), BOX, apple_silicon=False)
+    assert ReasonCode.OUTRANKED not in [r.code for r in same.rejected]
+
+
 def test_a_rank_without_a_card_is_an_error():
     with pytest.raises(
         DeviceUnavailableError, match="LOCAL_RANK=2 but this machine has 2"

@@ -102,6 +102,17 @@ def test_a_folder_that_cannot_be_made_is_no_error(verdicts, tmp_path):
     assert probe.remembered_probe(HOST, "2.13.0", settings) == "failure 2"
 
 
+def test_a_user_without_a_home_is_no_error(verdicts, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")
+    monkeypatch.setattr(probe.Path, "expanduser", _homeless)
+    assert probe.remembered_probe(HOST, "2.13.0", Settings()) == "failure 1"
+
+
+def _homeless(path):
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_many_writers_leave_a_whole_file(settings):
     path = settings.cache_dir / "mps-probe-x.json"
     threads = [threading.Thread(target=probe._write, args=(path, "x" * 1000)) for _ in range(16)]

@@ -64,7 +64,7 @@ def gather() -> Findings:
 
 def scrub(text: str) -> str:
     """Take the home folder, the user's name and the host's name out of a text."""
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
     names = {os.environ.get("USER"), os.environ.get("LOGNAME"), platform.node()}
     cleaned = text.replace(home, "~") if len(home) > 1 else text
     for name in sorted(filter(None, names), key=len, reverse=True):
@@ -79,10 +79,22 @@ def _survive(look: Callable[[Findings], None], found: Findings) -> None:
     try:
         look(found)
     except MpskitError as error:
-        found.add(name, "fail", str(error), why="mpskit cannot go on with it as it is")
+        why, fix = "mpskit cannot go on with it as it is", _mend(str(error))
+        found.add(name, "fail", str(error), why=why, fix=fix)
     except Exception as error:  # noqa: BLE001 - a report must come out on any machine
         seen = f"{type(error).__name__}: {error}"
-        found.add(name, "fail", seen, why="this is a fault of mpskit or of the installation")
+        why = "this is a fault of mpskit or of the installation"
+        found.add(name, "fail", seen, why=why, fix=_reinstall("mpskit"))
+
+
+def _mend(message: str) -> str | None:
+    """A variable is what can be wrong here: the message begins with its name."""
+    variable = re.match(r"[A-Z_]{4,}(?==)", message)
+    return f"unset {variable[0]}" if variable else None
+
+
+def _reinstall(package: str) -> str:
+    return f"{Path(sys.executable).name} -m pip install --force-reinstall {package}"
 
 
 def _machine(found: Findings) -> None:
@@ -97,13 +109,14 @@ def _torch(found: Findings) -> None:
     python = f"Python {platform.python_version()}"
     try:
         import torch
-    except (ImportError, OSError) as error:
+
+        version = str(torch.__version__)
+    except Exception as error:  # noqa: BLE001 - a broken torch fails in any way
         why = "without torch there is nothing to choose a device for"
-        fix = f"{Path(sys.executable).name} -m pip install torch"
-        found.add("torch", "fail", f"{python}; torch: {error}", why=why, fix=fix)
+        found.add("torch", "fail", f"{python}; torch: {error}", why=why, fix=_reinstall("torch"))
         return
-    found.facts["torch"] = {"version": str(torch.__version__), "python": platform.python_version()}
-    found.add("torch", "ok", f"torch {torch.__version__} on {python}")
+    found.facts["torch"] = {"version": version, "python": platform.python_version()}
+    found.add("torch", "ok", f"torch {version} on {python}")
 
 
 def _backends(found: Findings) -> None:
@@ -164,6 +177,8 @@ def _device_test(found: Findings, device: str) -> None:
 def _memory(found: Findings) -> None:
     from mpskit.memory import memory_budget
 
+    if "torch" not in found.facts:
+        return
     device = found.facts.get("device", {}).get("device", "cpu")
     budget = memory_budget(device, live=False)
     found.facts["memory"] = budget.model_dump(mode="json")

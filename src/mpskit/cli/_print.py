@@ -34,7 +34,8 @@ def printer() -> Callable[[str, str], None]:
 
 
 def _console() -> Any:
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+    # A closed stdout (>&-) is None in Python.
+    if os.environ.get("NO_COLOR") or sys.stdout is None or not sys.stdout.isatty():
         return None
     try:
         from rich.console import Console

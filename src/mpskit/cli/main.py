@@ -59,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, say) has gone: nothing is left to tell it.
         sys.stderr.close()
         return 1
+    except (ImportError, OSError) as error:
+        # A torch that is missing or cannot be loaded, or a disk that is full.
+        print(f"mpskit {arguments.command}: {error} (see: mpskit doctor)", file=sys.stderr)
+        return 1
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mpskit._log import log
 from mpskit.device import facts as torch_facts
 from mpskit.device.facts import TorchFacts
 from mpskit.device.info import DeviceChoice, DeviceInfo
@@ -25,9 +25,9 @@ from mpskit.settings import POLICIES, Settings, fingerprint, parse_policy, read_
 
 __all__ = ["backend_statuses", "forget_decisions", "get_optimal_device"]
 
-_log = logging.getLogger("mpskit")
 _Key = tuple[object, ...]
 _decisions: dict[_Key, tuple[DeviceChoice, str | None]] = {}
+_probed: dict[_Key, str | None] = {}
 # The processes that have had their one INFO line; a forked child is another process.
 _announced: set[int] = set()
 
@@ -85,6 +85,7 @@ def get_optimal_device(
 def forget_decisions() -> None:
     """Forget this process's decisions, so that the next call asks again."""
     _decisions.clear()
+    _probed.clear()
     _announced.clear()
 
 
@@ -92,18 +93,26 @@ def backend_statuses(
     host: Host, facts: TorchFacts, settings: Settings, *, refresh: bool = False
 ) -> list[BackendStatus]:
     """Return every backend's status on this machine, the strongest first, the CPU last."""
-    if replaced_readings() is not None:
-        # A simulated machine's verdict is not this machine's: nothing of it is kept.
-        settings = replace(settings, no_cache=True)
 
     def ask() -> str | None:
-        from mpskit.device import probe
-
-        return probe.remembered_probe(host, facts.version, settings, refresh=refresh)
+        return _probe(host, facts.version, settings, refresh=refresh)
 
     other = other_status(facts)
     mps = mps_status(host, facts, disabled=settings.disable_mps, probe=ask)
     return [cuda_status(facts), mps, *([other] if other else []), cpu_status()]
+
+
+def _probe(host: Host, version: str, settings: Settings, *, refresh: bool) -> str | None:
+    """Try MPS at most once in a process: also without a cache folder nobody waits twice."""
+    from mpskit.device.probe import remembered_probe
+
+    if replaced_readings() is not None:
+        # A simulated machine's verdict is not this machine's: nothing of it is kept.
+        return remembered_probe(host, version, replace(settings, no_cache=True))
+    key = (host.kind, version)
+    if refresh or key not in _probed:
+        _probed[key] = remembered_probe(host, version, settings, refresh=refresh)
+    return _probed[key]
 
 
 def _check(
@@ -125,7 +134,8 @@ def _check(
             "workload= is reserved: this version of mpskit decides without it, so leave it None",
             given=workload,
         )
-    return policy if policy is None or policy in POLICIES else _normal_policy(policy)
+    known = policy is None or (isinstance(policy, str) and policy in POLICIES)
+    return policy if known else _normal_policy(policy)
 
 
 def _normal_policy(policy: object) -> str | tuple[str, ...]:
@@ -205,6 +215,6 @@ def _announce(info: DeviceInfo) -> None:
         return
     _announced.add(os.getpid())
     facts = {"mpskit_device": info.device, "mpskit_basis": str(info.basis)}
-    _log.info("device %s: %s", info.device, info.reason, extra=facts)
+    log.info("device %s: %s", info.device, info.reason, extra=facts)
     for other in info.rejected:
-        _log.debug("device %s not used (%s): %s", other.device, other.code, other.reason)
+        log.debug("device %s not used (%s): %s", other.device, other.code, other.reason)

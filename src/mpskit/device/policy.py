@@ -85,7 +85,7 @@ def decide(request: Request, statuses: Sequence[BackendStatus], *, apple_silicon
         device=chosen if index is None else f"{chosen}:{index}",
         reason=_reason(chosen, wish, blocked),
         basis=wish.basis if blocked is None else Basis.DEFAULT,
-        rejected=_rejected(chosen, wishes, blocked, known),
+        rejected=_rejected(chosen, index, wishes, blocked, known),
         advice=_advice(chosen, wish, known),
         fallback=_fallback(wish, chosen, blocked),
         blocked=blocked,
@@ -190,6 +190,7 @@ def _auto_reason(chosen: str, wish: _Wish) -> str:
 
 def _rejected(
     chosen: str,
+    index: int | None,
     wishes: Sequence[_Wish],
     blocked: Rejected | None,
     known: dict[str, BackendStatus],
@@ -198,7 +199,7 @@ def _rejected(
     losers = _losers(chosen, wishes[0], known)
     if blocked is not None and blocked.device not in {loser.device for loser in losers}:
         losers.append(blocked)
-    return (*losers, *_outranked(wishes, chosen, known))
+    return (*losers, *_outranked(wishes, chosen, index, known))
 
 
 def _losers(chosen: str, wish: _Wish, known: dict[str, BackendStatus]) -> list[Rejected]:
@@ -227,13 +228,14 @@ def _why_not(name: str, chosen: str, wish: _Wish) -> tuple[ReasonCode, str, str]
 
 
 def _outranked(
-    wishes: Sequence[_Wish], chosen: str, known: dict[str, BackendStatus]
+    wishes: Sequence[_Wish], chosen: str, index: int | None, known: dict[str, BackendStatus]
 ) -> list[Rejected]:
     """Every request but the strongest that would have led elsewhere."""
     lost = []
+    answers = (chosen, f"{chosen}:{index or 0}")
     for wish in wishes[1:-1]:
         wanted = wish.named or next(n for n in _expand(wish.order, known) if _usable(n, known))
-        if wanted.split(":")[0] != chosen:
+        if wanted not in answers:
             why = f"{wish.source} was overruled by {wishes[0].source}"
             code = ReasonCode.OUTRANKED
             fix = f"drop {wishes[0].source}"

@@ -78,7 +78,9 @@ def remembered_probe(
     """
     if settings.no_cache:
         return probe_mps()
-    path = cache_folder(settings) / f"mps-probe-{_key(host, torch_version)}.json"
+    path = _path(host, torch_version, settings)
+    if path is None:
+        return probe_mps()
     found = None if refresh else _read(path)
     if found is not None:
         return found["failure"]
@@ -87,8 +89,20 @@ def remembered_probe(
     return failure
 
 
+def _path(host: Host, torch_version: str, settings: Settings) -> Path | None:
+    try:
+        return cache_folder(settings) / f"mps-probe-{_key(host, torch_version)}.json"
+    except RuntimeError:
+        # The user has no home folder (a container's nameless user), and so no cache.
+        return None
+
+
 def cache_folder(settings: Settings) -> Path:
-    """Return where mpskit keeps what it remembers; nothing is created."""
+    """Return where mpskit keeps what it remembers; nothing is created.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
     if settings.cache_dir is not None:
         return settings.cache_dir
     if sys.platform == "darwin":
