@@ -159,6 +159,37 @@ def test_custom_operators():
         assert "'mpskit_try::only_cpu'" in str(NOW.missing_error(ops.only_cpu.default))
 
 
+def test_fallback_names_the_operator_that_fell_back():
+    coverage = Coverage("2.13.0", "15.6")
+    text = coverage.fallback_warning(aten._linalg_svd.default)
+    assert text.startswith("The operator 'aten::linalg_svd' is not currently supported")
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_what_a_kernel_calls_inside(fallback):
+    call = (aten.linalg_pinv.atol_rtol_tensor, (torch.eye(2),), {"hermitian": True})
+    text = "- func: _linalg_eigh.eigenvalues(Tensor A)\n  dispatch:\n    CPU, CUDA: eigh"
+    index = Index(parse(text.splitlines()))
+    coverage = Coverage("2.13.0", "15.6", fallback=fallback, index=index)
+    if fallback:
+        coverage.check(*call)
+        return
+    with pytest.raises(NotImplementedError, match=r"aten::_linalg_eigh\.eigenvalues"):
+        coverage.check(*call)
+    coverage.check(call[0], call[1], {"hermitian": False})
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_collectives_are_refused_since_2_11_and_barriers_are_not(fallback):
+    op, barrier = torch.ops.c10d.allreduce_.default, torch.ops.c10d.barrier.default
+    new = Coverage("2.11.0", "15.6", fallback=fallback)
+    assert {new.status(op), new.status(barrier)} == {Status.NATIVE}
+    with pytest.raises(NotImplementedError, match="distributed operator 'c10d::allreduce_'"):
+        new.check(op, ([torch.ones(2)],), {})
+    assert new.check_for(barrier) is None
+    assert Coverage("2.10.0", "15.6").status(op) is Status.MISSING
+
+
 @pytest.mark.parametrize(
     ("op", "name"),
     [

@@ -48,7 +48,8 @@ class Coverage:
     Args:
         torch_version: the installed torch, whose yaml is read.
         macos: the simulated machine's macOS, as ``"15.6"``.
-        fallback: whether PYTORCH_ENABLE_MPS_FALLBACK was on at entry; kept for the caller.
+        fallback: whether PYTORCH_ENABLE_MPS_FALLBACK was on at entry: what a kernel calls inside
+            is then never missing. The caller looks after operators that are.
         index: the yaml's operators, where they are not to be the installed torch's.
     """
 
@@ -77,7 +78,8 @@ class Coverage:
         if corrected is not None:
             return Status(corrected)
         if kind is None:
-            return Status.NATIVE if self._is_refused_collective(op) else _dispatcher_status(op)
+            knows = op.namespace == "c10d" and has("mps.distributed_error", self.torch_version)
+            return Status.NATIVE if knows else _dispatcher_status(op)
         call = self._table.calls.get(name)
         if call is not None and call.always and self._meets_gap(call):
             return Status.MISSING
@@ -102,8 +104,8 @@ class Coverage:
             return self._narrow
         call = self._table.calls.get(name)
         rows = self._table.limits.get(name, ())
-        gap = None if call is None or call.always or not self._meets_gap(call) else call
-        gap = None if self.fallback else gap
+        open_gap = call is not None and not call.always and self._meets_gap(call)
+        gap = call if open_gap and not self.fallback else None
         if gap is None and not rows:
             return None
 
@@ -115,8 +117,12 @@ class Coverage:
         return check
 
     def _is_refused_collective(self, op: OpOverload) -> bool:
-        """Return whether the operator has a kernel that only raises: c10d since torch 2.11."""
-        return op.namespace == "c10d" and has("mps.distributed_error", self.torch_version)
+        """Return whether the operator has a kernel that only raises: c10d since torch 2.11.
+
+        A barrier's tensor is torch's own and on the CPU with gloo (ProcessGroup.hpp).
+        """
+        collective = op.namespace == "c10d" and "barrier" not in op._schema.name
+        return collective and has("mps.distributed_error", self.torch_version)
 
     def _refuse_collective(self, op: OpOverload) -> Check:
         def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG001
@@ -160,7 +166,7 @@ class Coverage:
         call = self._table.calls.get(name)
         if call is not None and call.always:
             return f"aten::{call.inner}"
-        missing = self._index.missing_name(name) or name
+        missing = self._table.named.get(name) or self._index.missing_name(name) or name
         return missing if "::" in missing else f"aten::{missing}"
 
 

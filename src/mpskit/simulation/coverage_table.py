@@ -59,12 +59,14 @@ class Table:
     """The rows that apply, by operator (``"add.Tensor"``, ``"torchvision::nms"``).
 
     Attributes:
+        named: the operator that torch speaks of in place of one.
         narrowed: torch functions whose C++ takes float32 on MPS in place of float64.
     """
 
     status: Mapping[str, str]
     calls: Mapping[str, Call]
     limits: Mapping[str, tuple[Limit, ...]]
+    named: Mapping[str, str]
     narrowed: frozenset[str]
 
 
@@ -80,6 +82,9 @@ def table_for(torch_version: str, macos: str) -> Table:
         status=MappingProxyType({n: row["status"] for row in rows["status"] for n in row["ops"]}),
         calls=MappingProxyType({row["op"]: _call(row) for row in rows["calls"]}),
         limits=MappingProxyType(limits),
+        named=MappingProxyType(
+            {n: row["named"] for row in rows["status"] if "named" in row for n in row["ops"]}
+        ),
         narrowed=frozenset(name for row in rows["narrowed"] for name in row["callers"]),
     )
 
