@@ -134,8 +134,9 @@ def _check(
             "workload= is reserved: this version of mpskit decides without it, so leave it None",
             given=workload,
         )
-    known = policy is None or (isinstance(policy, str) and policy in POLICIES)
-    return policy if known else _normal_policy(policy)
+    if policy is None or (isinstance(policy, str) and policy in POLICIES):
+        return policy
+    return _normal_policy(policy)
 
 
 def _normal_policy(policy: object) -> str | tuple[str, ...]:
