@@ -78,8 +78,7 @@ class Coverage:
         if corrected is not None:
             return Status(corrected)
         if kind is None:
-            knows = op.namespace == "c10d" and has("mps.distributed_error", self.torch_version)
-            return Status.NATIVE if knows else _dispatcher_status(op)
+            return Status.NATIVE if self._has_collectives(op) else _dispatcher_status(op)
         call = self._table.calls.get(name)
         if call is not None and call.always and self._meets_gap(call):
             return Status.MISSING
@@ -97,7 +96,8 @@ class Coverage:
 
     def check_for(self, op: OpOverload) -> Check | None:
         """Return the check of one operator's arguments, or None where nothing can be wrong."""
-        if self._is_refused_collective(op):
+        # A barrier's tensor is torch's own and on the CPU with gloo (ProcessGroup.hpp).
+        if self._has_collectives(op) and "barrier" not in op._schema.name:
             return self._refuse_collective(op)
         name = _short_name(op)
         if name == "_to_copy" and self._table.narrowed:
@@ -116,13 +116,9 @@ class Coverage:
 
         return check
 
-    def _is_refused_collective(self, op: OpOverload) -> bool:
-        """Return whether the operator has a kernel that only raises: c10d since torch 2.11.
-
-        A barrier's tensor is torch's own and on the CPU with gloo (ProcessGroup.hpp).
-        """
-        collective = op.namespace == "c10d" and "barrier" not in op._schema.name
-        return collective and has("mps.distributed_error", self.torch_version)
+    def _has_collectives(self, op: OpOverload) -> bool:
+        """Return whether a c10d operator has an MPS kernel: since 2.11, one that only raises."""
+        return op.namespace == "c10d" and has("mps.distributed_error", self.torch_version)
 
     def _refuse_collective(self, op: OpOverload) -> Check:
         def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG001
