@@ -86,3 +86,26 @@ def test_a_device_by_any_name(device):
 def test_no_such_device():
     with pytest.raises(ArgumentError, match="tpu"):
         target_for("tpu")
+
+
+def test_a_simulated_mac_reports_what_was_estimated():
+    import mpskit
+
+    def make():
+        return nn.Sequential(Attend(512), nn.GELU(), nn.Linear(16, 16))
+
+    told = estimate_training_memory(make, TensorSpec((2, 512, 64)), device="mps")
+    model, batch = make(), torch.randn(2, 512, 64)
+    with mpskit.simulate("m1-8gb") as mac:
+        model.to("mps")
+        batch = batch.to("mps")
+        optimizer = torch.optim.AdamW(model.parameters())
+        inside = estimate_training_memory(make, TensorSpec((2, 512, 64)), device="mps")
+        mac.reset_peaks()
+        for _ in range(2):
+            model(batch).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert told.peak_bytes == pytest.approx(mac.peak_allocated_bytes, rel=0.01)
+        assert told.driver_bytes == pytest.approx(mac.peak_driver_bytes, rel=0.05)
+    assert inside == told

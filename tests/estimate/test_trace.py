@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpskit.estimate import interception
 from mpskit.estimate.interception import intercepting
 from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.trace import Tracer
@@ -47,6 +48,32 @@ def test_a_known_tensor_is_unknown_once_an_unknown_is_written_into_it():
         return known * 2
 
     assert is_unbacked(traced(run)[0])
+
+
+def test_what_became_unknown_is_forgotten_with_its_storage():
+    def run():
+        known = torch.zeros(4)
+        known.add_(unbacked(4))
+
+    assert traced(run)[1].unknown == set()
+
+
+def test_inference_mode_is_taken_apart_too():
+    layer, x = torch.nn.Linear(16, 32), unbacked(8, 16)
+    with torch.inference_mode():
+        y, ledger = traced(lambda: layer(x))
+    assert y.shape == (8, 32)
+    assert "addmm" in {record.op for record in ledger.records}
+
+
+def test_older_torch_is_traced_through_a_mode(monkeypatch):
+    layer, x = torch.nn.Linear(16, 32), unbacked(8, 16)
+    _, keyed = traced(lambda: layer(x).relu().sum().backward())
+    monkeypatch.setattr(interception, "registered_key", lambda: None)
+    layer.zero_grad()
+    _, moded = traced(lambda: layer(x).relu().sum().backward())
+    sizes = [[(r.op, r.size) for r in ledger.records] for ledger in (keyed, moded)]
+    assert sizes[0] == sizes[1]
 
 
 def test_views_share_and_die_with_their_storage():

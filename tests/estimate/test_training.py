@@ -175,6 +175,14 @@ def test_the_second_step_holds_the_optimizer_state():
     assert once.peak_bytes < twice.peak_bytes == thrice.peak_bytes
 
 
+def test_asking_a_kernel_for_the_first_time_keeps_nothing_alive(monkeypatch):
+    from mpskit.estimate import trace
+
+    monkeypatch.setattr(trace, "_PLANS", {})
+    first = estimate_training_memory(Attention, TensorSpec((4, 32, 64)), device="cpu")
+    assert estimate_training_memory(Attention, TensorSpec((4, 32, 64)), device="cpu") == first
+
+
 def test_the_same_call_gives_the_same_bytes_whatever_ran_before():
     batch = TensorSpec((64, 64))
     first = estimate_training_memory(mlp, batch, device="mps")

@@ -127,7 +127,7 @@ def trace_training(
     def prepare(stack: contextlib.ExitStack) -> Step:
         chosen = stack.enter_context(borrowed(optimizer, module, job.ledger))
         if train_step is not None:
-            return lambda model, batch: train_step(model, batch, chosen)
+            return functools.partial(_own_step, train_step, chosen)
         autocast = functools.partial(_autocast, job.target.device, mixed)
         return _Training(step or default_loss, chosen, autocast, accumulate)
 
@@ -174,6 +174,10 @@ class _Training:
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
+
+
+def _own_step(run: TrainStep, optimizer: Any, model: torch.nn.Module, batch: Any) -> None:
+    run(model, batch, optimizer)
 
 
 def _autocast(device: str, dtype: torch.dtype | None) -> Any:

@@ -56,11 +56,15 @@ class _Ref(weakref.ref["torch.UntypedStorage"]):
 
 @dataclass
 class Ledger:
-    """Allocation events: ``number`` for an allocation of that record, ``~number`` for its end."""
+    """Allocation events: ``number`` for an allocation of that record, ``~number`` for its end.
+
+    ``unknown`` holds the keys of living storages with memory whose values are no longer true.
+    """
 
     where: Where = field(default_factory=Where)
     records: list[Record] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
+    unknown: set[int] = field(default_factory=set)
     _alive: dict[int, tuple[int, _Ref]] = field(default_factory=dict)
 
     def add(
@@ -122,5 +126,6 @@ class Ledger:
 
     def _freed(self, reference: _Ref) -> None:
         entry = self._alive.pop(reference.key, None)
+        self.unknown.discard(reference.key)  # the address may be another storage's next
         if entry is not None:
             self.events.append(~entry[0])

@@ -118,6 +118,7 @@ class Traced:
         model = allocator_for(self.target.device, torch_version=version)
         played = replay(self._events(), model)
         summary = Summary(self.ledger, played.timeline)
+        kinds: dict[str, Any] = summary.by_kind()
         return MemoryEstimate(
             device=self.target.device,
             torch_version=version,
@@ -128,7 +129,7 @@ class Traced:
             top_modules=summary.top_modules(),
             timeline=summary.timeline(),
             notes=self.notes,
-            **summary.by_kind(),
+            **kinds,
         )
 
     def _events(self) -> Iterator[Event]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.nn.modules import module as torch_module
-from torch.optim import optimizer as torch_optimizer
 
 from mpskit.estimate.ledger import Ledger
 
@@ -65,8 +65,9 @@ class Scope:
     def _hooks(self) -> Iterator[Any]:
         yield torch_module.register_module_forward_pre_hook(self._enter)
         yield torch_module.register_module_forward_hook(self._leave, always_call=True)
-        yield torch_optimizer.register_optimizer_step_pre_hook(self._before_step)
-        yield torch_optimizer.register_optimizer_step_post_hook(self._after_step)
+        optimizers: Any = importlib.import_module("torch.optim.optimizer")
+        yield optimizers.register_optimizer_step_pre_hook(self._before_step)
+        yield optimizers.register_optimizer_step_post_hook(self._after_step)
 
     def _enter(self, module: torch.nn.Module, _: Any) -> None:
         name = self._names.get(id(module))
@@ -83,7 +84,8 @@ class Scope:
     def _mark(self, path: str) -> None:
         self.where.module = path
         if self._depth == 0:
-            self._numbers.append(torch._C._autograd._get_sequence_nr())
+            core: Any = torch._C
+            self._numbers.append(core._autograd._get_sequence_nr())
             self._paths.append(path)
 
     def _backward(self, run: Callable[..., Any]) -> Callable[..., Any]:

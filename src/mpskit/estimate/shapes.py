@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["Output", "Plan", "Unplannable", "infer", "signature", "unflatten"]
+__all__ = ["Output", "Plan", "Unplannable", "infer", "signature", "tensors_in", "unflatten"]
 
 
 class Unplannable(Exception):  # noqa: N818 - a private signal, not an error for the user
@@ -65,27 +66,63 @@ def infer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         Unplannable: it has none, or it needs values.
     """
     metas: dict[int, torch.Tensor] = {}
-    order: list[torch.Tensor] = []
-
-    def to_meta(tensor: torch.Tensor) -> torch.Tensor:
-        found = metas.get(id(tensor))
-        if found is None:
-            found = metas[id(tensor)] = _meta_like(tensor)
-            order.append(found)
-        return found
-
-    args, kwargs = tree_map_only(torch.Tensor, to_meta, (args, kwargs))
+    args = _on_meta(args, metas)
+    kwargs = {name: _on_meta(value, metas) for name, value in kwargs.items()}
     if isinstance(kwargs.get("device"), torch.device):
         kwargs = {**kwargs, "device": torch.device("meta")}
-    try:
-        result = func(*args, **kwargs)
-    except NotImplementedError as error:
-        raise Unplannable(str(error)) from error
-    return _plan(result, order)
+    return _plan(_apart(func, args, kwargs), list(metas.values()))
 
 
-def _meta_like(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+def _apart(func: Any, args: Any, kwargs: Any) -> Any:
+    """Call a meta kernel in a thread of its own.
+
+    The first call of many imports half of torch and leaves exceptions in cycles behind. Their
+    tracebacks hold every frame below, and with it the step's tensors; here there is none below.
+    """
+    outcome: list[Any] = []
+
+    def call() -> None:
+        try:
+            outcome.append(func(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - it is raised again where it belongs
+            outcome.append(error.with_traceback(None))
+
+    thread = threading.Thread(target=call, name="mpskit meta kernel")
+    thread.start()
+    thread.join()
+    result = outcome.pop()
+    if isinstance(result, NotImplementedError):
+        raise Unplannable(str(result))
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _on_meta(value: Any, metas: dict[int, torch.Tensor]) -> Any:
+    """Return an argument with meta tensors of the same layout, the same one for the same tensor.
+
+    Not by torch's pytree: its walk leaves a cycle behind that holds every leaf, and so would keep
+    the step's tensors alive until a garbage collection.
+    """
+    if isinstance(value, torch.Tensor):
+        found = metas.get(id(value))
+        if found is None:
+            found = metas[id(value)] = torch.empty_strided(
+                value.shape, value.stride(), dtype=value.dtype, device="meta"
+            )
+        return found
+    if isinstance(value, list | tuple):
+        return type(value)([_on_meta(item, metas) for item in value])
+    return value
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors among an operator's arguments, in order."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
 
 
 def _plan(result: Any, arguments: list[torch.Tensor]) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,8 @@ class Target:
 
     def _patches(self) -> Iterator[tuple[Any, str, Any]]:
         from torch.nn.utils import clip_grad
-        from torch.optim import optimizer as module
 
-        optimizer: Any = module
+        optimizer: Any = importlib.import_module("torch.optim.optimizer")
         if self.foreach_optimizers:
             kinds = [*optimizer._get_foreach_kernels_supported_devices(), "cpu"]
             yield optimizer, "_get_foreach_kernels_supported_devices", lambda: kinds

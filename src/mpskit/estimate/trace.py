@@ -11,12 +11,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from mpskit.allocator.paths import PathCharge
 from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.opfacts import OpFacts, facts_of
-from mpskit.estimate.shapes import Output, Plan, Unplannable, infer, signature, unflatten
+from mpskit.estimate.shapes import (
+    Output,
+    Plan,
+    Unplannable,
+    infer,
+    signature,
+    tensors_in,
+    unflatten,
+)
 from mpskit.estimate.unbacked import is_unbacked, unbacked_storage
 from mpskit.estimate.values import Reads, spread
 
@@ -65,7 +72,6 @@ class Tracer:
         self.charges = charges or {}
         self._refused = frozenset() if doubles else _DOUBLES
         self.reads = Reads(ledger.where)
-        self._tainted: set[int] = set()
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one operator by the route that its schema tells."""
@@ -90,7 +96,7 @@ class Tracer:
             if isinstance(item, torch.Tensor):
                 if item.layout is not torch.strided:
                     raise self.reads.unsupported(self.where.op, _SPARSE, item.layout)
-                if is_unbacked(item) or (self._tainted and self._is_tainted(item)):
+                if is_unbacked(item) or (self.ledger.unknown and self._is_tainted(item)):
                     return False
             elif isinstance(item, list | tuple) and not self.known(item):
                 return False
@@ -153,7 +159,7 @@ class Tracer:
         return self.known(args) and (not kwargs or self.known(kwargs.values()))
 
     def _is_tainted(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._tainted
+        return tensor.untyped_storage()._cdata in self.ledger.unknown
 
     def _taint(self, facts: OpFacts, args: Any) -> None:
         """What was known and is written to with unknowns is unknown from now on."""
@@ -162,7 +168,9 @@ class Tracer:
         for target in [args[i] for i in facts.written if i < len(args)]:
             for tensor in target if isinstance(target, list | tuple) else (target,):
                 if tensor is not None and not is_unbacked(tensor):
-                    self._tainted.add(tensor.untyped_storage()._cdata)
+                    storage = tensor.untyped_storage()
+                    self.ledger.add(storage)  # so that it is forgotten when it dies
+                    self.ledger.unknown.add(storage._cdata)
 
     def _plan(self, func: Any, args: Any, kwargs: Any, *, exact: bool) -> Plan | None:
         key = (func, signature(args, exact=exact), signature(tuple(kwargs.items()), exact=exact))
@@ -183,8 +191,8 @@ class Tracer:
         try:
             return infer(func, args, kwargs)
         except Unplannable as error:
-            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-            if tensors and sum(t.numel() * t.element_size() for t in tensors) <= _SMALL_BYTES:
+            sizes = [t.numel() * t.element_size() for t in tensors_in((*args, *kwargs.values()))]
+            if sizes and sum(sizes) <= _SMALL_BYTES:
                 return None
             raise self.reads.refusal(str(func)) from error
 
@@ -297,9 +305,8 @@ def _chosen(facts: OpFacts, output: Output, args: Any) -> torch.Tensor:
 def _alias(output: Output, args: Any, kwargs: Any) -> torch.Tensor:
     """Return another view of an argument: the meta kernel returned its storage."""
     tensors: dict[int, torch.Tensor] = {}
-    for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, torch.Tensor):
-            tensors.setdefault(id(leaf), leaf)
+    for tensor in tensors_in((*args, *kwargs.values())):
+        tensors.setdefault(id(tensor), tensor)
     source = list(tensors.values())[-1 - output.storage]
     return source.as_strided(output.shape, output.stride, output.offset)
 
