@@ -87,7 +87,8 @@ class Dispatch:
             charges.charge(self._simulation, facts.name, args, result)
         if facts.cpu_result is not None:
             self._tag([part for at, part in enumerate(result) if at != facts.cpu_result])
-        elif facts.fresh and not _is_scratch(facts, result, kwargs):
+        elif facts.fresh:
+            result = result.float() if _is_scratch(facts, result, kwargs) else result
             self._tag(result)
         return result
 
@@ -158,7 +159,7 @@ def _is_scratch(facts: OpFacts, result: Any, kwargs: dict[str, Any]) -> bool:
     """Return whether C++ made a float64 number of its own, as no Mac's would.
 
     ``linalg_pinv`` takes float32 for its tolerances on MPS and float64 elsewhere, and asks the
-    device in C++ (get_atol_rtol in LinearAlgebra.cpp). It stays a number of the CPU.
+    device in C++ (get_atol_rtol in LinearAlgebra.cpp).
     """
     if not facts.has_device or facts.moves or "pin_memory" in kwargs:
         return False
