@@ -147,6 +147,11 @@ REPORTED = {
     "[enforce fail at ..\\c10\\core\\impl\\alloc_cpu.cpp:72] data. DefaultCPUAllocator: not enough "
     "memory: you tried to allocate 26214400 bytes.": {"backend": "cpu", "requested": 26214400},
     "std::bad_alloc": {"backend": "cpu"},
+    # pytorch#465, Matrix-Capsules-EM-PyTorch#1: how torch 0.1 to 1.x said it outside its allocator
+    "cuda runtime error (2) : out of memory at /pytorch/aten/src/THC/generic/THCStorage.cu:58": {
+        "backend": "cuda"
+    },
+    "HIP error: out of memory": {"backend": "rocm"},
 }
 FIELDS = ("allocated", "other", "max_allowed", "requested", "free", "cached")
 
@@ -280,6 +285,15 @@ def test_a_virtual_machine_a_buffer_and_a_card_get_their_own_words(users: None) 
     (rest,) = [line for line in card.holders if line.startswith("everything else")]
     assert rest.endswith("317.44 MiB")
     assert not any("Chrome" in line for line in card.holders)
+
+
+def test_a_cap_on_a_card_does_not_tell_what_others_hold(users: None) -> None:
+    # With a cap the text prints it in place of the device's memory, which is then not known.
+    capped = explain_oom(
+        "CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 7.79 GiB total capacity; 5.61 GiB "
+        "already allocated; 1.50 GiB free; 6.00 GiB allowed; 5.63 GiB reserved in total by PyTorch)"
+    )
+    assert not any("everything else" in line for line in capped.holders)
 
 
 def test_the_cause_of_an_out_of_memory_is_what_is_explained(users: None) -> None:

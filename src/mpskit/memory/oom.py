@@ -243,7 +243,9 @@ def _rest(figures: OomFigures) -> int | None:
     """Return what is on a device with memory of its own besides torch's allocator."""
     parts = (figures.max_allowed, figures.free, figures.allocated, figures.cached)
     known = [part for part in parts if part is not None]
-    return max(0, known[0] - sum(known[1:])) if len(known) == len(parts) else None
+    rest = known[0] - sum(known[1:]) if len(known) == len(parts) else -1
+    # Less than nothing: the text told a cap instead of the device's memory.
+    return rest if rest >= 0 else None
 
 
 def _names(users: tuple[MemoryUser, ...]) -> str:
