@@ -166,6 +166,23 @@ def test_bad_input_is_a_typed_error_with_the_input(arguments, error):
     assert caught.value.given in arguments
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("wired_limit_bytes", -5, ArgumentError),
+        ("wired_limit_bytes", 1e9, ArgumentTypeError),
+        ("wired_limit_bytes", "60GiB", ArgumentTypeError),
+        ("vram_bytes", 0, ArgumentError),
+        ("vram_bytes", "8GiB", ArgumentTypeError),
+        ("chip", 3, ArgumentTypeError),
+    ],
+)
+def test_bad_details_are_typed_errors_too(argument, value, error):
+    with pytest.raises(error) as caught:
+        memory_budget_for(16 * GIB, **{argument: value})
+    assert caught.value.given == value
+
+
 @given(
     ram=st.integers(1, 2**42),
     major=st.integers(0, 999),

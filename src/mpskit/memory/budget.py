@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mpskit._sizes import GIB, MIB, format_bytes
 from mpskit._values import Value
+from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.system import system_memory
 from mpskit.memory.users import MemoryUser, largest_users
@@ -134,6 +135,8 @@ def memory_budget_for(
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: a size is not positive, or ``macos`` is not a version.
     """
+    if not isinstance(chip, str | None):
+        raise ArgumentTypeError(f"chip is a text such as 'M3 Max', not {chip!r}", given=chip)
     intel = chip is not None and chip.casefold().startswith("intel")
     working_set = recommended_bytes(
         ram_bytes, macos, wired_limit_bytes=wired_limit_bytes, vram_bytes=vram_bytes

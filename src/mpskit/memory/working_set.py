@@ -105,6 +105,8 @@ def recommended_bytes(
     if vram_bytes is not None:
         _check_size("vram_bytes", vram_bytes)
         return _discrete(vram_bytes)
+    if wired_limit_bytes not in (None, 0):
+        _check_size("wired_limit_bytes", wired_limit_bytes)
     row = _row(version, ram_bytes)
     stock = _keep(row.keep, ram_bytes)
     size = wired_limit_bytes or stock
