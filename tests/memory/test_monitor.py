@@ -333,6 +333,14 @@ def test_a_file_that_cannot_be_written_is_a_clear_error(method, tmp_path):
     assert isinstance(caught.value.__cause__, OSError)
 
 
+@pytest.mark.parametrize("method", ["plot", "to_csv"])
+@pytest.mark.parametrize("path", [None, 3])
+def test_what_is_no_path_is_a_typed_error(method, path):
+    with pytest.raises(ArgumentTypeError) as caught:
+        getattr(MemoryMonitor("cpu"), method)(path)
+    assert caught.value.given == path
+
+
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
     with MemoryMonitor("cpu", 60) as monitor:
         pass

@@ -176,6 +176,7 @@ class MemoryMonitor:
         """Write the timeline as CSV, in seconds and bytes.
 
         Raises:
+            ArgumentTypeError: ``path`` is no path.
             ArgumentError: the file cannot be written.
         """
         return write_csv(self.timeline, path)
@@ -184,6 +185,7 @@ class MemoryMonitor:
         """Draw the timeline as a PNG (needs the extra ``plot``).
 
         Raises:
+            ArgumentTypeError: ``path`` is no path.
             MissingExtraError: matplotlib is not installed.
             ArgumentError: the file cannot be written.
         """

@@ -6,11 +6,12 @@ import csv
 import itertools
 import threading
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpskit._sizes import GIB, MIB
-from mpskit.errors import ArgumentError, MissingExtraError
+from mpskit.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 
 __all__ = ["Sample", "Timeline", "growth_without_tensors", "plot_samples", "write_csv"]
 
@@ -107,9 +108,10 @@ def write_csv(samples: Iterable[Sample], path: str | Path) -> Path:
     """Write the samples as CSV with a header; an unknown figure is an empty cell.
 
     Raises:
+        ArgumentTypeError: ``path`` is no path.
         ArgumentError: the file cannot be written.
     """
-    target = Path(path)
+    target = _target(path)
     try:
         with target.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -131,9 +133,11 @@ def plot_samples(samples: Sequence[Sample], path: str | Path, title: str) -> Pat
     """Draw the samples over time as a PNG (needs the extra ``plot``).
 
     Raises:
+        ArgumentTypeError: ``path`` is no path.
         MissingExtraError: matplotlib is not installed.
         ArgumentError: the file cannot be written.
     """
+    target = _target(path)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -143,7 +147,6 @@ def plot_samples(samples: Sequence[Sample], path: str | Path, title: str) -> Pat
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     _draw(figure.add_subplot(), samples, title)
-    target = Path(path)
     try:
         canvas.print_png(str(target))
     except OSError as error:
@@ -171,6 +174,12 @@ def _draw(axes: Any, samples: Sequence[Sample], title: str) -> None:
 def _points(samples: Sequence[Sample], field: str, unit: int) -> list[tuple[float, float]]:
     pairs = [(sample.seconds, getattr(sample, field)) for sample in samples]
     return [(seconds, value / unit) for seconds, value in pairs if value is not None]
+
+
+def _target(path: object) -> Path:
+    if not isinstance(path, str | PathLike):
+        raise ArgumentTypeError(f"a file's path is a text or a Path, not {path!r}", given=path)
+    return Path(path)
 
 
 def _unwritable(path: Path, error: OSError) -> ArgumentError:
