@@ -153,8 +153,30 @@ def test_every_variable_of_the_table_is_judged_and_sourced() -> None:
 
 
 @pytest.mark.parametrize(
+    ("environ", "wrong"),
+    [(3, 3), ([("a", "b")], [("a", "b")]), ({HIGH: 3}, 3), ({3: "x"}, 3)],
+)
+def test_what_is_no_environment_is_a_typed_error(environ: object, wrong: object) -> None:
+    with pytest.raises(ArgumentTypeError) as caught:
+        current_environment(environ)  # type: ignore[arg-type]
+    assert caught.value.given == wrong
+
+
+@pytest.mark.parametrize(
     ("text", "number"),
-    [("1.5", 1.5), ("  .5x", 0.5), ("1e-1", 0.1), ("+2", 2.0), ("x1", None), ("", None)],
+    [
+        ("1.5", 1.5),
+        ("  .5x", 0.5),
+        ("1e-1", 0.1),
+        ("+2", 2.0),
+        ("0x1p0", 1.0),
+        ("0x.8", 0.5),
+        ("0x10 ", 16.0),
+        ("0x", 0.0),
+        ("0x1p99999", float("inf")),
+        ("x1", None),
+        ("", None),
+    ],
 )
 def test_ratios_are_read_as_c_reads_them(text: str, number: float | None) -> None:
     assert read_ratio(text) == number
@@ -304,7 +326,9 @@ class TestConflicts:
     def test_prefer_metal_false_means_not_set(self) -> None:
         assert configure_environment(prefer_metal=False).set == {}
         os.environ[METAL] = "0"
-        assert configure_environment(prefer_metal=False).kept == {METAL: "0"}
+        kept = configure_environment(prefer_metal=False)
+        assert kept.kept == {METAL: "0"}
+        assert "although it was to be removed" in str(kept)
         change = configure_environment(prefer_metal=False, on_conflict="override")
         assert change.removed == {METAL: "0"}
         assert METAL not in os.environ

@@ -101,7 +101,7 @@ class Plan:
 
 
 def _wanted(text: str | None) -> str:
-    return "nothing was asked for" if text is None else f"{text} was asked for"
+    return "it was to be removed" if text is None else f"{text} was asked for"
 
 
 def _same(name: str, old: str, new: str | None) -> bool:

@@ -45,7 +45,8 @@ DEFAULT_LOW = 1.4
 _MOST = 2.0
 
 _FLOAT = re.compile(
-    r"\s*([+-]?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf(?:inity)?|nan))",
+    r"\s*([+-]?(?:0x(?:[\da-f]+\.?[\da-f]*|\.[\da-f]+)(?:p[+-]?\d+)?"
+    r"|\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf(?:inity)?|nan))",
     re.IGNORECASE | re.ASCII,
 )
 _INT = re.compile(r"\s*([+-]?\d{1,20})", re.ASCII)
@@ -84,7 +85,13 @@ def variables() -> Mapping[str, Variable]:
 def read_ratio(text: str) -> float | None:
     """Return the number at the start of a text, as C's ``strtod`` finds it; None if none."""
     match = _FLOAT.match(text)
-    return float(match[1]) if match else None
+    if match is None:
+        return None
+    try:
+        return float.fromhex(match[1]) if "x" in match[1].lower() else float(match[1])
+    except OverflowError:
+        # strtod returns HUGE_VAL, with the sign.
+        return -math.inf if match[1].startswith("-") else math.inf
 
 
 def read_int(text: str) -> int | None:

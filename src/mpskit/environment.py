@@ -7,6 +7,7 @@ mpskit that changes ``os.environ``, and it never overwrites a user's own value i
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Mapping
@@ -91,12 +92,24 @@ def current_environment(environ: Mapping[str, str] | None = None) -> Environment
 
     Args:
         environ: the variables to explain; None for those of this process.
+
+    Raises:
+        ArgumentTypeError: ``environ`` is no mapping of texts to texts.
     """
     environ = os.environ if environ is None else environ
+    _check_texts(environ)
     names = sorted(name for name in environ if rules.relevant(name))
     return EnvironmentReport(
         variables=tuple(_report(name, environ, torch_version()) for name in names)
     )
+
+
+def _check_texts(environ: object) -> None:
+    if not isinstance(environ, Mapping):
+        raise ArgumentTypeError(f"environ maps names to texts, not {environ!r}", given=environ)
+    for one in itertools.chain.from_iterable(environ.items()):
+        if not isinstance(one, str):
+            raise ArgumentTypeError(f"environ maps names to texts, not {one!r}", given=one)
 
 
 def _report(name: str, environ: Mapping[str, str], torch: str | None) -> VariableReport:
