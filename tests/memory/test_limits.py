@@ -86,6 +86,40 @@ def test_it_is_undone_whatever_the_body_raises(ratios, error):
     assert ratios[-1] == 1.7
 
 
+@pytest.mark.parametrize("mine", [ValueError("mine"), None])
+def test_what_the_body_raises_wins_over_a_restore_that_fails(ratios, monkeypatch, mine):
+    def refuse(device, fraction):
+        raise RuntimeError("the driver is gone")
+
+    def body():
+        with limit_memory("4GiB", "mps"):
+            monkeypatch.setattr(_torch, "set_memory_fraction", refuse)
+            if mine:
+                raise mine
+
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        body()
+    notes = getattr(caught.value, "__notes__", [])
+    assert "the driver is gone" in str(notes if mine else caught.value)
+    assert mine in (None, caught.value)
+
+
+def test_one_cap_entered_twice_holds_until_the_outer_block_ends(ratios):
+    cap = limit_memory("4GiB", "mps")
+    with cap:
+        with cap:
+            pass
+        assert high_watermark() == cap.ratio
+    assert high_watermark() == 1.7
+
+
+def test_a_cap_that_was_restored_is_not_entered_in_silence(ratios):
+    cap = limit_memory("4GiB", "mps")
+    cap.restore()
+    with pytest.raises(ArgumentError, match="limit_memory"), cap:
+        pass
+
+
 def test_it_is_undone_once(ratios):
     applied = limit_memory("4GiB", "mps")
     applied.restore()
@@ -95,7 +129,12 @@ def test_it_is_undone_once(ratios):
 
 @pytest.mark.parametrize(
     ("text", "ratio", "before"),
-    [("1.2", 1.2, int(1.2 * M1_8GB)), ("0.0", 0.0, None), ("garbage", 0.0, None)],
+    [
+        ("1.2", 1.2, int(1.2 * M1_8GB)),
+        ("1.2GB", 1.2, int(1.2 * M1_8GB)),
+        ("0.0", 0.0, None),
+        ("garbage", 0.0, None),
+    ],
 )
 def test_the_cap_before_is_the_variables_as_pytorch_parses_it(
     ratios, monkeypatch, text, ratio, before

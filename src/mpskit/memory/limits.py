@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from pydantic import PrivateAttr
 
+from mpskit._environment_rules import read_ratio
 from mpskit._sizes import format_bytes
 from mpskit._values import Value
 from mpskit.errors import ArgumentError, DeviceUnavailableError
@@ -63,6 +64,7 @@ class MemoryLimit(Value):
     previous_bytes: int | None = None
     notes: tuple[str, ...] = ()
     _undo: Callable[[], None] | None = PrivateAttr(default=None)
+    _entered: int = PrivateAttr(default=0)
 
     def __str__(self) -> str:
         before = "no limit" if self.previous_bytes is None else format_bytes(self.previous_bytes)
@@ -80,6 +82,12 @@ class MemoryLimit(Value):
                 undo()
 
     def __enter__(self) -> Self:
+        with _lock:
+            if self._undo is None:
+                raise ArgumentError(
+                    "this cap has been restored already: call limit_memory() again", given=self
+                )
+            self._entered += 1
         return self
 
     def __exit__(
@@ -88,7 +96,16 @@ class MemoryLimit(Value):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.restore()
+        with _lock:
+            self._entered -= 1
+            if self._entered:
+                return
+        try:
+            self.restore()
+        except Exception as trouble:
+            if error is None:
+                raise
+            error.add_note(f"mpskit could not restore the memory cap after this: {trouble!r}")
 
 
 def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit:
@@ -137,12 +154,7 @@ def high_watermark() -> float:
 def _ratio(variable: str, default: float) -> float:
     """Return a variable as PyTorch parses it (strtod): what is no number is 0."""
     text = os.environ.get(variable)
-    if text is None:
-        return default
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    return default if text is None else read_ratio(text) or 0.0
 
 
 def _wanted(limit: Amount, whole: int | None, device: torch.device) -> int:
