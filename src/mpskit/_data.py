@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import tomllib
-from importlib import resources
 from typing import Any
 
 __all__ = ["read_csv", "read_toml"]
 
 
+# The parsers are imported where they are used: choosing a device on Linux reads no table.
 def _text(name: str) -> str:
+    from importlib import resources
+
     return resources.files("mpskit").joinpath("data", name).read_text(encoding="utf-8")
 
 
 @functools.cache
 def read_toml(name: str) -> dict[str, Any]:
     """Return a TOML file of ``mpskit/data`` as tables."""
+    import tomllib
+
     return tomllib.loads(_text(name))
 
 
 @functools.cache
 def read_csv(name: str) -> tuple[dict[str, str], ...]:
     """Return the rows of a CSV file of ``mpskit/data`` by column; ``#`` lines are comments."""
+    import csv
+
     lines = [line for line in _text(name).splitlines() if not line.startswith("#")]
     return tuple(csv.DictReader(lines))

@@ -26,15 +26,12 @@ __all__ = [
     "wired_limit_bytes",
 ]
 
-_VERSION = re.compile(
-    r"(?:^|mac\s?os(?:\s?x)?[\s-]*|version[\s:]*)(\d{2}(?:\.\d{1,3}){0,2})(?!\d)", re.IGNORECASE
-)
-_DARWIN = re.compile(r"darwin(?: kernel version)?[\s-]*(\d{2})\.\d+", re.IGNORECASE)
-_KERNEL = re.compile(r"(\d{2})\.\d+(?:\.\d+)?")
-_MAC_TEXT = re.compile(r"\s*(?:mac\s?os|os ?x\b|darwin)", re.IGNORECASE)
-_MAC_MODEL = re.compile(
-    r"(MacBookAir|MacBookPro|Macmini|iMacPro|iMac|MacPro|MacBook|Mac|ADP)(\d+),\d+"
-)
+# Patterns are texts: `re` compiles one, and keeps it, when it is first used.
+_VERSION = r"(?i)(?:^|mac\s?os(?:\s?x)?[\s-]*|version[\s:]*)(\d{2}(?:\.\d{1,3}){0,2})(?!\d)"
+_DARWIN = r"(?i)darwin(?: kernel version)?[\s-]*(\d{2})\.\d+"
+_KERNEL = r"(\d{2})\.\d+(?:\.\d+)?"
+_MAC_TEXT = r"(?i)\s*(?:mac\s?os|os ?x\b|darwin)"
+_MAC_MODEL = r"(MacBookAir|MacBookPro|Macmini|iMacPro|iMac|MacPro|MacBook|Mac|ADP)(\d+),\d+"
 # The first model number of each product with an Apple chip; a plain "Mac13,1" always has one.
 # ADP3,2 was the developers' kit of 2020.
 _FIRST_APPLE_MODEL = {
@@ -45,18 +42,14 @@ _FIRST_APPLE_MODEL = {
     "Mac": 13,
     "ADP": 3,
 }
-_APPLE_CHIP = re.compile(r"apple|[am]\d{1,3}(?![\w-])", re.IGNORECASE)
-_VM_TEXT = re.compile(
-    r"virtualmac|macvm|vmware|vmapple|paravirt|parallels|virtualbox|qemu|kvm|\(virtual\)",
-    re.IGNORECASE,
-)
-_RUNNER_TEXT = re.compile(r"\bmacos-\d+\b.*\brunner\b", re.IGNORECASE)
+_APPLE_CHIP = r"(?i)apple|[am]\d{1,3}(?![\w-])"
+_VM_TEXT = r"(?i)virtualmac|macvm|vmware|vmapple|paravirt|parallels|virtualbox|qemu|kvm|\(virtual\)"
+_RUNNER_TEXT = r"(?i)\bmacos-\d+\b.*\brunner\b"
 _MAC_SYSCTL = ("kern.osproductversion", "sysctl.proc_translated", "kern.hv_vmm_present")
 _MAC_SYSCTL_PREFIXES = ("hw.perflevel", "hw.optional.", "iogpu.", "machdep.cpu.", "hw.cpu")
-_FOREIGN_SYSTEM = re.compile(
-    r"^\s*(?:microsoft )?(?P<windows>windows)|^\s*linux|gnu/linux|^\s*(?:ubuntu|debian|fedora)\b"
-    r"|^\s*(?:centos|red hat|rocky|almalinux|amazon|alpine|arch|opensuse|suse)\b",
-    re.IGNORECASE,
+_FOREIGN_SYSTEM = (
+    r"(?i)^\s*(?:microsoft )?(?P<windows>windows)|^\s*linux|gnu/linux|^\s*(?:ubuntu|debian)\b"
+    r"|^\s*(?:centos|fedora|red hat|rocky|almalinux|amazon|alpine|arch|opensuse|suse)\b"
 )
 _NOT_BRANDS = ("", "arm", "arm64", "aarch64", "i386", "x86_64", "amd64", "unknown")
 _X86 = ("i386", "x86_64", "amd64")
@@ -79,13 +72,13 @@ def sysctl(readings: Readings, name: str) -> str:
 def is_mac(readings: Readings) -> bool:
     """Return whether the readings come from macOS; ``system`` decides if it is there."""
     if readings.system:
-        return _MAC_TEXT.match(readings.system) is not None
+        return re.match(_MAC_TEXT, readings.system) is not None
     return any(_mac_evidence(readings))
 
 
 def foreign_system(text: str) -> str | None:
     """Return Linux or Windows if a system's description names it, with or without its maker."""
-    found = _FOREIGN_SYSTEM.search(text)
+    found = re.search(_FOREIGN_SYSTEM, text)
     return found and ("Windows" if found["windows"] else "Linux")
 
 
@@ -96,12 +89,12 @@ def _mac_evidence(readings: Readings) -> Iterable[bool]:
     if any(map(foreign_system, texts)) or runner in ("linux", "windows") or readings.cgroup:
         return
     yield runner == "macos" or environ.get("ImageOS", "").lower().startswith("macos")
-    yield any(_MAC_TEXT.match(text) for text in (*texts, sysctl(readings, "kern.version")))
-    yield any(_VERSION.match(text.strip()) for text in (*texts[1:], readings.mac_ver or ""))
+    yield any(re.match(_MAC_TEXT, text) for text in (*texts, sysctl(readings, "kern.version")))
+    yield any(re.match(_VERSION, text.strip()) for text in (*texts[1:], readings.mac_ver or ""))
     names = readings.sysctl or {}
     yield any(name in names for name in _MAC_SYSCTL)
     yield any(name.startswith(_MAC_SYSCTL_PREFIXES) for name in names)
-    yield _MAC_MODEL.match(model(readings)) is not None
+    yield re.match(_MAC_MODEL, model(readings)) is not None
     yield sysctl(readings, "hw.machine") == "arm64"
     yield bool(readings.metal_device)
     yield "apple" in brand(readings).lower()
@@ -120,7 +113,7 @@ def macos_version(readings: Readings) -> str | None:
     texts = [kernel, readings.product_version, readings.platform_string, readings.mac_ver]
     texts.append(readings.system)
     ours = [text.strip() for text in texts if text and not text.lower().startswith("darwin")]
-    found = [match[1] for text in ours if (match := _VERSION.search(text))]
+    found = [match[1] for text in ours if (match := re.search(_VERSION, text))]
     majors = [int(version.partition(".")[0]) for version in found]
     for version, major in zip(found, majors, strict=True):
         if (major == 10 and not version.startswith("10.16")) or 11 <= major < 16 or major > 25:
@@ -130,9 +123,9 @@ def macos_version(readings: Readings) -> str | None:
 
 
 def _from_kernel(readings: Readings) -> str | None:
-    release = _KERNEL.match(sysctl(readings, "kern.osrelease"))
+    release = re.match(_KERNEL, sysctl(readings, "kern.osrelease"))
     texts = (readings.platform_string, readings.product_version, sysctl(readings, "kern.version"))
-    matches = [release, *(_DARWIN.search(text or "") for text in texts)]
+    matches = [release, *(re.search(_DARWIN, text or "") for text in texts)]
     major = next((int(match[1]) for match in matches if match), 0)
     if major < 20:
         return f"10.{major - 4}" if major >= 10 else None
@@ -181,7 +174,7 @@ def hardware_signs(readings: Readings) -> list[tuple[str, str]]:
 
 
 def _names_apple_chip(name: str) -> bool:
-    return "apple" in name.lower() or _APPLE_CHIP.match(name) is not None
+    return "apple" in name.lower() or re.match(_APPLE_CHIP, name) is not None
 
 
 def _version_signs(readings: Readings) -> list[tuple[str, str]]:
@@ -208,7 +201,7 @@ def _kernel_signs(readings: Readings) -> list[tuple[str, str]]:
 
 
 def _model_signs(readings: Readings) -> list[tuple[str, str]]:
-    match = _MAC_MODEL.match(model(readings))
+    match = re.match(_MAC_MODEL, model(readings))
     if match is None:
         return []
     first = _FIRST_APPLE_MODEL.get(match[1])
@@ -220,7 +213,7 @@ def _metal_signs(readings: Readings) -> list[tuple[str, str]]:
     name = readings.metal_device or ""
     if re.search("radeon|amd|intel|nvidia|geforce", name, re.IGNORECASE):
         return [("x86_64", f"the Metal device is {name}")]
-    apple = _APPLE_CHIP.match(name) and "paravirt" not in name.lower()
+    apple = re.match(_APPLE_CHIP, name) and "paravirt" not in name.lower()
     return [("arm64", f"the Metal device is {name}")] if apple else []
 
 
@@ -295,13 +288,13 @@ def vm_signs(readings: Readings) -> list[str]:
     texts = [text for text in said if text]
     metal = readings.metal_device or ""
     signs = [
-        f"hw.model is {identifier}" if _VM_TEXT.search(identifier) else "",
-        f"the processor is {name}" if _VM_TEXT.search(name) else "",
-        f"the Metal device is {metal}" if _VM_TEXT.search(metal) else "",
+        f"hw.model is {identifier}" if re.search(_VM_TEXT, identifier) else "",
+        f"the processor is {name}" if re.search(_VM_TEXT, name) else "",
+        f"the Metal device is {metal}" if re.search(_VM_TEXT, metal) else "",
         "CPU features include VMM" if "VMM" in features else "",
         "kern.hv_vmm_present is 1" if sysctl(readings, "kern.hv_vmm_present") == "1" else "",
-        *(f"the system is {text}" for text in texts if _RUNNER_TEXT.search(text)),
-        *(f"the system is {text}" for text in texts if _VM_TEXT.search(text)),
+        *(f"the system is {text}" for text in texts if re.search(_RUNNER_TEXT, text)),
+        *(f"the system is {text}" for text in texts if re.search(_VM_TEXT, text)),
     ]
     return [sign for sign in signs if sign]
 

@@ -17,12 +17,10 @@ from mpskit._values import Value
 __all__ = ["Chip", "ChipRow", "CudaCard", "chip_rows", "cuda_card", "cuda_cards", "parse_chip"]
 
 # "Apple M3 Max", "M9 Ultra", "Apple A18 Pro". Intel once sold a "Core m3", hence the refusal.
-_NAME = re.compile(
-    r"(?<![A-Za-z0-9-])([MA])(\d{1,3})(?![0-9-])\s*(pro|max|ultra|extreme)?\b", re.IGNORECASE
-)
-_FOREIGN = re.compile(r"intel|xeon|amd|radeon|nvidia|ryzen|core\(tm\)", re.IGNORECASE)
+_NAME = r"(?i)(?<![A-Za-z0-9-])([MA])(\d{1,3})(?![0-9-])\s*(pro|max|ultra|extreme)?\b"
+_FOREIGN = r"(?i)intel|xeon|amd|radeon|nvidia|ryzen|core\(tm\)"
 _OTHER_CARDS = {"ti", "super", "laptop", "mobile", "max"}
-_APPLE = re.compile(r"\bapple\b", re.IGNORECASE)
+_APPLE = r"(?i)\bapple\b"
 
 
 class Chip(Value):
@@ -151,11 +149,11 @@ def parse_chip(
         cpu_cores: performance and efficiency cores together, if known.
         ram_gib: RAM in GiB, if known: some variants come with some sizes only.
     """
-    if _FOREIGN.search(brand):
+    if re.search(_FOREIGN, brand):
         return None
-    match = _NAME.search(brand)
+    match = re.search(_NAME, brand)
     if match is None:
-        return Chip(name=" ".join(brand.split())[:60]) if _APPLE.search(brand) else None
+        return Chip(name=" ".join(brand.split())[:60]) if re.search(_APPLE, brand) else None
     tier = (match[3] or "base").lower()
     name = f"{match[1].upper()}{int(match[2])}" + ("" if tier == "base" else f" {tier.title()}")
     variants = [row for row in chip_rows() if row.chip.name == name]
