@@ -43,8 +43,11 @@ _FIRST_APPLE_MODEL = {
     "ADP": 3,
 }
 _APPLE_CHIP = r"(?i)apple|[am]\d{1,3}(?![\w-])"
-_VM_TEXT = r"(?i)virtualmac|macvm|vmware|vmapple|paravirt|parallels|virtualbox|qemu|kvm|\(virtual\)"
-_RUNNER_TEXT = r"(?i)\bmacos-\d+\b.*\brunner\b"
+_VM_TEXT = (
+    r"(?i)virtualmac|macvm|vmware|vmapple|paravirt|parallels|virtualbox|qemu|kvm|\(virtual\)"
+    r"|virtualiz|virtual machine|hypervisor|\b(?:utm|tart|anka|orka|vm)\b"
+)
+_RUNNER_TEXT = r"(?i)\bmacos-(?:\d+|latest)\b.*\brunner\b|\bgithub(?:-hosted| actions)\b"
 _MAC_SYSCTL = ("kern.osproductversion", "sysctl.proc_translated", "kern.hv_vmm_present")
 _MAC_SYSCTL_PREFIXES = ("hw.perflevel", "hw.optional.", "iogpu.", "machdep.cpu.", "hw.cpu")
 _FOREIGN_SYSTEM = (
