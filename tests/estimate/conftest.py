@@ -54,3 +54,9 @@ def true_peak():
         return measured_peak(run)
 
     return measure
+
+
+@pytest.fixture
+def true_peak_of():
+    """``true_peak_of(run)``: ``run()`` makes everything and returns the steps."""
+    return measured_peak

@@ -242,3 +242,21 @@ def test_generation_with_a_cache():
     long = estimate_inference_memory(make, ids, generate=200, device="cpu")
     # 192 more tokens in the cache: keys and values of two layers for two rows
     assert long.peak_bytes - short.peak_bytes >= 192 * 2 * 2 * 2 * 64 * 4 * 0.9
+
+
+def test_the_fused_encoder_layer_is_looked_into(true_peak_of):
+    layer = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
+    make = partial(nn.TransformerEncoder, layer, 2, enable_nested_tensor=False)
+
+    def run():
+        model, x = make().eval(), torch.randn(8, 32, 64)
+
+        def steps():
+            with torch.no_grad():
+                model(x)
+
+        return steps
+
+    told = estimate_inference_memory(lambda: make().eval(), TensorSpec((8, 32, 64)), device="cpu")
+    assert told.peak_bytes == pytest.approx(true_peak_of(run), rel=1e-3)
+    assert told.peak.op != "_transformer_encoder_layer_fwd"

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["intercepting", "registered_key"]
+__all__ = ["KERNELS_OF_OPERATORS", "intercepting", "registered_key"]
 
 
 class Answerer(Protocol):
@@ -72,11 +72,24 @@ _KEPT: list[Any] = []
 def _intercepted(func: Any, *args: Any, **kwargs: Any) -> Any:
     answerer = _ACTIVE.stack[-1]
     if answerer.decomposed(func):
-        result = func.decompose(*args, **kwargs)
+        result = taken_apart(func, args, kwargs)
         if result is not NotImplemented:
             return result
     with torch._C._ExcludeDispatchKeyGuard(_excluded()):
         return answerer.answer(func, args, kwargs)
+
+
+def taken_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run what an operator consists of, so that its parts are intercepted."""
+    if func._schema.name in KERNELS_OF_OPERATORS:
+        return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
+    return func.decompose(*args, **kwargs)
+
+
+# Kernels, not compositions, that only call other operators.
+KERNELS_OF_OPERATORS = frozenset(
+    {"aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention"}
+)
 
 
 @functools.cache
@@ -133,7 +146,7 @@ def _mode(answerer: Answerer) -> Any:
                 return NotImplemented
             if answerer.decomposed(func):
                 with self:
-                    result = func.decompose(*args, **(kwargs or {}))
+                    result = taken_apart(func, args, kwargs or {})
                 if result is not NotImplemented:
                     return result
             return answerer.answer(func, args, kwargs or {})

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from mpskit.estimate.interception import KERNELS_OF_OPERATORS
+
 __all__ = ["OpFacts", "facts_of"]
 
 # Schema says nothing of an alias, and the kernel returns one.
@@ -70,7 +72,7 @@ def facts_of(func: Any) -> OpFacts:
         written_names=tuple(names),
         returns_written=all(_writes(r) for r in schema.returns),
         chooses=name in _CHOOSERS,
-        composite=_is_composite(func),
+        composite=name in KERNELS_OF_OPERATORS or _is_composite(func),
     )
 
 

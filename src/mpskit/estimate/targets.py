@@ -58,6 +58,8 @@ class Target:
         from torch.nn.utils import clip_grad
 
         optimizer: Any = importlib.import_module("torch.optim.optimizer")
+        if self.device == "mps":  # one kernel for a whole encoder layer: not there
+            yield torch.backends.mha, "_is_fastpath_enabled", False
         if self.foreach_optimizers:
             kinds = [*optimizer._get_foreach_kernels_supported_devices(), "cpu"]
             yield optimizer, "_get_foreach_kernels_supported_devices", lambda: kinds

@@ -297,7 +297,7 @@ def _few(output: Output) -> bool:
 
 
 def _chosen(facts: OpFacts, output: Output, args: Any) -> torch.Tensor:
-    position = 2 if facts.name in {"topk", "kthvalue"} else 1
+    position = {"topk": 2, "kthvalue": 2, "multinomial": len(args)}.get(facts.name, 1)
     dim = args[position] if len(args) > position and type(args[position]) is int else -1
     return spread(output.shape, args[0].shape, dim)
 
