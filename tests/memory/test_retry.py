@@ -287,6 +287,16 @@ def test_a_method_and_an_argument_in_the_middle() -> None:
     assert Trainer().fit(data="data", lr=0.3) == ("Trainer", "data", 8, 0.3)
 
 
+def test_a_method_that_calls_it_otherwise_keeps_its_object() -> None:
+    class Trainer:
+        @run_with_batch_size(8)
+        def fit(self, size, lr=0.1):
+            return type(self).__name__, size, lr
+
+    assert Trainer().fit(lr=1) == ("Trainer", 8, 1)
+    assert run_with_batch_size(Trainer.fit.__wrapped__.__get__(Trainer()), 4)[1] == 4
+
+
 def test_keyword_only_another_name_and_a_caller_s_own_start() -> None:
     @run_with_batch_size(start=8)
     def named(*, batch_size):

@@ -136,9 +136,10 @@ def run_with_batch_size(
     has the rule). Any other error is raised at once, untouched.
 
     Args:
-        fn: called with the batch size as its argument ``batch_size``, or as its first one if it
-            has none of that name. Left out, a decorator is returned: every argument of the
-            decorated function is kept, and a caller may give ``batch_size=`` to start from.
+        fn: called with the batch size as its argument ``batch_size``, or as its first one (after
+            ``self`` or ``cls``) if it has none of that name. Left out, a decorator is returned:
+            every argument of the decorated function is kept, and a caller may give
+            ``batch_size=`` to start from.
         start: the first size to try.
         min: the smallest size to try.
         fallback: ``"cpu"``: if even ``min`` does not fit, call ``fn`` once more with
@@ -304,7 +305,8 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 def _place(parameters: Mapping[str, inspect.Parameter]) -> int | None:
     """Return where the batch size goes among the positional arguments; None: by keyword."""
     if _NAME not in parameters:
-        return 0
+        # A method that is decorated in its class has not got its object yet.
+        return int(next(iter(parameters), "") in ("self", "cls"))
     by_keyword = parameters[_NAME].kind is inspect.Parameter.KEYWORD_ONLY
     return None if by_keyword else list(parameters).index(_NAME)
 
