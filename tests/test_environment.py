@@ -334,6 +334,12 @@ class TestConflicts:
         assert METAL not in os.environ
 
 
+def test_a_report_is_read_back_from_its_json() -> None:
+    report = current_environment({HIGH: "0.7"})
+    assert report.problems
+    assert type(report).model_validate_json(report.model_dump_json()) == report
+
+
 def test_switches_and_nothing_at_all(early) -> None:
     assert str(configure_environment()) == "nothing to change"
     change = configure_environment(fallback=False, fast_math=True, prefer_metal=True)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import get_args
 
-from pydantic import computed_field
+from pydantic import ConfigDict, computed_field
 
 from mpskit import _environment_rules as rules
 from mpskit._environment_plan import (
@@ -71,6 +71,9 @@ class EnvironmentReport(Value):
     Attributes:
         variables: each that is set, and each that looks like a slip for one.
     """
+
+    # Its own JSON, which has problems too, can be read back.
+    model_config = ConfigDict(extra="ignore")
 
     variables: tuple[VariableReport, ...]
 

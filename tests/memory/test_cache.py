@@ -415,6 +415,12 @@ def run_everywhere(seconds: float) -> None:
         assert nothing_left
 
 
+def test_a_report_is_read_back_from_its_json() -> None:
+    report = cache.CacheReport(devices=("mps",), before_bytes=3 * GIB, after_bytes=GIB)
+    assert json.loads(report.model_dump_json())["freed_bytes"] == 2 * GIB
+    assert cache.CacheReport.model_validate_json(report.model_dump_json()) == report
+
+
 def test_eight_threads_lose_no_error() -> None:
     threads = threading.active_count()
     errors, raised, most_at_once = hammer_in_threads(1.0)

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pydantic import computed_field
+from pydantic import ConfigDict, computed_field
 
 from mpskit import _torch
 from mpskit._sizes import format_bytes
@@ -58,6 +58,9 @@ class CacheReport(Value):
         graph_cache: the MPS graph cache was cleared too, which torch does from 2.13 on.
         notes: what was left out, and why.
     """
+
+    # Its own JSON, which has freed_bytes too, can be read back.
+    model_config = ConfigDict(extra="ignore")
 
     devices: tuple[str, ...] = ()
     before_bytes: int | None = None
