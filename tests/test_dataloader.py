@@ -391,3 +391,11 @@ def test_tuning_with_arguments_nobody_can_use(arguments, error):
     defaults = {"dataset": Items(4), "device": "cpu", "batch_size": 2, "seconds": 0.1}
     with pytest.raises(error):
         tune_dataloader(**(defaults | arguments))
+
+
+def test_a_tuning_unpacks_into_a_loader():
+    tuning = tune_dataloader(list(range(8)), "cpu", seconds=0.2, max_workers=0)
+    loader = torch.utils.data.DataLoader(list(range(8)), **tuning)
+    assert dict(**tuning) == tuning.kwargs
+    assert loader.batch_size == 1
+    assert len(list(loader)) == 8

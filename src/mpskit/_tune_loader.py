@@ -7,7 +7,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ class LoaderMeasurement(Value):
 
 
 class LoaderTuning(Value):
-    """The best number of workers found, as arguments for ``DataLoader``.
+    """The best number of workers found: ``DataLoader(dataset, **tuning)``.
 
     Attributes:
         kwargs: for ``DataLoader(dataset, **kwargs)``.
@@ -79,6 +79,13 @@ class LoaderTuning(Value):
     measurements: tuple[LoaderMeasurement, ...]
     seconds: float
 
+    def keys(self) -> KeysView[str]:
+        """Return the names of the arguments, so that ``**tuning`` passes them on."""
+        return self.kwargs.keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.kwargs[name]
+
     def __str__(self) -> str:
         return "\n  ".join([self.reason, *map(str, self.measurements)])
 
@@ -87,7 +94,7 @@ def tune_dataloader(
     dataset: Any,
     device: str | torch.device,
     *,
-    batch_size: int | None,
+    batch_size: int | None = 1,
     seconds: float = 10.0,
     epochs: int = 1,
     max_workers: int | None = None,
@@ -108,7 +115,8 @@ def tune_dataloader(
     Args:
         dataset: as ``DataLoader`` takes it.
         device: where the batches will be used.
-        batch_size: items of a batch; None with a ``batch_sampler`` or a data set of batches.
+        batch_size: items of a batch, 1 as in ``DataLoader``; None with a ``batch_sampler`` or a
+            data set of batches.
         seconds: how long measuring may take. The loader is not interrupted inside a batch, so it
             may be exceeded by the time of a few batches and of starting the workers.
         epochs: over how many epochs starting the workers is paid off.
