@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -80,9 +82,7 @@ class Graph(nn.Module):
     def __init__(self, inside: int = 128, width: int = 256, layers: int = 3) -> None:
         super().__init__()
         sizes = [inside] + [width] * layers
-        self.messages = nn.ModuleList(
-            nn.Linear(2 * a, b) for a, b in itertools.pairwise(sizes)
-        )
+        self.messages = nn.ModuleList(nn.Linear(2 * a, b) for a, b in itertools.pairwise(sizes))
         self.head = nn.Linear(width, 16)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
