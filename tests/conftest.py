@@ -13,5 +13,7 @@ def _own_cache_folder(tmp_path_factory, monkeypatch):
     for name in [name for name in os.environ if name.startswith("MPSKIT_")]:
         if name != "MPSKIT_SIMULATE":
             monkeypatch.delenv(name)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    # accelerate sets this one for the whole process, which changes what a simulated Mac raises.
+    for name in ("LOCAL_RANK", "PYTORCH_ENABLE_MPS_FALLBACK"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MPSKIT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -118,10 +118,10 @@ def test_the_peak_is_the_real_one(name, true_peak):
     told = estimate_training_memory(
         make, TensorSpec(shape), optimizer=optimizer, precision=precision, device="cpu"
     )
-    # Kernels have buffers of some KiB for each thread, and half-precision products one of some
+    # Kernels have buffers of some KiB for each thread (attention 8 KiB), and half-precision products one of some
     # hundred KiB, which show in models as small as these.
     rel = 0.015 if options else 1e-3
-    assert told.peak_bytes == pytest.approx(true, rel=rel, abs=16_000)
+    assert told.peak_bytes == pytest.approx(true, rel=rel, abs=32_768)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ def trace(job: Job, prepare: Callable[[contextlib.ExitStack], Step]) -> Traced:
             returns the step.
     """
     ledger, dtype = job.ledger, precision_of(job.precision).weights
-    tracer = Tracer(ledger, job.target.charges, doubles=job.target.device != "mps")
+    kind = job.target.device
+    tracer = Tracer(ledger, job.target.charges, doubles=kind != "mps", numbers=kind == "cpu")
     with contextlib.ExitStack() as stack:
         _refuse_lazy(job.model)
         stack.enter_context(_no_collection())

@@ -62,15 +62,23 @@ class Tracer:
         ledger: what is written.
         charges: operator's name -> rule, where the target takes something else than its results.
         doubles: whether the target has float64 and complex128 (MPS has not).
+        numbers: whether ``torch.tensor(1.0)`` takes memory of the target. On a GPU it does not: it
+            stays on the CPU, as the step counters of torch's optimizers do there.
     """
 
     def __init__(
-        self, ledger: Ledger, charges: Mapping[str, Charge] | None = None, *, doubles: bool = True
+        self,
+        ledger: Ledger,
+        charges: Mapping[str, Charge] | None = None,
+        *,
+        doubles: bool = True,
+        numbers: bool = True,
     ) -> None:
         self.ledger = ledger
         self.where = ledger.where
         self.charges = charges or {}
         self._refused = frozenset() if doubles else _DOUBLES
+        self._numbers = numbers
         self.reads = Reads(ledger.where)
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -105,7 +113,7 @@ class Tracer:
     def view(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
         """Run it: it touches no data."""
         result = func(*args, **kwargs)
-        if facts.name.startswith("lift"):
+        if facts.name.startswith("lift") and (self._numbers or result.dim()):
             self.record(result)
         return result
 
