@@ -78,7 +78,7 @@ class Tracer:
         self.where = ledger.where
         self.charges = charges or {}
         self._refused = frozenset() if doubles else _DOUBLES
-        self._numbers = numbers
+        self.numbers = numbers
         self.reads = Reads(ledger.where)
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,7 +113,7 @@ class Tracer:
     def view(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
         """Run it: it touches no data."""
         result = func(*args, **kwargs)
-        if facts.name.startswith("lift") and (self._numbers or result.dim()):
+        if facts.name.startswith("lift") and (self.numbers or result.dim()):
             self.record(result)
         return result
 
@@ -288,7 +288,8 @@ def _packed(tracer: Tracer, args: Any) -> Any:
     strides = torch.empty(shape, device="meta").stride()
     nbytes = math.prod(shape) * source.element_size()
     output = Output(shape, strides, 0, source.dtype, nbytes, 0)
-    return tracer.fresh(output, {}), tracer.record(sizes)
+    # The sizes stay on the CPU, wherever the data are.
+    return tracer.fresh(output, {}), tracer.record(sizes) if tracer.numbers else sizes
 
 
 # Operators whose shape rests on the values of some of their arguments.
