@@ -56,7 +56,7 @@ class Diffusion(nn.Module):
         self.last = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        frequency = torch.exp(torch.arange(32) * -0.3)
+        frequency = torch.exp(torch.arange(32, device=time.device) * -0.3)
         angle = time[:, None] * frequency[None]
         t = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))
         x, kept = self.first(x), []
@@ -89,7 +89,7 @@ class Graph(nn.Module):
         source, target = edges
         for layer in self.messages:
             message = functional.relu(layer(torch.cat([x[source], x[target]], dim=-1)))
-            x = torch.zeros(x.shape[0], message.shape[1]).index_add(0, target, message)
+            x = message.new_zeros(x.shape[0], message.shape[1]).index_add(0, target, message)
         return self.head(x)
 
 
