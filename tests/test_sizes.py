@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit._sizes import GIB, format_bytes, parse_bytes
+from mpskit._base.sizes import GIB, format_bytes, parse_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 

@@ -9,7 +9,7 @@ name is resolved when it is first used (PEP 562).
 
 from __future__ import annotations
 
-from mpskit._lazy import resolver
+from mpskit._base.lazy import resolver
 
 TYPE_CHECKING = False  # importing typing would cost more than the rest of this file
 

@@ -6,8 +6,8 @@ from collections.abc import MutableMapping
 from typing import Literal, TypeAlias
 
 from mpskit import _environment_rules as rules
+from mpskit._base.values import Value
 from mpskit._environment_rules import FALLBACK, HIGH, LOW, low_for, ratio_text
-from mpskit._values import Value
 from mpskit.errors import ArgumentError, SettingsError
 from mpskit.memory.amounts import Amount, amount_bytes
 

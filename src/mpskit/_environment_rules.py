@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from mpskit._data import read_toml
+from mpskit._base.data import read_toml
 from mpskit.versions import has
 
 __all__ = [

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from mpskit import versions
-from mpskit._data import read_toml
-from mpskit._values import Value
+from mpskit._base.data import read_toml
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import Chip, Host, detect_host
 

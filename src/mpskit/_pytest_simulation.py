@@ -170,7 +170,7 @@ def _without_fallback() -> Iterator[None]:
 @contextlib.contextmanager
 def _limited(mark: pytest.Mark) -> Iterator[None]:
     """Fail if the peak of live tensors is above the limit; where no peak is kept, nothing fails."""
-    from mpskit._sizes import format_bytes, parse_bytes
+    from mpskit._base.sizes import format_bytes, parse_bytes
 
     with _usage_errors():
         limit = parse_bytes(mark.args[0] if len(mark.args) == 1 else "")

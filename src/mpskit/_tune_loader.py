@@ -11,10 +11,10 @@ from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mpskit._arguments import check_count
+from mpskit._base.arguments import check_count
+from mpskit._base.values import Value
 from mpskit._loader_facts import is_waiting, kept_random_state, private_copy
 from mpskit._torch import as_device
-from mpskit._values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import multiprocessing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
-from mpskit._arguments import check_count
+from mpskit._base.arguments import check_count
 from mpskit._loader_facts import DatasetFacts, dataset_facts, fits_a_worker, torch_cpu_count
 from mpskit._torch import as_device
 from mpskit._tune_loader import LoaderMeasurement, LoaderTuning, tune_dataloader

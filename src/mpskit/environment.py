@@ -16,6 +16,7 @@ from typing import get_args
 from pydantic import ConfigDict, computed_field
 
 from mpskit import _environment_rules as rules
+from mpskit._base.values import Value
 from mpskit._environment_plan import (
     FAST_MATH,
     PREFER_METAL,
@@ -25,7 +26,6 @@ from mpskit._environment_plan import (
     plan_limits,
 )
 from mpskit._environment_rules import FALLBACK
-from mpskit._values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError, TooLateError
 from mpskit.memory.amounts import Amount
 from mpskit.versions import torch_version

@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from mpskit._data import read_csv
-from mpskit._log import log
-from mpskit._values import Value
+from mpskit._base.data import read_csv
+from mpskit._base.log import log
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError, PowerWarning
 
 __all__ = ["Awake", "PowerState", "judge_power", "keep_awake", "power_state"]

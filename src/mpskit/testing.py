@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpskit._data import read_toml
-from mpskit._values import Value
+from mpskit._base.data import read_toml
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:

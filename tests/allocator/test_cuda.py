@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.allocator import AllocatorLimitError
 from mpskit.allocator.cuda import CudaAllocator
 from mpskit.errors import ArgumentError

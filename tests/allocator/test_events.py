@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.allocator import AllocatorLimitError, Event, allocator_for, replay
 from mpskit.errors import ArgumentError
 

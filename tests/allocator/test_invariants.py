@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpskit._sizes import GIB, KIB, MIB
+from mpskit._base.sizes import GIB, KIB, MIB
 from mpskit.allocator import AllocatorLimitError, AllocatorModel, allocator_for
 from mpskit.allocator.cuda import CudaAllocator
 from mpskit.allocator.mps import CachingMps, PlacementMps

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.allocator import (
     AllocatorLimitError,
     BufferTooLargeError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpskit._sizes import GIB, KIB, MIB
+from mpskit._base.sizes import GIB, KIB, MIB
 from mpskit.allocator.mps import CachingMps
 from mpskit.allocator.mps_heaps import CachingPool, Heap
 from mpskit.allocator.mps_rounding import XLARGE_HEAP

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.allocator.mps import PlacementMps
 from mpskit.allocator.mps_placement import Block, PlacementPool
 

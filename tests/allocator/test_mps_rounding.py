@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit._sizes import GIB, KIB, MIB
+from mpskit._base.sizes import GIB, KIB, MIB
 from mpskit.allocator.mps_rounding import aligned_size, bucketed_size, heap_size
 
 

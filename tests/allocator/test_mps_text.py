@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mpskit._sizes import GIB, KIB, MIB
+from mpskit._base.sizes import GIB, KIB, MIB
 from mpskit.allocator.mps_text import buffer_text, oom_text, size_text, watermark_text
 
 

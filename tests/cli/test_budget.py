@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mpskit import MemoryBudget, memory_budget_for
-from mpskit._sizes import GIB
+from mpskit._base.sizes import GIB
 from mpskit.cli.main import main
 from mpskit.host import find_machine
 

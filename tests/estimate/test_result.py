@@ -3,7 +3,7 @@
 import pytest
 
 from mpskit import memory_budget_for
-from mpskit._sizes import GIB
+from mpskit._base.sizes import GIB
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.estimate import MemoryEstimate, Peak, TimelinePoint
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory.amounts import amount_bytes, share_of
 

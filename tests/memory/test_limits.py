@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mpskit import _torch, limit_memory
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError
 from mpskit.host import Readings, detect_host, find_machine
 from mpskit.host.readings import replace_readings

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from mpskit import MemoryMonitor, _torch
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import (
     ArgumentError,
     ArgumentTypeError,

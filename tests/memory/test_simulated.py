@@ -14,7 +14,7 @@ from mpskit import (
     memory_budget_for,
     memory_snapshot,
 )
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.memory.limits import high_watermark
 
 APPLE_SILICON = ["m1-8gb", "m2-24gb", "m3-max-36gb", "m4-pro-48gb", "m1-ultra-128gb"]

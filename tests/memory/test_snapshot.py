@@ -10,7 +10,7 @@ import torch
 from fake_backend import FakeBackend
 
 from mpskit import MemorySnapshot, _torch, memory_snapshot
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory import footprint, snapshot
 from mpskit.memory.footprint import footprint_bytes, footprint_of, phys_footprint_in

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host import Host, Readings, find_machine
 from mpskit.memory import WorkingSet, memory_budget_for, recommended_bytes

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from mpskit._sizes import GIB, KIB, MIB
+from mpskit._base.sizes import GIB, KIB, MIB
 from mpskit.allocator.errors import AllocatorLimitError
 from mpskit.errors import ArgumentError
 

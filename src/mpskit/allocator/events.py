@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
 
-from mpskit._sizes import format_bytes
-from mpskit._values import Value
+from mpskit._base.sizes import format_bytes
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentError
 
 __all__ = ["AllocatorModel", "Event", "Replay", "replay"]

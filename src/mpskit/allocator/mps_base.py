@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-from mpskit._sizes import MIB
+from mpskit._base.sizes import MIB
 from mpskit.allocator.errors import AllocatorLimitError, BufferTooLargeError, WatermarkError
 from mpskit.allocator.mps_text import buffer_text, oom_text, watermark_text
 from mpskit.errors import ArgumentError

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 
 __all__ = [
     "ALIGNMENT",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from mpskit._values import Value
+from mpskit._base.values import Value
 from mpskit.errors import MpskitError
 
 __all__ = ["Check", "Findings", "gather", "scrub"]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mpskit._sizes import format_bytes
+from mpskit._base.sizes import format_bytes
 from mpskit.cli._json import print_json
 from mpskit.errors import ArgumentError, MpskitError
 from mpskit.memory.command import Watched, exit_code, watch_command

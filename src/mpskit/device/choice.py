@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mpskit._log import log
+from mpskit._base.log import log
 from mpskit.device import facts as torch_facts
 from mpskit.device.facts import TorchFacts
 from mpskit.device.info import DeviceChoice, DeviceInfo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mpskit._values import Value
+from mpskit._base.values import Value
 from mpskit.device.codes import Basis, ReasonCode
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mpskit._values import Value
+from mpskit._base.values import Value
 from mpskit.device.codes import ReasonCode
 from mpskit.device.facts import TorchFacts
 from mpskit.host import Host, HostKind

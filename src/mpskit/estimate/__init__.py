@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpskit._lazy import resolver
+from mpskit._base.lazy import resolver
 
 if TYPE_CHECKING:
     from mpskit.estimate._estimate import estimate_inference_memory, estimate_training_memory

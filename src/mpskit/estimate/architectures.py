@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from mpskit._data import read_toml
+from mpskit._base.data import read_toml
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Architecture", "Head", "model_names", "read_architecture", "read_config"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpskit._data import read_toml
+from mpskit._base.data import read_toml
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.architectures import Architecture, read_architecture
 from mpskit.estimate.closed_form import Parts, count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpskit._sizes import GIB, MIB, format_bytes
+from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit.errors import ArgumentError, MissingExtraError
 from mpskit.estimate.result import KINDS
 

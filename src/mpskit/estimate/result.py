@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpskit._sizes import format_bytes
-from mpskit._values import Value
+from mpskit._base.sizes import format_bytes
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import functools
 import mmap
 from typing import TYPE_CHECKING, Any
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from mpskit._sizes import format_bytes
-from mpskit._values import Value
+from mpskit._base.sizes import format_bytes
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import apple, linux
 from mpskit.host._record import Readings

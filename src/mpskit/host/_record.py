@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from mpskit._values import Value
+from mpskit._base.values import Value
 
 __all__ = ["Readings"]
 

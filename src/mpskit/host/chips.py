@@ -11,8 +11,8 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 
-from mpskit._data import read_csv
-from mpskit._values import Value
+from mpskit._base.data import read_csv
+from mpskit._base.values import Value
 
 __all__ = ["Chip", "ChipRow", "CudaCard", "chip_rows", "cuda_card", "cuda_cards", "parse_chip"]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from mpskit._data import read_toml
-from mpskit._sizes import GIB
-from mpskit._values import Value
+from mpskit._base.data import read_toml
+from mpskit._base.sizes import GIB
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host._host import HostKind
 from mpskit.host._record import Readings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpskit._lazy import resolver
+from mpskit._base.lazy import resolver
 
 if TYPE_CHECKING:
     from mpskit.memory.budget import MemoryBudget, MemoryUser, memory_budget, memory_budget_for

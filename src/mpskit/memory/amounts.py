@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
-from mpskit._sizes import parse_bytes
+from mpskit._base.sizes import parse_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Amount", "amount_bytes", "share_of"]

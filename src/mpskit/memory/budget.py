@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mpskit._sizes import GIB, MIB, format_bytes
-from mpskit._values import Value
+from mpskit._base.sizes import GIB, MIB, format_bytes
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.system import system_memory

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, computed_field
 
 from mpskit import _torch
-from mpskit._sizes import format_bytes
-from mpskit._values import Value
+from mpskit._base.sizes import format_bytes
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from pydantic import PrivateAttr
 
+from mpskit._base.sizes import format_bytes
+from mpskit._base.values import Value
 from mpskit._environment_rules import read_ratio
-from mpskit._sizes import format_bytes
-from mpskit._values import Value
 from mpskit.errors import ArgumentError, DeviceUnavailableError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import HIGH_WATERMARK, LOW_WATERMARK, limit_bytes, rule_of

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from mpskit._log import log
-from mpskit._sizes import GIB, format_bytes
+from mpskit._base.log import log
+from mpskit._base.sizes import GIB, format_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError, MemoryGrowthWarning
 from mpskit.memory.footprint import footprint_bytes
 from mpskit.memory.gpu import gpu_percent

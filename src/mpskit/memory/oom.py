@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from mpskit._sizes import GIB, MIB, format_bytes
-from mpskit._values import Value
+from mpskit._base.sizes import GIB, MIB, format_bytes
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory.oom_texts import find_sizes, recognise
 from mpskit.memory.users import MemoryUser, largest_users

@@ -10,8 +10,8 @@ import functools
 import re
 from typing import NamedTuple
 
-from mpskit._data import read_toml
-from mpskit._sizes import GIB, KIB, MIB
+from mpskit._base.data import read_toml
+from mpskit._base.sizes import GIB, KIB, MIB
 
 __all__ = ["OomText", "find_sizes", "oom_texts", "recognise"]
 

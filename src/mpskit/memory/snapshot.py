@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from mpskit._sizes import format_bytes
-from mpskit._values import Value
+from mpskit._base.sizes import format_bytes
+from mpskit._base.values import Value
 from mpskit.memory.footprint import footprint_bytes
 from mpskit.memory.system import Pressure, memory_pressure, system_memory
 

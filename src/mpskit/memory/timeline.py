@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpskit._sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 
 __all__ = ["Sample", "Timeline", "growth_without_tensors", "plot_samples", "write_csv"]

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import PurePath
 from typing import Any
 
-from mpskit._sizes import format_bytes
-from mpskit._values import Value
+from mpskit._base.sizes import format_bytes
+from mpskit._base.values import Value
 
 __all__ = ["MemoryUser", "largest_users"]
 

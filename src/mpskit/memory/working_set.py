@@ -14,9 +14,9 @@ import struct
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from mpskit._data import read_csv
-from mpskit._sizes import GIB, MIB, format_bytes
-from mpskit._values import Value
+from mpskit._base.data import read_csv
+from mpskit._base.sizes import GIB, MIB, format_bytes
+from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
