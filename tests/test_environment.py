@@ -362,7 +362,7 @@ class TestTooLate:
 
     @pytest.mark.parametrize(("in_use", "late"), [(True, True), (False, False), (None, False)])
     def test_the_ratios_after_the_first_use(self, monkeypatch, in_use, late: bool) -> None:
-        from mpskit import _torch
+        from mpskit.backends import facade as _torch
 
         monkeypatch.setattr(_torch, "is_initialized", lambda device: in_use)
         previous = replace_readings(find_machine("m1-16gb").readings())

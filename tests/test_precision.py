@@ -10,7 +10,8 @@ import logging
 import pytest
 import torch
 
-from mpskit import autocast, grad_scaler, precision_for, simulate, versions
+from mpskit import autocast, grad_scaler, precision_for, simulate
+from mpskit.backends import versions
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host import Host, Readings
 from mpskit.precision import Precision, choose

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit import versions
+from mpskit.backends import versions
 
 
 @pytest.mark.parametrize(

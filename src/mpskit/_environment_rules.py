@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mpskit._base.data import read_toml
-from mpskit.versions import has
+from mpskit.backends.versions import has
 
 __all__ = [
     "DEFAULT_HIGH",

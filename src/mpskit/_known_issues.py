@@ -10,9 +10,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
-from mpskit import versions
 from mpskit._base.data import read_toml
 from mpskit._base.values import Value
+from mpskit.backends import versions
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import Chip, Host, detect_host
 

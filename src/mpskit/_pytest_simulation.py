@@ -200,7 +200,7 @@ def _reset_peak() -> None:
     if mac is not None:
         mac.reset_peaks()
     elif "torch" in sys.modules:
-        from mpskit import _torch
+        from mpskit.backends import facade as _torch
 
         _torch.reset_peak(_torch.device_in_use())
 
@@ -211,6 +211,6 @@ def _peak() -> int | None:
         return mac.peak_allocated_bytes
     if "torch" not in sys.modules:
         return None
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     return _torch.peak_bytes(_torch.device_in_use())

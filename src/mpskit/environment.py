@@ -26,9 +26,9 @@ from mpskit._environment_plan import (
     plan_limits,
 )
 from mpskit._environment_rules import FALLBACK
+from mpskit.backends.versions import torch_version
 from mpskit.errors import ArgumentError, ArgumentTypeError, TooLateError
 from mpskit.memory.amounts import Amount
-from mpskit.versions import torch_version
 
 __all__ = [
     "EnvironmentChange",
@@ -189,7 +189,7 @@ def _check_in_time(plan: Plan) -> None:
             "configure_environment() before the first `import torch`, or set it in the shell",
             given=plan.changes[FALLBACK],
         )
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     in_use = _torch.is_initialized("mps")
     if in_use:

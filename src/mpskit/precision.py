@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from mpskit import versions
 from mpskit._base.arguments import check_host
 from mpskit._base.data import read_toml
 from mpskit._base.log import log
 from mpskit._base.values import Value
-from mpskit._torch import as_device
+from mpskit.backends import versions
+from mpskit.backends.facade import as_device
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:

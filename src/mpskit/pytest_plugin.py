@@ -93,8 +93,8 @@ def mpskit_each_device(request: pytest.FixtureRequest) -> Iterator[torch.device]
 
 
 def _statuses() -> list[Any]:
+    from mpskit.backends.facts import read_torch
     from mpskit.device.choice import backend_statuses
-    from mpskit.device.facts import read_torch
     from mpskit.host import detect_host
     from mpskit.settings import read_settings
 

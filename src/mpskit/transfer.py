@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpskit._torch import as_device
+from mpskit.backends.facade import as_device
 from mpskit.errors import ArgumentError, ArgumentTypeError, PrecisionWarning
 
 if TYPE_CHECKING:

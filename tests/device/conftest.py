@@ -1,7 +1,8 @@
 import pytest
 
-from mpskit.device import choice, facts, forget_decisions
-from mpskit.device.facts import TorchFacts
+from mpskit.backends import facts
+from mpskit.backends.facts import TorchFacts
+from mpskit.device import choice, forget_decisions
 from mpskit.host import Host, find_machine
 
 

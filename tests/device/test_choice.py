@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mpskit import DeviceUnavailableError, SettingsError, get_optimal_device
-from mpskit.device import ReasonCode, choice, facts, probe
+from mpskit.backends import facts
+from mpskit.device import ReasonCode, choice, probe
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning
 from mpskit.host import Readings
 

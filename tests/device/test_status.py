@@ -2,8 +2,8 @@
 
 import pytest
 
+from mpskit.backends.facts import TorchFacts
 from mpskit.device import ReasonCode, cuda_status, mps_status, other_status
-from mpskit.device.facts import TorchFacts
 from mpskit.host import Host, Readings, find_machine
 
 BUILT = {"mps_built": True, "mps_available": True}

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import torch
 
-from mpskit import CacheKeeper, _torch, empty_cache_scope
+from mpskit import CacheKeeper, empty_cache_scope
+from mpskit.backends import facade as _torch
 from mpskit.memory import cache
 
 GIB = 2**30
@@ -52,7 +53,7 @@ class FakeBackend:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, fake: FakeBackend) -> FakeBackend:
-    """Put the fake behind ``mpskit._torch``, as the only accelerator of this torch."""
+    """Put the fake behind ``mpskit.backends.facade``, as the only accelerator of this torch."""
     assert torch.__version__  # without torch in the process nothing is ever in use
 
     def figure(name: str):

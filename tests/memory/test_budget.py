@@ -10,8 +10,9 @@ from fake_backend import FakeBackend, install
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit import MemoryBudget, _torch, memory_budget, memory_budget_for
+from mpskit import MemoryBudget, memory_budget, memory_budget_for
 from mpskit._base.sizes import GIB, MIB
+from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host import Readings, detect_host, find_machine
 from mpskit.host.readings import replace_readings

@@ -6,7 +6,8 @@ import pytest
 import torch
 from packaging.version import Version
 
-from mpskit import _torch, _torch_backends
+from mpskit.backends import facade as _torch
+from mpskit.backends import memory as _torch_backends
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 VERSIONS = ("2.2.2", "2.4.1", "2.8.0", "2.9.1", "2.12.1", "2.13.0", "2.15.0")

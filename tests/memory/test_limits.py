@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from mpskit import _torch, limit_memory
+from mpskit import limit_memory
 from mpskit._base.sizes import GIB, MIB
+from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError
 from mpskit.host import Readings, detect_host, find_machine
 from mpskit.host.readings import replace_readings

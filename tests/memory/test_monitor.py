@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mpskit import MemoryMonitor, _torch
+from mpskit import MemoryMonitor
 from mpskit._base.sizes import GIB, MIB
+from mpskit.backends import facade as _torch
 from mpskit.errors import (
     ArgumentError,
     ArgumentTypeError,

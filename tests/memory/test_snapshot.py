@@ -9,8 +9,9 @@ import pytest
 import torch
 from fake_backend import FakeBackend
 
-from mpskit import MemorySnapshot, _torch, memory_snapshot
+from mpskit import MemorySnapshot, memory_snapshot
 from mpskit._base.sizes import GIB, MIB
+from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory import footprint, snapshot
 from mpskit.memory.footprint import footprint_bytes, footprint_of, phys_footprint_in

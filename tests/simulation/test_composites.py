@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from mpskit.backends.versions import older
 from mpskit.simulation import simulate
-from mpskit.versions import older
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from mpskit.allocator.cuda import CudaAllocator
 from mpskit.allocator.errors import AllocatorLimitError, BufferTooLargeError, WatermarkError
 from mpskit.allocator.mps import CachingMps, PlacementMps
 from mpskit.allocator.mps_base import DEFAULT_HIGH, DEFAULT_LOW, Limits, MpsAllocator
+from mpskit.backends.versions import has
 from mpskit.errors import ArgumentError
-from mpskit.versions import has
 
 if TYPE_CHECKING:
     from mpskit.allocator.events import AllocatorModel, Event, Replay, replay

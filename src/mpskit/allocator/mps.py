@@ -16,8 +16,8 @@ from mpskit.allocator.mps_rounding import (
     aligned_size,
     bucketed_size,
 )
+from mpskit.backends.versions import has
 from mpskit.errors import ArgumentError
-from mpskit.versions import has
 
 __all__ = ["CachingMps", "PlacementMps"]
 

@@ -7,7 +7,7 @@ and ``GiB`` from 2.8.0; both count in powers of two.
 from __future__ import annotations
 
 from mpskit._base.sizes import GIB, KIB, MIB
-from mpskit.versions import has
+from mpskit.backends.versions import has
 
 __all__ = ["buffer_text", "oom_text", "size_text", "watermark_text"]
 

@@ -121,8 +121,8 @@ def _torch(found: Findings) -> None:
 
 def _backends(found: Findings) -> None:
     """No accelerator is no fault: a backend that cannot be used is a note, with what would help."""
+    from mpskit.backends.facts import read_torch
     from mpskit.device.choice import backend_statuses
-    from mpskit.device.facts import read_torch
     from mpskit.host import detect_host
     from mpskit.settings import read_settings
 

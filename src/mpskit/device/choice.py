@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mpskit._base.log import log
-from mpskit.device import facts as torch_facts
-from mpskit.device.facts import TorchFacts
+from mpskit.backends import facts as torch_facts
+from mpskit.backends.facts import TorchFacts
 from mpskit.device.info import DeviceChoice, DeviceInfo
 from mpskit.device.policy import Decision, Request, decide
 from mpskit.device.status import BackendStatus, cpu_status, cuda_status, mps_status, other_status

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpskit.device.facts import TorchFacts
+from mpskit.backends.facts import TorchFacts
+from mpskit.backends.versions import torch_version
 from mpskit.device.policy import Request, decide
 from mpskit.device.status import cpu_status, cuda_status, mps_status
 from mpskit.host import Host, HostKind, detect_host
 from mpskit.settings import read_settings
-from mpskit.versions import torch_version
 
 __all__ = ["expected_device"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mpskit._base.values import Value
+from mpskit.backends.facts import TorchFacts
+from mpskit.backends.versions import has, minimum_macos, older
 from mpskit.device.codes import ReasonCode
-from mpskit.device.facts import TorchFacts
 from mpskit.host import Host, HostKind
-from mpskit.versions import has, minimum_macos, older
 
 __all__ = ["BackendStatus", "cpu_status", "cuda_status", "mps_status", "other_status"]
 

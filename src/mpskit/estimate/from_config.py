@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mpskit._base.data import read_toml
+from mpskit.backends.versions import has
+from mpskit.backends.versions import torch_version as installed_torch
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.architectures import Architecture, read_architecture
 from mpskit.estimate.closed_form import Parts, count
@@ -16,8 +18,6 @@ from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.sketch import Param, Sketch
 from mpskit.estimate.transformer import Lora, Transformer
 from mpskit.estimate.unroll import SKETCHED, Step, unroll
-from mpskit.versions import has
-from mpskit.versions import torch_version as installed_torch
 
 __all__ = ["estimate_from_config"]
 

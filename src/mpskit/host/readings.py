@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from mpskit import versions
+from mpskit.backends import versions
 from mpskit.host import linux
 from mpskit.host._record import Readings
 

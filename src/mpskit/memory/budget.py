@@ -26,7 +26,7 @@ from mpskit.memory.working_set import (
 if TYPE_CHECKING:
     import torch
 
-    from mpskit._torch import DeviceLike
+    from mpskit.backends.facade import DeviceLike
     from mpskit.host import Host
 
 __all__ = ["MemoryBudget", "MemoryUser", "memory_budget", "memory_budget_for"]
@@ -170,7 +170,7 @@ def memory_budget(
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: the device or the reserve cannot be understood.
     """
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
     from mpskit.device import get_optimal_device
     from mpskit.host import detect_host
 
@@ -243,7 +243,7 @@ def _of_working_set(found: WorkingSet, source: str) -> _Known:
 
 
 def _metal(device: torch.device) -> _Known:
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
     from mpskit.memory.limits import high_watermark
 
     size, buffer = _torch.recommended_bytes(device), _torch.max_buffer_bytes(device)
@@ -258,7 +258,7 @@ def _metal(device: torch.device) -> _Known:
 
 def _own_memory(device: torch.device, _host: Host, ask: bool) -> _Known:
     """Return the figures of a device with memory of its own: CUDA, XPU and whatever comes."""
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     if not ask:
         return {"notes": (f"{device} was not asked: that would be its first use",)}
@@ -277,7 +277,7 @@ def _own_memory(device: torch.device, _host: Host, ask: bool) -> _Known:
 
 
 def _present(device: torch.device) -> _Known:
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     allocated, reserved = _torch.allocated_bytes(device), _torch.reserved_bytes(device)
     return {"allocated_bytes": allocated, "reserved_bytes": reserved}

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, computed_field
 
-from mpskit import _torch
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
+from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 
 if TYPE_CHECKING:
-    from mpskit._torch import DeviceLike
+    from mpskit.backends.facade import DeviceLike
 
 __all__ = ["CacheReport", "check_device", "clear", "devices_in_use", "empty_cache"]
 

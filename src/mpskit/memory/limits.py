@@ -26,7 +26,7 @@ from mpskit.memory.working_set import HIGH_WATERMARK, LOW_WATERMARK, limit_bytes
 if TYPE_CHECKING:
     import torch
 
-    from mpskit._torch import DeviceLike
+    from mpskit.backends.facade import DeviceLike
 
 __all__ = ["MemoryLimit", "high_watermark", "limit_memory"]
 
@@ -134,7 +134,7 @@ def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit
         ArgumentError: the limit is zero, more than the device has, or cannot be understood.
         DeviceUnavailableError: the device has no cap that works (the CPU outside Linux).
     """
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
     from mpskit.device import get_optimal_device
 
     chosen = _torch.as_device(device) if device is not None else get_optimal_device().device
@@ -173,7 +173,7 @@ def _wanted(limit: Amount, whole: int | None, device: torch.device) -> int:
 
 
 def _limit_mps(device: torch.device, limit: Amount) -> MemoryLimit:
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
     from mpskit.host import detect_host
 
     host, recommended = detect_host(), _torch.recommended_bytes(device)
@@ -207,7 +207,7 @@ def _full_notes(held: int, size: int) -> tuple[str, ...]:
 
 def _limit_share(device: torch.device, limit: Amount) -> MemoryLimit:
     """Cap CUDA, XPU and whatever has torch's per-process fraction."""
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     total = _torch.total_bytes(device)
     size = _wanted(limit, total, device)
@@ -233,7 +233,7 @@ def _apply(
 
 
 def _put(device: torch.device, ratio: float) -> None:
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     if not _torch.set_memory_fraction(device, ratio):
         raise DeviceUnavailableError(

@@ -28,7 +28,7 @@ from mpskit.memory.timeline import (
 if TYPE_CHECKING:
     import torch
 
-    from mpskit._torch import DeviceLike
+    from mpskit.backends.facade import DeviceLike
 
 __all__ = ["MemoryMonitor", "ScalarWriter", "check_interval"]
 
@@ -84,7 +84,7 @@ class MemoryMonitor:
         *,
         writer: ScalarWriter | None = None,
     ) -> None:
-        from mpskit import _torch
+        from mpskit.backends import facade as _torch
 
         if writer is not None and not callable(getattr(writer, "add_scalar", None)):
             raise ArgumentTypeError(f"writer has no add_scalar: {writer!r}", given=writer)
@@ -201,7 +201,7 @@ class MemoryMonitor:
         return f"Peak memory of {self._watched}: {', '.join(known)}; {self._count} samples"
 
     def _chosen(self) -> torch.device:
-        from mpskit import _torch
+        from mpskit.backends import facade as _torch
 
         return self._device if self._device is not None else _torch.device_in_use()
 

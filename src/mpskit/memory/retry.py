@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from mpskit import _torch
+from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning, OutOfMemory
 from mpskit.memory.cache import check_device, clear, devices_in_use
 from mpskit.memory.frames import release_frames
 from mpskit.memory.oom import OomFigures, explain_oom, figures_of, is_oom
 
 if TYPE_CHECKING:
-    from mpskit._torch import DeviceLike
+    from mpskit.backends.facade import DeviceLike
 
 __all__ = ["next_batch_size", "run_with_batch_size"]
 

@@ -15,7 +15,7 @@ from mpskit.memory.system import Pressure, memory_pressure, system_memory
 if TYPE_CHECKING:
     import torch
 
-    from mpskit._torch import DeviceLike
+    from mpskit.backends.facade import DeviceLike
 
 __all__ = ["DeviceFigures", "MemorySnapshot", "device_figures", "memory_snapshot"]
 
@@ -102,7 +102,7 @@ def memory_snapshot(device: DeviceLike | None = None) -> MemorySnapshot:
         ArgumentTypeError: ``device`` is neither a device nor a string.
         ArgumentError: torch knows no device of that name.
     """
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     chosen = _torch.as_device(device) if device is not None else _torch.device_in_use()
     figures, ram = device_figures(chosen), system_memory()
@@ -123,7 +123,7 @@ def memory_snapshot(device: DeviceLike | None = None) -> MemorySnapshot:
 
 def device_figures(device: torch.device) -> DeviceFigures:
     """Ask a backend for its figures; what it raises becomes a note."""
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     notes: list[str] = []
     allocated = _figure(_torch.allocated_bytes, device, notes)
@@ -135,7 +135,7 @@ def device_figures(device: torch.device) -> DeviceFigures:
 def _peak(
     device: torch.device, allocated: int | None, notes: list[str]
 ) -> tuple[int | None, PeakSource | None]:
-    from mpskit import _torch
+    from mpskit.backends import facade as _torch
 
     with _lock:
         if allocated is not None:

@@ -71,7 +71,7 @@ def simulate(
 
 
 def _require_torch() -> None:
-    from mpskit.versions import has, torch_version
+    from mpskit.backends.versions import has, torch_version
 
     version = torch_version()
     if version is None or not has("simulation", version):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from typing import Literal
 
-from mpskit.versions import has, torch_version
+from mpskit.backends.versions import has, torch_version
 
 __all__ = ["Policy", "cast_policy"]
 
@@ -48,7 +48,7 @@ _PROMOTE = """
 """
 _PROMOTE_CALLERS = "arctan2 grid_sample"
 
-# feature of mpskit.versions -> the operators that came with it
+# feature of mpskit.backends.versions -> the operators that came with it
 _LATER = {
     "mps.autocast.attention": "scaled_dot_product_attention",
     "mps.autocast.conv3d": "conv3d conv_transpose3d",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from packaging.version import Version
 
+from mpskit.backends.versions import has, minimum_macos
 from mpskit.errors import SettingsError
 from mpskit.host import HostKind, Machine
 from mpskit.memory.working_set import recommended_bytes
@@ -19,7 +20,6 @@ from mpskit.simulation.memory import Memory
 from mpskit.simulation.rng import Randomness
 from mpskit.simulation.rules import Rules
 from mpskit.simulation.tags import Tags
-from mpskit.versions import has, minimum_macos
 
 __all__ = ["build"]
 

@@ -9,10 +9,10 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from mpskit.backends.versions import has
 from mpskit.simulation import limits, messages
 from mpskit.simulation.coverage_table import Call, Limit, table_for
 from mpskit.simulation.yaml_index import Index, Kind, installed_index
-from mpskit.versions import has
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload

@@ -10,7 +10,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
-from mpskit.versions import older
+from mpskit.backends.versions import older
 
 __all__ = ["Call", "Limit", "Table", "table_for"]
 

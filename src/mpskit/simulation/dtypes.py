@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpskit.versions import has, older
+from mpskit.backends.versions import has, older
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,7 @@ from mpskit.allocator import (
 from mpskit.allocator.mps_base import DEFAULT_HIGH, DEFAULT_LOW
 from mpskit.allocator.mps_rounding import aligned_size
 from mpskit.allocator.mps_text import oom_text
-from mpskit.versions import has
+from mpskit.backends.versions import has
 
 __all__ = ["Memory", "Watermarks", "read_watermarks"]
 

@@ -7,7 +7,7 @@ pure: it returns the text, and the caller chooses the type named in its docstrin
 
 from __future__ import annotations
 
-from mpskit.versions import has
+from mpskit.backends.versions import has
 
 __all__ = [
     "distributed_operator",

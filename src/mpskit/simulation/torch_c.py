@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from mpskit.backends.versions import has
 from mpskit.errors import SimulationError
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.events import Events
 from mpskit.simulation.patches import Patches
-from mpskit.versions import has
 
 __all__ = ["install"]
 

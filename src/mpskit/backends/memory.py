@@ -1,15 +1,15 @@
-"""What each backend of torch can be asked about memory: the classes behind ``mpskit._torch``.
+"""What each backend of torch can be asked about memory: the classes behind ``mpskit.backends.facade``.
 
 One small class each, and :data:`BACKENDS` as their table. A method returns None (or False) where
 the backend, or the installed torch, has no such figure; names that came with a torch release are
-looked up in ``mpskit.versions``, and names that a build may lack are looked for.
+looked up in ``mpskit.backends.versions``, and names that a build may lack are looked for.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mpskit.versions import has, torch_version
+from mpskit.backends.versions import has, torch_version
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def torch_has(feature: str) -> bool:
 class Backend:
     """A backend that has no allocator of its own (the CPU): every figure is lacking.
 
-    Methods are named after the functions of ``mpskit._torch``, which documents them.
+    Methods are named after the functions of ``mpskit.backends.facade``, which documents them.
     """
 
     def __init__(self, device: DeviceLike) -> None:

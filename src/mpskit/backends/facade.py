@@ -2,7 +2,7 @@
 
 Every figure is in bytes, and None where the backend or the installed torch does not have it, so
 that callers never compare versions nor catch a missing name. A backend without a class of its own
-in ``mpskit._torch_backends`` is asked through ``torch.accelerator``, whose memory calls raise on
+in ``mpskit.backends.memory`` is asked through ``torch.accelerator``, whose memory calls raise on
 MPS from torch 2.9 to 2.12 (pytorch#186430, pytorch#167447): MPS is asked through ``torch.mps``.
 
 Nothing here initialises a backend unless its docstring says so. CUDA and XPU say whether they are
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpskit._torch_backends import BACKENDS, Accelerator, Backend, DeviceLike, torch_has
+from mpskit.backends.memory import BACKENDS, Accelerator, Backend, DeviceLike, torch_has
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
