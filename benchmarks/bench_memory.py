@@ -21,7 +21,7 @@ import torch
 
 import mpskit
 from mpskit import MemoryMonitor, memory_budget, memory_budget_for, memory_snapshot
-from mpskit.memory.footprint import footprint_bytes
+from mpskit.system.process import footprint_bytes
 
 STEP_S = 0.010
 INTERVAL_S = 0.5

@@ -16,7 +16,7 @@ from mpskit import configure_environment, current_environment
 from mpskit._environment_rules import FALLBACK, HIGH, LOW, judge, read_int, read_ratio, variables
 from mpskit.errors import ArgumentError, ArgumentTypeError, MpskitError, SettingsError, TooLateError
 from mpskit.host.machines import find_machine
-from mpskit.host.readings import replace_readings
+from mpskit.system.machine import replace_readings
 
 METAL, FAST = "PYTORCH_MPS_PREFER_METAL", "PYTORCH_MPS_FAST_MATH"
 GIB = 2**30

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from mpskit import keep_awake
 from mpskit.errors import ArgumentTypeError, PowerWarning
 from mpskit.host import Readings
-from mpskit.host.readings import replace_readings
-from mpskit.power import judge_power, power_state
+from mpskit.system.machine import replace_readings
+from mpskit.system.power import judge_power, power_state
 
 BATTERY = """Now drawing from 'Battery Power'
  -InternalBattery-0 (id=4653155)\t85%; discharging; 3:20 remaining present: true
@@ -255,7 +255,7 @@ def test_the_child_never_outlives_the_process(tools, name, ending):
     tools(name)
     source = (
         "import os, sys, time\n"
-        "from mpskit.power import keep_awake\n"
+        "from mpskit.system.power import keep_awake\n"
         "with keep_awake() as awake:\n"
         "    assert awake.active\n"
         "    print(awake.pid, flush=True)\n"

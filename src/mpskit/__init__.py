@@ -77,9 +77,6 @@ if TYPE_CHECKING:
         parse_oom,
         run_with_batch_size,
     )
-    from mpskit.power import (
-        keep_awake,
-    )
     from mpskit.precision import (
         Precision,
         autocast,
@@ -88,6 +85,9 @@ if TYPE_CHECKING:
     )
     from mpskit.simulation import (
         simulate,
+    )
+    from mpskit.system.power import (
+        keep_awake,
     )
     from mpskit.threads import (
         cpu_threads,
@@ -136,7 +136,7 @@ _PUBLIC = {
     "known_issues": "mpskit._known_issues",
     "cpu_threads": "mpskit.threads",
     "set_cpu_threads": "mpskit.threads",
-    "keep_awake": "mpskit.power",
+    "keep_awake": "mpskit.system.power",
     "MemoryEstimate": "mpskit.estimate",
     "TensorSpec": "mpskit.estimate",
     "estimate_from_config": "mpskit.estimate",

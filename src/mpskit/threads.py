@@ -64,7 +64,7 @@ def _cores(host: Host | None) -> tuple[int | None, int]:
     if host is not None:
         return host.performance_cores, host.usable_cpus
     from mpskit.host import Host as HostClass
-    from mpskit.host.readings import read_readings
+    from mpskit.system.machine import read_readings
 
     readings = read_readings()
     this = HostClass.from_readings(readings)

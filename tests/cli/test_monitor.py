@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from mpskit.cli.main import main
-from mpskit.memory import command as command_module
-from mpskit.memory.command import exit_code, tree_footprint, watch_command
+from mpskit.system import command as command_module
+from mpskit.system.command import exit_code, tree_footprint, watch_command
 
 PYTHON = sys.executable
 MIB = 2**20
@@ -196,7 +196,7 @@ def test_ctrl_c_at_a_terminal_is_not_sent_twice(monkeypatch, at_terminal, first)
     assert killed == [child.pid]
 
 
-FROM_TERMINAL = "from mpskit.memory.command import _from_terminal as f; raise SystemExit(40 + f())"
+FROM_TERMINAL = "from mpskit.system.command import _from_terminal as f; raise SystemExit(40 + f())"
 
 
 def test_a_terminal_is_told_from_a_pipe():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import Host, HostKind, Readings, detect_host
-from mpskit.host.readings import replace_readings
+from mpskit.system.machine import replace_readings
 
 M2 = {"machdep.cpu.brand_string": "Apple M2 Pro"}
 INTEL = {"machdep.cpu.brand_string": "Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz"}

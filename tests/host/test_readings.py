@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mpskit.host import Readings
-from mpskit.host import readings as module
+from mpskit.system import machine as module
 
 
 def test_the_machine_answers():

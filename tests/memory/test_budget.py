@@ -15,8 +15,9 @@ from mpskit._base.sizes import GIB, MIB
 from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host import Readings, detect_host, find_machine
-from mpskit.host.readings import replace_readings
-from mpskit.memory import limits, users
+from mpskit.memory import limits
+from mpskit.system import programs as users
+from mpskit.system.machine import replace_readings
 
 M1_8GB = 5726633984
 

@@ -12,9 +12,9 @@ from mpskit._base.sizes import GIB, MIB
 from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError
 from mpskit.host import Readings, detect_host, find_machine
-from mpskit.host.readings import replace_readings
 from mpskit.memory import limits
 from mpskit.memory.limits import MemoryLimit, high_watermark
+from mpskit.system.machine import replace_readings
 
 M1_8GB = 5726633984
 HIGH, LOW = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"

@@ -24,10 +24,11 @@ from mpskit.errors import (
     MemoryGrowthWarning,
     MissingExtraError,
 )
-from mpskit.memory import gpu, snapshot
 from mpskit.memory import monitor as monitor_module
-from mpskit.memory.gpu import gpu_percent, gpu_percent_in
+from mpskit.memory import snapshot
 from mpskit.memory.timeline import Sample, Timeline, growth_without_tensors
+from mpskit.system import gpu
+from mpskit.system.gpu import gpu_percent, gpu_percent_in
 
 FAST = 0.01
 

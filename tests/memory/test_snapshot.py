@@ -13,8 +13,9 @@ from mpskit import MemorySnapshot, memory_snapshot
 from mpskit._base.sizes import GIB, MIB
 from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError
-from mpskit.memory import footprint, snapshot
-from mpskit.memory.footprint import footprint_bytes, footprint_of, phys_footprint_in
+from mpskit.memory import snapshot
+from mpskit.system import process as footprint
+from mpskit.system.process import footprint_bytes, footprint_of, phys_footprint_in
 
 
 @pytest.fixture(autouse=True)

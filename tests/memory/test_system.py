@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from mpskit._base.sizes import GIB, MIB
 from mpskit.host import Readings
-from mpskit.host.readings import replace_readings
-from mpskit.memory import system
-from mpskit.memory.system import (
+from mpskit.system import memory as system
+from mpskit.system.machine import replace_readings
+from mpskit.system.memory import (
     group_room,
     memory_pressure,
     pressure_of_level,

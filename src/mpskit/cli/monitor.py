@@ -11,9 +11,9 @@ from typing import Any
 from mpskit._base.sizes import format_bytes
 from mpskit.cli._json import print_json
 from mpskit.errors import ArgumentError, MpskitError
-from mpskit.memory.command import Watched, exit_code, watch_command
 from mpskit.memory.monitor import check_interval
 from mpskit.memory.timeline import Sample, Timeline, plot_samples, write_csv
+from mpskit.system.command import Watched, exit_code, watch_command
 
 __all__ = ["add_arguments", "run"]
 

@@ -20,8 +20,8 @@ from mpskit.errors import (
     DeviceUnavailableError,
 )
 from mpskit.host import Host, HostKind, detect_host
-from mpskit.host.readings import replaced_readings
 from mpskit.settings import POLICIES, Settings, fingerprint, parse_policy, read_settings
+from mpskit.system.machine import replaced_readings
 
 __all__ = ["backend_statuses", "forget_decisions", "get_optimal_device"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mpskit.host._host import Host, HostKind, detect_host
-from mpskit.host._record import Readings
 from mpskit.host.chips import Chip
+from mpskit.host.host import Host, HostKind, detect_host
+from mpskit.host.readings import Readings
 
 if TYPE_CHECKING:
     from mpskit.host.machines import Machine, find_machine, machine_names

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from mpskit.host._record import Readings
 from mpskit.host.chips import Chip
+from mpskit.host.readings import Readings
 
 __all__ = [
     "brand",

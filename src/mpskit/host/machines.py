@@ -18,9 +18,9 @@ from mpskit._base.data import read_toml
 from mpskit._base.sizes import GIB
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
-from mpskit.host._host import HostKind
-from mpskit.host._record import Readings
 from mpskit.host.chips import Chip, ChipRow, chip_rows, parse_chip
+from mpskit.host.host import HostKind
+from mpskit.host.readings import Readings
 
 __all__ = ["Machine", "aliases", "find_machine", "machine_names", "machines"]
 
@@ -132,7 +132,7 @@ class Machine(Value):
         Three quarters of the RAM count as available: macOS and open programs take the rest. That
         is an assumption, the one figure here that no table gives.
         """
-        from mpskit.host._machine_readings import readings_of
+        from mpskit.host.machine_readings import readings_of
 
         return readings_of(self)
 

@@ -13,8 +13,6 @@ from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
-from mpskit.memory.system import system_memory
-from mpskit.memory.users import MemoryUser, largest_users
 from mpskit.memory.working_set import (
     Confidence,
     WorkingSet,
@@ -22,6 +20,8 @@ from mpskit.memory.working_set import (
     recommended_bytes,
     rule_of,
 )
+from mpskit.system.memory import system_memory
+from mpskit.system.programs import MemoryUser, largest_users
 
 if TYPE_CHECKING:
     import torch

@@ -313,6 +313,6 @@ def _can_map(size: int) -> bool:
 
 def _mapped() -> int:
     """Return the private writable memory of this process (``VmData``), 0 where it is not told."""
-    from mpskit.memory.system import status_bytes
+    from mpskit.system.memory import status_bytes
 
     return status_bytes("VmData") or 0

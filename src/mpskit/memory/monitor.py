@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from mpskit._base.log import log
 from mpskit._base.sizes import GIB, format_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError, MemoryGrowthWarning
-from mpskit.memory.footprint import footprint_bytes
-from mpskit.memory.gpu import gpu_percent
 from mpskit.memory.snapshot import PeakSource, device_figures
-from mpskit.memory.system import system_memory
 from mpskit.memory.timeline import (
     Sample,
     Timeline,
@@ -24,6 +21,9 @@ from mpskit.memory.timeline import (
     plot_samples,
     write_csv,
 )
+from mpskit.system.gpu import gpu_percent
+from mpskit.system.memory import system_memory
+from mpskit.system.process import footprint_bytes
 
 if TYPE_CHECKING:
     import torch

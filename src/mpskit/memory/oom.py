@@ -8,7 +8,7 @@ from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory.oom_texts import find_sizes, recognise
-from mpskit.memory.users import MemoryUser, largest_users
+from mpskit.system.programs import MemoryUser, largest_users
 
 __all__ = ["OomExplanation", "OomFigures", "explain_oom", "figures_of", "is_oom", "parse_oom"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
-from mpskit.memory.footprint import footprint_bytes
-from mpskit.memory.system import Pressure, memory_pressure, system_memory
+from mpskit.system.memory import Pressure, memory_pressure, system_memory
+from mpskit.system.process import footprint_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mpskit.host import Machine, Readings
-from mpskit.host.readings import read_readings, replace_readings
 from mpskit.simulation.patches import Patches
+from mpskit.system.machine import read_readings, replace_readings
 
 __all__ = ["install", "simulated_readings"]
 

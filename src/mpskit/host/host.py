@@ -9,8 +9,8 @@ from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import apple, linux
-from mpskit.host._record import Readings
 from mpskit.host.chips import Chip, parse_chip
+from mpskit.host.readings import Readings
 
 __all__ = ["Host", "HostKind", "detect_host"]
 
@@ -321,7 +321,7 @@ def detect_host(*, refresh: bool = False) -> Host:
         refresh: read the machine again.
     """
     global _cached
-    from mpskit.host.readings import read_readings, replaced_readings
+    from mpskit.system.machine import read_readings, replaced_readings
 
     replaced = replaced_readings()
     if refresh or _cached is None or _cached[0] is not replaced:

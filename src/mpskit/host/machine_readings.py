@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mpskit.host._host import HostKind
-from mpskit.host._record import Readings
 from mpskit.host.chips import parse_chip
+from mpskit.host.host import HostKind
+from mpskit.host.readings import Readings
 
 if TYPE_CHECKING:
     from mpskit.host.machines import Machine

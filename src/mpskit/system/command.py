@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from mpskit.memory.footprint import footprint_bytes
-from mpskit.memory.gpu import gpu_percent
-from mpskit.memory.system import system_memory
 from mpskit.memory.timeline import Sample, Timeline
+from mpskit.system.gpu import gpu_percent
+from mpskit.system.memory import system_memory
+from mpskit.system.process import footprint_bytes
 
 __all__ = ["Watched", "exit_code", "tree_footprint", "watch_command"]
 

@@ -77,7 +77,7 @@ def power_state() -> PowerState:
     nothing is known.
     """
     from mpskit.host import detect_host
-    from mpskit.host.readings import read_power
+    from mpskit.system.machine import read_power
 
     return judge_power(read_power() or {}, model=detect_host().model)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from mpskit.host.linux import cgroup_folders
-from mpskit.host.readings import replaced_readings
+from mpskit.system.machine import replaced_readings
 
 __all__ = [
     "Pressure",

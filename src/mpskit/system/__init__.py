@@ -1,0 +1,1 @@
+"""The only room that asks the operating system: the machine, its memory, processes and power."""
