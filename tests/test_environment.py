@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpskit import configure_environment, current_environment
-from mpskit._environment_rules import FALLBACK, HIGH, LOW, judge, read_int, read_ratio, variables
+from mpskit.environment.rules import FALLBACK, HIGH, LOW, judge, read_int, read_ratio, variables
 from mpskit.errors import ArgumentError, ArgumentTypeError, MpskitError, SettingsError, TooLateError
 from mpskit.host.machines import find_machine
 from mpskit.system.machine import replace_readings

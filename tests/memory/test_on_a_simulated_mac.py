@@ -22,7 +22,7 @@ from mpskit import (
     parse_oom,
     run_with_batch_size,
 )
-from mpskit._environment_rules import HIGH, LOW
+from mpskit.environment.rules import HIGH, LOW
 from mpskit.errors import DeviceFallbackWarning, TooLateError
 
 MIB, GIB = 2**20, 2**30

@@ -18,7 +18,7 @@ from pydantic import PrivateAttr
 
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
-from mpskit._environment_rules import read_ratio
+from mpskit.environment.rules import read_ratio
 from mpskit.errors import ArgumentError, DeviceUnavailableError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import HIGH_WATERMARK, LOW_WATERMARK, limit_bytes, rule_of

@@ -15,9 +15,10 @@ from typing import get_args
 
 from pydantic import ConfigDict, computed_field
 
-from mpskit import _environment_rules as rules
 from mpskit._base.values import Value
-from mpskit._environment_plan import (
+from mpskit.backends.versions import torch_version
+from mpskit.environment import rules
+from mpskit.environment.plan import (
     FAST_MATH,
     PREFER_METAL,
     EnvironmentChange,
@@ -25,8 +26,7 @@ from mpskit._environment_plan import (
     Plan,
     plan_limits,
 )
-from mpskit._environment_rules import FALLBACK
-from mpskit.backends.versions import torch_version
+from mpskit.environment.rules import FALLBACK
 from mpskit.errors import ArgumentError, ArgumentTypeError, TooLateError
 from mpskit.memory.amounts import Amount
 

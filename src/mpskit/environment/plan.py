@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Literal, TypeAlias
 
-from mpskit import _environment_rules as rules
 from mpskit._base.values import Value
-from mpskit._environment_rules import FALLBACK, HIGH, LOW, low_for, ratio_text
+from mpskit.environment import rules
+from mpskit.environment.rules import FALLBACK, HIGH, LOW, low_for, ratio_text
 from mpskit.errors import ArgumentError, SettingsError
 from mpskit.memory.amounts import Amount, amount_bytes
 
