@@ -35,7 +35,7 @@ def test_importing_changes_no_variable_and_sets_up_no_logging():
 
 
 def test_the_plugin_imports_no_torch():
-    code = "import mpskit.pytest_plugin, sys; print(*{'torch', 'pydantic'} & set(sys.modules))"
+    code = "import mpskit.testing.plugin, sys; print(*{'torch', 'pydantic'} & set(sys.modules))"
     assert _in_a_fresh_python(code) == ""
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpskit.errors import ArgumentError, ArgumentTypeError
-from mpskit.testing import assert_close, tolerance_for
+from mpskit.testing import comparison as assert_close
+from mpskit.testing import tolerance_for
 
 
 @pytest.mark.parametrize(

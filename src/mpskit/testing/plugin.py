@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 # Simulated machines: a file of its own, which imports no torch either.
-pytest_plugins = ("mpskit._pytest_simulation",)
+pytest_plugins = ("mpskit.testing.simulation",)
 
 _MARKER = (
     "mpskit_requires(device): skip unless 'mps', 'cuda' or 'accelerator' can be used; "

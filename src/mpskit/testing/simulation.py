@@ -1,6 +1,6 @@
 """The pytest plugin's simulated machines: fixture, option and markers.
 
-Loaded by ``mpskit.pytest_plugin`` in every pytest run, so that it imports neither torch nor
+Loaded by ``mpskit.testing.plugin`` in every pytest run, so that it imports neither torch nor
 pydantic until a test or the option asks for a machine.
 """
 
