@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mpskit import dataloader_kwargs, tune_dataloader
-from mpskit._loader_facts import torch_cpu_count
+from mpskit.training.dataset_facts import torch_cpu_count
 
 
 class Tiny(Dataset[torch.Tensor]):

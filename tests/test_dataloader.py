@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from mpskit import dataloader as module
 from mpskit import dataloader_kwargs, simulate, to_device, tune_dataloader
-from mpskit._loader_facts import (
+from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.training import loader as module
+from mpskit.training.dataset_facts import (
     DatasetFacts,
     ItemCost,
     dataset_facts,
@@ -24,8 +25,7 @@ from mpskit._loader_facts import (
     kept_random_state,
     torch_cpu_count,
 )
-from mpskit.dataloader import ExplainedKwargs, LoaderFacts, build, workers_for
-from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.training.loader import ExplainedKwargs, LoaderFacts, build, workers_for
 
 # The parameters of DataLoader.__init__ in torch 2.2; later versions only add to them.
 OLDEST = {

@@ -14,7 +14,7 @@ from mpskit import autocast, grad_scaler, precision_for, simulate
 from mpskit.backends import versions
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host import Host, Readings
-from mpskit.precision import Precision, choose
+from mpskit.training.precision import Precision, choose
 
 
 def mac(chip, macos="15.6"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mpskit import cpu_threads, set_cpu_threads
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host import Host, find_machine
-from mpskit.threads import suitable_threads
+from mpskit.training.threads import suitable_threads
 
 
 @pytest.mark.parametrize(

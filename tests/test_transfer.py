@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from mpskit import simulate, to_device
 from mpskit.errors import ArgumentError, ArgumentTypeError, PrecisionWarning
-from mpskit.transfer import copy_is_asynchronous
+from mpskit.training.transfer import copy_is_asynchronous
 
 META = torch.device("meta")
 

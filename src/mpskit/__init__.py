@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from mpskit._known_issues import (
         known_issues,
     )
-    from mpskit.dataloader import (
-        dataloader_kwargs,
-        tune_dataloader,
-    )
     from mpskit.device import (
         DeviceInfo,
         get_optimal_device,
@@ -77,23 +73,27 @@ if TYPE_CHECKING:
         parse_oom,
         run_with_batch_size,
     )
-    from mpskit.precision import (
-        Precision,
-        autocast,
-        grad_scaler,
-        precision_for,
-    )
     from mpskit.simulation import (
         simulate,
     )
     from mpskit.system.power import (
         keep_awake,
     )
-    from mpskit.threads import (
+    from mpskit.training.loader import (
+        dataloader_kwargs,
+        tune_dataloader,
+    )
+    from mpskit.training.precision import (
+        Precision,
+        autocast,
+        grad_scaler,
+        precision_for,
+    )
+    from mpskit.training.threads import (
         cpu_threads,
         set_cpu_threads,
     )
-    from mpskit.transfer import (
+    from mpskit.training.transfer import (
         to_device,
     )
 
@@ -126,16 +126,16 @@ _PUBLIC = {
     "run_with_batch_size": "mpskit.memory",
     "configure_environment": "mpskit.environment",
     "current_environment": "mpskit.environment",
-    "dataloader_kwargs": "mpskit.dataloader",
-    "tune_dataloader": "mpskit.dataloader",
-    "to_device": "mpskit.transfer",
-    "Precision": "mpskit.precision",
-    "autocast": "mpskit.precision",
-    "grad_scaler": "mpskit.precision",
-    "precision_for": "mpskit.precision",
+    "dataloader_kwargs": "mpskit.training.loader",
+    "tune_dataloader": "mpskit.training.loader",
+    "to_device": "mpskit.training.transfer",
+    "Precision": "mpskit.training.precision",
+    "autocast": "mpskit.training.precision",
+    "grad_scaler": "mpskit.training.precision",
+    "precision_for": "mpskit.training.precision",
     "known_issues": "mpskit._known_issues",
-    "cpu_threads": "mpskit.threads",
-    "set_cpu_threads": "mpskit.threads",
+    "cpu_threads": "mpskit.training.threads",
+    "set_cpu_threads": "mpskit.training.threads",
     "keep_awake": "mpskit.system.power",
     "MemoryEstimate": "mpskit.estimate",
     "TensorSpec": "mpskit.estimate",

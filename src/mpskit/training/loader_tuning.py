@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from mpskit._base.arguments import check_count
 from mpskit._base.values import Value
-from mpskit._loader_facts import is_waiting, kept_random_state, private_copy
 from mpskit.backends.facade import as_device
 from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.training.dataset_facts import is_waiting, kept_random_state, private_copy
 
 if TYPE_CHECKING:
     import torch
 
-    from mpskit.dataloader import LoaderFacts
+    from mpskit.training.loader import LoaderFacts
 
 __all__ = ["LoaderMeasurement", "LoaderTuning", "tune_dataloader"]
 
@@ -130,7 +130,7 @@ def tune_dataloader(
             no such device, or the data set has no items.
         Exception: what the data set itself raises while it is read in this process.
     """
-    from mpskit.dataloader import build, loader_facts
+    from mpskit.training.loader import build, loader_facts
 
     _check(batch_size, seconds, epochs, max_workers)
     facts = loader_facts(as_device(device).type, batch_size, dataset, look=False)
@@ -281,7 +281,7 @@ class _Bench:
     def _loader(self, count: int) -> Any:
         from torch.utils.data import DataLoader
 
-        from mpskit.dataloader import build
+        from mpskit.training.loader import build
 
         kwargs = build(self.facts, count, "").kwargs | {"batch_size": self.facts.batch_size}
         # Persistent workers would outlive the measurement; a timeout makes a hanging one fail.

@@ -15,10 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from mpskit._base.arguments import check_count
-from mpskit._loader_facts import DatasetFacts, dataset_facts, fits_a_worker, torch_cpu_count
-from mpskit._tune_loader import LoaderMeasurement, LoaderTuning, tune_dataloader
 from mpskit.backends.facade import as_device
 from mpskit.errors import ArgumentTypeError
+from mpskit.training.dataset_facts import (
+    DatasetFacts,
+    dataset_facts,
+    fits_a_worker,
+    torch_cpu_count,
+)
+from mpskit.training.loader_tuning import LoaderMeasurement, LoaderTuning, tune_dataloader
 
 if TYPE_CHECKING:
     import torch
