@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpskit import known_issues
-from mpskit._known_issues import Range, _table
+from mpskit.correctness.known_issues import Range, _table
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import Host, HostKind
 from mpskit.host.machines import Machine, find_machine

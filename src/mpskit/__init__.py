@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # importing typing would cost more than the rest of this 
 if TYPE_CHECKING:
     from typing import Any
 
-    from mpskit._known_issues import (
+    from mpskit.correctness.known_issues import (
         known_issues,
     )
     from mpskit.device import (
@@ -133,7 +133,7 @@ _PUBLIC = {
     "autocast": "mpskit.training.precision",
     "grad_scaler": "mpskit.training.precision",
     "precision_for": "mpskit.training.precision",
-    "known_issues": "mpskit._known_issues",
+    "known_issues": "mpskit.correctness.known_issues",
     "cpu_threads": "mpskit.training.threads",
     "set_cpu_threads": "mpskit.training.threads",
     "keep_awake": "mpskit.system.power",

@@ -204,7 +204,7 @@ def _warnings_of(device: str, host: Host, facts: TorchFacts) -> tuple[str, ...]:
     """Name the serious known bugs of this torch on this Mac."""
     if device != "mps":
         return ()
-    from mpskit._known_issues import known_issues
+    from mpskit.correctness.known_issues import known_issues
 
     serious = [issue for issue in known_issues(host, facts.version) if issue.severity == "serious"]
     return tuple(f"Known bug: {issue.summary} ({issue.source})." for issue in serious)
