@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mpskit.cli import _checks, _device_test
+from mpskit.cli import device_test as _device_test
+from mpskit.cli import doctor_checks as _checks
 from mpskit.cli.main import main
 from mpskit.errors import SettingsError
 
@@ -145,7 +146,7 @@ def test_a_device_that_fails_is_a_failed_check(monkeypatch, capsys):
 
 
 def test_colour_needs_a_terminal(monkeypatch):
-    from mpskit.cli import _print
+    from mpskit.cli import output as _print
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpskit._base.sizes import GIB
-from mpskit.cli._json import print_json
+from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
 from mpskit.memory.budget import MemoryBudget, memory_budget, memory_budget_for
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mpskit.cli._json import print_json
+from mpskit.cli.json_output import print_json
 
 __all__ = ["add_arguments", "run"]
 

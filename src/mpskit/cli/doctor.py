@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from mpskit.cli._checks import Check, Findings, gather
-from mpskit.cli._json import print_json
-from mpskit.cli._print import printer
+from mpskit.cli.doctor_checks import Check, Findings, gather
+from mpskit.cli.json_output import print_json
+from mpskit.cli.output import printer
 
 __all__ = ["add_arguments", "run"]
 

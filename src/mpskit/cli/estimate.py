@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpskit.cli._json import print_json
+from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
 
 if TYPE_CHECKING:

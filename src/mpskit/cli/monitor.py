@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpskit._base.sizes import format_bytes
-from mpskit.cli._json import print_json
+from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError, MpskitError
 from mpskit.memory.monitor import check_interval
 from mpskit.memory.timeline import Sample, Timeline, plot_samples, write_csv

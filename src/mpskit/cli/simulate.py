@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from mpskit.cli._json import print_json
+from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
 
 __all__ = ["add_arguments", "run"]

@@ -163,7 +163,7 @@ def _device(found: Findings) -> None:
 
 def _device_test(found: Findings, device: str) -> None:
     """Forward, backward and an optimizer step: PASS, or FAIL with the exception."""
-    from mpskit.cli._device_test import train_one_step
+    from mpskit.cli.device_test import train_one_step
 
     failure = train_one_step(device)
     found.facts["device_test"] = {"device": device, "passed": failure is None, "error": failure}
