@@ -12,8 +12,8 @@ from mpskit._base.sizes import GIB, MIB
 from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError
 from mpskit.host import Readings, detect_host, find_machine
-from mpskit.memory import limits
-from mpskit.memory.limits import MemoryLimit, high_watermark
+from mpskit.memory import limit as limits
+from mpskit.memory.limit import MemoryLimit, high_watermark
 from mpskit.system.machine import replace_readings
 
 M1_8GB = 5726633984

@@ -9,7 +9,7 @@ import mpskit
 from mpskit import MemoryMonitor, limit_memory, memory_budget, memory_budget_for, memory_snapshot
 from mpskit._base.sizes import GIB, MIB
 from mpskit.backends import facade as _torch
-from mpskit.memory.limits import high_watermark
+from mpskit.memory.limit import high_watermark
 
 APPLE_SILICON = ["m1-8gb", "m2-24gb", "m3-max-36gb", "m4-pro-48gb", "m1-ultra-128gb"]
 

@@ -13,11 +13,11 @@ from mpskit._base.lazy import resolver
 if TYPE_CHECKING:
     from mpskit.memory.budget import MemoryBudget, MemoryUser, memory_budget, memory_budget_for
     from mpskit.memory.cache import CacheReport, empty_cache
-    from mpskit.memory.limits import MemoryLimit, limit_memory
+    from mpskit.memory.cache_scope import CacheKeeper, empty_cache_scope
+    from mpskit.memory.limit import MemoryLimit, limit_memory
     from mpskit.memory.monitor import MemoryMonitor
     from mpskit.memory.oom import OomExplanation, OomFigures, explain_oom, is_oom, parse_oom
     from mpskit.memory.retry import next_batch_size, run_with_batch_size
-    from mpskit.memory.scope import CacheKeeper, empty_cache_scope
     from mpskit.memory.snapshot import MemorySnapshot, memory_snapshot
     from mpskit.memory.working_set import WorkingSet, recommended_bytes
 
@@ -30,12 +30,12 @@ _PUBLIC = {
     "MemorySnapshot": "mpskit.memory.snapshot",
     "memory_snapshot": "mpskit.memory.snapshot",
     "MemoryMonitor": "mpskit.memory.monitor",
-    "MemoryLimit": "mpskit.memory.limits",
-    "limit_memory": "mpskit.memory.limits",
+    "MemoryLimit": "mpskit.memory.limit",
+    "limit_memory": "mpskit.memory.limit",
     "CacheReport": "mpskit.memory.cache",
     "empty_cache": "mpskit.memory.cache",
-    "CacheKeeper": "mpskit.memory.scope",
-    "empty_cache_scope": "mpskit.memory.scope",
+    "CacheKeeper": "mpskit.memory.cache_scope",
+    "empty_cache_scope": "mpskit.memory.cache_scope",
     "OomExplanation": "mpskit.memory.oom",
     "OomFigures": "mpskit.memory.oom",
     "explain_oom": "mpskit.memory.oom",

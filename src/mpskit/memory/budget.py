@@ -244,7 +244,7 @@ def _of_working_set(found: WorkingSet, source: str) -> _Known:
 
 def _metal(device: torch.device) -> _Known:
     from mpskit.backends import facade as _torch
-    from mpskit.memory.limits import high_watermark
+    from mpskit.memory.limit import high_watermark
 
     size, buffer = _torch.recommended_bytes(device), _torch.max_buffer_bytes(device)
     known: _Known = {} if buffer is None else {"max_buffer_bytes": buffer}

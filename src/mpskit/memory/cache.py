@@ -2,7 +2,7 @@
 
 Torch keeps freed memory for the next allocation. Emptying that cache makes it the system's again,
 but waits for all the work in flight, so it is done at the right moments and not in every step:
-see ``empty_cache_scope`` and ``CacheKeeper`` in ``mpskit.memory.scope``.
+see ``empty_cache_scope`` and ``CacheKeeper`` in ``mpskit.memory.cache_scope``.
 
 Which device? The one named, or those this process uses already, never what the machine has.
 Nothing here initialises a backend. CUDA, XPU and, from torch 2.13, MPS can be asked whether they

@@ -33,7 +33,7 @@ STATES: tuple[tuple[str, str], ...] = (
     ("accelerate.state", "AcceleratorState._shared_state"),
     ("accelerate.state", "GradientState._shared_state"),
     ("mpskit.device.choice", "_decisions"),
-    ("mpskit.memory.limits", "_caps"),
+    ("mpskit.memory.limit", "_caps"),
     ("mpskit.memory.snapshot", "_seen"),
 )
 
