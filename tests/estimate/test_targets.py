@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mpskit.allocator.paths import mps_charge
+from mpskit.dispatch.mps_op_memory import mps_charge
 from mpskit.errors import ArgumentError
 from mpskit.estimate import TensorSpec, estimate_inference_memory, estimate_training_memory
 from mpskit.estimate.targets import target_for

@@ -4,11 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit.estimate import interception
-from mpskit.estimate.interception import intercepting
+from mpskit.dispatch import intercept as interception
+from mpskit.dispatch.dataless_tensors import is_unbacked, unbacked_tensor
+from mpskit.dispatch.intercept import intercepting
 from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.trace import Tracer
-from mpskit.estimate.unbacked import is_unbacked, unbacked_tensor
 from mpskit.estimate.values import spread
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mpskit.simulation.autocast_rules import cast_policy
+from mpskit.dispatch.autocast_lists import cast_policy
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_installed_torch_is_the_default():
 
 
 def test_every_operator_of_the_table_exists():
-    from mpskit.simulation import autocast_rules as rules
+    from mpskit.dispatch import autocast_lists as rules
 
     later = " ".join(rules._LATER.values())
     names = f"{rules._LOWER} {rules._FP32} {rules._PROMOTE} {later}".split()

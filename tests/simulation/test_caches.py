@@ -5,8 +5,8 @@ import types
 import pytest
 
 import mpskit
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation import caches
-from mpskit.simulation.patches import Patches
 
 
 def cached(answers):

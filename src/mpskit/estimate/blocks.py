@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpskit.allocator.paths import mps_charge
+from mpskit.dispatch.mps_op_memory import mps_charge
 from mpskit.estimate.sketch import Param, Sketch, Var
 
 __all__ = [

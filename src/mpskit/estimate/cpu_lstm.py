@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mpskit.allocator.paths import PathCharge
+from mpskit.dispatch.mps_op_memory import PathCharge
 
 __all__ = ["lstm_backward_charge", "lstm_charge"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.dataless_tensors import is_unbacked
 from mpskit.estimate.casts import Casting
-from mpskit.estimate.unbacked import is_unbacked
 from mpskit.estimate.values import Reads
 
 __all__ = ["guarded"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.dataless_tensors import unbacked_tensor
 from mpskit.errors import ArgumentTypeError
 from mpskit.estimate.ledger import Ledger
-from mpskit.estimate.unbacked import unbacked_tensor
 
 __all__ = ["borrowed"]
 

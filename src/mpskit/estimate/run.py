@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from mpskit.allocator import Event, allocator_for, replay
+from mpskit.dispatch.intercept import intercepting
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
 from mpskit.estimate.batch import build_batch
 from mpskit.estimate.guards import guarded
-from mpskit.estimate.interception import intercepting
 from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.scope import Scope

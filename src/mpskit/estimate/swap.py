@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.dataless_tensors import unbacked_storage
 from mpskit.estimate.ledger import Ledger
-from mpskit.estimate.unbacked import unbacked_storage
 
 __all__ = ["kept_random_state", "swapped"]
 

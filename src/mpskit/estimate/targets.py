@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mpskit.allocator.paths import PathCharge, mps_charge
+from mpskit.dispatch.mps_op_memory import PathCharge, mps_charge
 from mpskit.errors import ArgumentError
 from mpskit.estimate.trace import Charge
 from mpskit.estimate.workspace import cpu_charges

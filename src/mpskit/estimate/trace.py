@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-from mpskit.allocator.paths import PathCharge
-from mpskit.estimate.ledger import Ledger
-from mpskit.estimate.opfacts import OpFacts, facts_of
-from mpskit.estimate.shapes import (
+from mpskit.dispatch.dataless_tensors import is_unbacked, unbacked_storage
+from mpskit.dispatch.meta_shapes import (
     Output,
     Plan,
     Unplannable,
@@ -24,7 +22,9 @@ from mpskit.estimate.shapes import (
     tensors_in,
     unflatten,
 )
-from mpskit.estimate.unbacked import is_unbacked, unbacked_storage
+from mpskit.dispatch.mps_op_memory import PathCharge
+from mpskit.dispatch.op_schema import OpFacts, facts_of
+from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.values import Reads, spread
 
 __all__ = ["Charge", "Tracer"]

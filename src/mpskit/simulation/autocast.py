@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from mpskit.simulation.autocast_rules import cast_policy
+from mpskit.dispatch.autocast_lists import cast_policy
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import Simulation
-from mpskit.simulation.patches import Patches
 from mpskit.simulation.tags import Tags
 
 __all__ = ["Autocast", "install", "is_on"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.functions import FunctionMode
-from mpskit.simulation.patches import Patches
 
 __all__ = ["install"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpskit.estimate.interception import registered_key
+from mpskit.dispatch.intercept import registered_key
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.dispatch import Dispatch
-from mpskit.simulation.patches import Patches
 
 __all__ = ["Bridge", "install"]
 

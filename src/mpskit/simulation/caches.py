@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
-from mpskit.simulation.patches import Patches
+from mpskit.dispatch.patches import Patches
 
 __all__ = ["CACHES", "STATES", "install"]
 

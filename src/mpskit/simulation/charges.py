@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mpskit.allocator.paths import OPERATORS, mps_charge
+from mpskit.dispatch.mps_op_memory import OPERATORS, mps_charge
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.memory import Memory
 

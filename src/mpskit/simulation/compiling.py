@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.patches import Patches
 from mpskit.errors import SimulationWarning
-from mpskit.simulation.patches import Patches
 
 __all__ = ["install"]
 

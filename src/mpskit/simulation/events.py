@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import torch
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import MPS, Simulation, asks_mps
-from mpskit.simulation.patches import Patches
 
 __all__ = ["Events", "install"]
 

@@ -11,8 +11,8 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+from mpskit.dispatch.patches import Patches
 from mpskit.host import Machine, Readings
-from mpskit.simulation.patches import Patches
 from mpskit.system.machine import read_readings, replace_readings
 
 __all__ = ["install", "simulated_readings"]

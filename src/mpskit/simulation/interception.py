@@ -1,7 +1,7 @@
 """Operators below autograd, without torch noticing that somebody looks.
 
 The simulated Mac and the estimator get hold of operators in the same way (see
-``mpskit.estimate.interception``): torch takes one fallback for a dispatch key, and a
+``mpskit.dispatch.intercept``): torch takes one fallback for a dispatch key, and a
 ``TorchDispatchMode`` would lead torch's C++ into detours (``isTensorSubclassLike``: out of place
 instead of in place, ``linalg_eig`` instead of ``linalg_eigvals``) that a real run never takes.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mpskit.estimate import interception
+from mpskit.dispatch import intercept as interception
 
 __all__ = ["seen_again"]
 

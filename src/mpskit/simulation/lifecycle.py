@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch.utils import _device
 
+from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentTypeError, SimulationError
 from mpskit.host import Host, Machine
 from mpskit.simulation import (
@@ -35,7 +36,6 @@ from mpskit.simulation import (
 from mpskit.simulation.build import build
 from mpskit.simulation.core import RngMode, Simulation
 from mpskit.simulation.modes import modes
-from mpskit.simulation.patches import Patches
 
 __all__ = ["SimulatedMac", "active"]
 

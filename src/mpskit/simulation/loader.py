@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils import fetch
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import Simulation
-from mpskit.simulation.patches import Patches
 
 __all__ = ["PIN_ERROR", "SHARE_ERROR", "install"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from mpskit.estimate.interception import intercepting
+from mpskit.dispatch.intercept import intercepting
 from mpskit.simulation.bridge import Bridge
 from mpskit.simulation.core import Simulation, ThreadState
 from mpskit.simulation.dispatch import Dispatch

@@ -16,8 +16,8 @@ import torch
 from torch import overrides
 from torch.utils._device import DeviceContext
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.functions import FunctionMode
-from mpskit.simulation.patches import Patches
 
 __all__ = ["install"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import MPS, Simulation, asks_mps
-from mpskit.simulation.patches import Patches
 
 __all__ = ["Randomness", "install"]
 

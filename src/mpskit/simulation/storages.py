@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps
 from mpskit.simulation.loader import SHARE_ERROR
-from mpskit.simulation.patches import Patches
 
 __all__ = ["install"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation import caches, host_patch
 from mpskit.simulation.core import Simulation
-from mpskit.simulation.patches import Patches
 
 __all__ = ["install"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps
-from mpskit.simulation.patches import Patches
 from mpskit.simulation.tags import address_of
 from mpskit.simulation.transfer import move
 

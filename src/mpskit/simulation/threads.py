@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.modes import modes
-from mpskit.simulation.patches import Patches
 
 __all__ = ["install"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from mpskit.backends.versions import has
+from mpskit.dispatch.patches import Patches
 from mpskit.errors import SimulationError
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.events import Events
-from mpskit.simulation.patches import Patches
 
 __all__ = ["install"]
 

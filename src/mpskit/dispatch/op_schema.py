@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from mpskit.estimate.interception import KERNELS_OF_OPERATORS
+from mpskit.dispatch.intercept import KERNELS_OF_OPERATORS
 
 __all__ = ["OpFacts", "facts_of"]
 
