@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM  # noqa: E402
 
 from mpskit.estimate import TensorSpec, estimate_from_config  # noqa: E402
-from mpskit.estimate._estimate import trace_training  # noqa: E402
+from mpskit.estimate.api import trace_training  # noqa: E402
 from mpskit.estimate.architectures import read_config  # noqa: E402
 
 MODELS = (

@@ -24,8 +24,8 @@ from estimate_cases.case import tokens
 from estimate_peers import PEERS
 
 from mpskit.estimate import estimate_training_memory
-from mpskit.estimate._estimate import trace_inference, trace_training
-from mpskit.estimate.run import Traced
+from mpskit.estimate.api import trace_inference, trace_training
+from mpskit.estimate.trace.run import Traced
 
 HERE = Path(__file__).parent
 VERSIONS = ("2.12.1", "2.13.0", "2.14.0")

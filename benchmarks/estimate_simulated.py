@@ -18,7 +18,7 @@ from estimate_truth import DTYPES, MIXED, inference_step, real_batch
 
 import mpskit
 from mpskit.estimate.specs import map_tensors
-from mpskit.estimate.steps import default_loss
+from mpskit.estimate.trace.steps import default_loss
 
 MACHINE = "m3-ultra-512gb"
 

@@ -19,7 +19,7 @@ from estimate_cases import CASES, Case
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mpskit.estimate.specs import TensorSpec, map_tensors
-from mpskit.estimate.steps import call_model, default_loss
+from mpskit.estimate.trace.steps import call_model, default_loss
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}

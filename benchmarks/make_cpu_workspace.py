@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from mpskit.estimate.workspace import TERMS, kernel_of, sizes_of
+from mpskit.estimate.trace.workspace import TERMS, kernel_of, sizes_of
 
 TABLE = Path(__file__).parent.parent / "src/mpskit/data/cpu_workspace.csv"
 ATEN = torch.ops.aten

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.architectures import model_names, read_architecture, read_config
 from mpskit.estimate.from_config import _weights
+from mpskit.estimate.repeat_layers import SKETCHED
 from mpskit.estimate.transformer import Transformer
-from mpskit.estimate.unroll import SKETCHED
 
 TINY: dict[str, Any] = {
     "model_type": "qwen2",

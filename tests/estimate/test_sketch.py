@@ -6,8 +6,8 @@ import gc
 
 import pytest
 
+from mpskit.estimate.repeat_layers import SKETCHED, Step, unroll
 from mpskit.estimate.sketch import Param, Sketch, Var
-from mpskit.estimate.unroll import SKETCHED, Step, unroll
 
 
 def peak(sizes: list[int], events: list[int]) -> tuple[int, int]:

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from mpskit.dispatch import intercept as interception
 from mpskit.dispatch.dataless_tensors import is_unbacked, unbacked_tensor
 from mpskit.dispatch.intercept import intercepting
-from mpskit.estimate.ledger import Ledger
-from mpskit.estimate.trace import Tracer
-from mpskit.estimate.values import spread
+from mpskit.estimate.trace.storage_log import Ledger
+from mpskit.estimate.trace.tracer import Tracer
+from mpskit.estimate.trace.unknown_values import spread
 
 
 def unbacked(*shape):

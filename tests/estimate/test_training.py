@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mpskit.estimate import TensorSpec, estimate_inference_memory, estimate_training_memory
-from mpskit.estimate._estimate import trace_training
+from mpskit.estimate.api import trace_training
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 ADAMW = torch.optim.AdamW
@@ -176,7 +176,7 @@ def test_the_second_step_holds_the_optimizer_state():
 
 
 def test_asking_a_kernel_for_the_first_time_keeps_nothing_alive(monkeypatch):
-    from mpskit.estimate import trace
+    from mpskit.estimate.trace.tracer import tracer as trace
 
     monkeypatch.setattr(trace, "_PLANS", {})
     first = estimate_training_memory(Attention, TensorSpec((4, 32, 64)), device="cpu")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mpskit._base.lazy import resolver
 
 if TYPE_CHECKING:
-    from mpskit.estimate._estimate import estimate_inference_memory, estimate_training_memory
+    from mpskit.estimate.api import estimate_inference_memory, estimate_training_memory
     from mpskit.estimate.from_config import estimate_from_config
     from mpskit.estimate.result import (
         Difference,
@@ -28,8 +28,8 @@ _PUBLIC = {
     "Verdict": "mpskit.estimate.result",
     "TensorSpec": "mpskit.estimate.specs",
     "estimate_from_config": "mpskit.estimate.from_config",
-    "estimate_inference_memory": "mpskit.estimate._estimate",
-    "estimate_training_memory": "mpskit.estimate._estimate",
+    "estimate_inference_memory": "mpskit.estimate.api",
+    "estimate_training_memory": "mpskit.estimate.api",
 }
 
 __all__ = [

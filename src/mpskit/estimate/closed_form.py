@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mpskit.allocator import AllocatorModel, allocator_for
-from mpskit.estimate.unroll import Step
+from mpskit.estimate.repeat_layers import Step
 
 __all__ = ["Counted", "Parts", "count"]
 

@@ -14,10 +14,10 @@ from mpskit.backends.versions import torch_version as installed_torch
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.architectures import Architecture, read_architecture
 from mpskit.estimate.closed_form import Parts, count
+from mpskit.estimate.repeat_layers import SKETCHED, Step, unroll
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.sketch import Param, Sketch
 from mpskit.estimate.transformer import Lora, Transformer
-from mpskit.estimate.unroll import SKETCHED, Step, unroll
 
 __all__ = ["estimate_from_config"]
 

@@ -13,8 +13,8 @@ import torch
 
 from mpskit.dispatch.mps_op_memory import PathCharge, mps_charge
 from mpskit.errors import ArgumentError
-from mpskit.estimate.trace import Charge
-from mpskit.estimate.workspace import cpu_charges
+from mpskit.estimate.trace.tracer import Charge
+from mpskit.estimate.trace.workspace import cpu_charges
 
 __all__ = ["DEVICES", "Target", "target_for"]
 

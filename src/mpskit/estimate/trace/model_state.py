@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mpskit.dispatch.dataless_tensors import unbacked_storage
-from mpskit.estimate.ledger import Ledger
+from mpskit.estimate.trace.storage_log import Ledger
 
 __all__ = ["kept_random_state", "swapped"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from mpskit.errors import ArgumentError, ArgumentTypeError
-from mpskit.estimate.optimizers import borrowed
 from mpskit.estimate.result import MemoryEstimate
-from mpskit.estimate.run import Job, Step, Traced, build_model, precision_of, trace
-from mpskit.estimate.steps import call_model, decode, default_loss
 from mpskit.estimate.targets import target_for
+from mpskit.estimate.trace.optimizers import borrowed
+from mpskit.estimate.trace.run import Job, Step, Traced, build_model, precision_of, trace
+from mpskit.estimate.trace.steps import call_model, decode, default_loss
 
 __all__ = [
     "estimate_inference_memory",

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mpskit.estimate.ledger import Ledger, Record
 from mpskit.estimate.result import KINDS, ModuleUse, Peak, TimelinePoint
+from mpskit.estimate.trace.storage_log import Ledger, Record
 
 __all__ = ["Summary"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.modules import module as torch_module
 
-from mpskit.estimate.ledger import Ledger
+from mpskit.estimate.trace.storage_log import Ledger
 
 __all__ = ["Scope"]
 

@@ -11,7 +11,7 @@ import torch
 
 from mpskit.dispatch.dataless_tensors import unbacked_tensor
 from mpskit.errors import ArgumentTypeError
-from mpskit.estimate.ledger import Ledger
+from mpskit.estimate.trace.storage_log import Ledger
 
 __all__ = ["borrowed"]
 

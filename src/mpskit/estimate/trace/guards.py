@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mpskit.dispatch.dataless_tensors import is_unbacked
-from mpskit.estimate.casts import Casting
-from mpskit.estimate.values import Reads
+from mpskit.estimate.trace.casts import Casting
+from mpskit.estimate.trace.unknown_values import Reads
 
 __all__ = ["guarded"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mpskit.errors import EstimateError
-from mpskit.estimate.ledger import Where
+from mpskit.estimate.trace.storage_log import Where
 
 __all__ = ["Reads", "spread"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mpskit.dispatch.mps_op_memory import PathCharge
-from mpskit.estimate.cpu_lstm import lstm_backward_charge, lstm_charge
+from mpskit.estimate.trace.cpu_lstm import lstm_backward_charge, lstm_charge
 
 __all__ = ["TERMS", "cpu_charges", "kernel_of", "sizes_of"]
 

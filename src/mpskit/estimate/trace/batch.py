@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from mpskit.dispatch.dataless_tensors import unbacked_tensor
-from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.specs import TensorSpec, map_tensors
+from mpskit.estimate.trace.storage_log import Ledger
 
 __all__ = ["build_batch"]
 

@@ -13,15 +13,15 @@ import torch
 from mpskit.allocator import Event, allocator_for, replay
 from mpskit.dispatch.intercept import intercepting
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
-from mpskit.estimate.batch import build_batch
-from mpskit.estimate.guards import guarded
-from mpskit.estimate.ledger import Ledger
 from mpskit.estimate.result import MemoryEstimate
-from mpskit.estimate.scope import Scope
-from mpskit.estimate.summary import Summary
-from mpskit.estimate.swap import kept_random_state, swapped
 from mpskit.estimate.targets import Target
-from mpskit.estimate.trace import Tracer
+from mpskit.estimate.trace.batch import build_batch
+from mpskit.estimate.trace.guards import guarded
+from mpskit.estimate.trace.model_state import kept_random_state, swapped
+from mpskit.estimate.trace.module_tracker import Scope
+from mpskit.estimate.trace.storage_log import Ledger
+from mpskit.estimate.trace.summary import Summary
+from mpskit.estimate.trace.tracer import Tracer
 
 __all__ = [
     "PRECISIONS",

@@ -24,8 +24,8 @@ from mpskit.dispatch.meta_shapes import (
 )
 from mpskit.dispatch.mps_op_memory import PathCharge
 from mpskit.dispatch.op_schema import OpFacts, facts_of
-from mpskit.estimate.ledger import Ledger
-from mpskit.estimate.values import Reads, spread
+from mpskit.estimate.trace.storage_log import Ledger
+from mpskit.estimate.trace.unknown_values import Reads, spread
 
 __all__ = ["Charge", "Tracer"]
 

@@ -1,0 +1,1 @@
+"""One step, run without numbers: what it allocates and frees, in order."""
