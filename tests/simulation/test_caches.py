@@ -6,7 +6,7 @@ import pytest
 
 import mpskit
 from mpskit.dispatch.patches import Patches
-from mpskit.simulation import caches
+from mpskit.simulation import library_caches as caches
 
 
 def cached(answers):

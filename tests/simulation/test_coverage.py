@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpskit import simulate
-from mpskit.simulation import coverage_table, limits, yaml_index
+from mpskit.simulation import argument_limits as limits
+from mpskit.simulation import coverage_table, yaml_index
 from mpskit.simulation.coverage import Coverage, Status
 from mpskit.simulation.yaml_index import Index, Kind, parse
 

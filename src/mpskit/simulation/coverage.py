@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from mpskit.backends.versions import has
-from mpskit.simulation import limits, messages
+from mpskit.simulation import argument_limits as limits
+from mpskit.simulation import messages
 from mpskit.simulation.coverage_table import Call, Limit, table_for
 from mpskit.simulation.yaml_index import Index, Kind, installed_index
 

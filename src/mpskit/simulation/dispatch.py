@@ -9,10 +9,10 @@ import torch
 
 from mpskit.simulation import charges, messages
 from mpskit.simulation.core import CPU, Simulation, ThreadState, asks_mps
+from mpskit.simulation.device_mismatch import check_mix
 from mpskit.simulation.functions import FunctionMode
 from mpskit.simulation.interception import seen_again
 from mpskit.simulation.loader import PIN_ERROR
-from mpskit.simulation.mixing import check_mix
 from mpskit.simulation.placement import BOTH, ON_MAC, scanner
 
 if TYPE_CHECKING:

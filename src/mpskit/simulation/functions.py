@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from mpskit.simulation.autocast import is_on
 from mpskit.simulation.constructors import CONSTRUCTORS
 from mpskit.simulation.core import MPS, Simulation, ThreadState
-from mpskit.simulation.mixing import check_linear
+from mpskit.simulation.device_mismatch import check_linear
 from mpskit.simulation.transfer import move
 
 __all__ = ["FunctionMode"]

@@ -25,7 +25,6 @@ from mpskit.simulation import (
     compiling,
     events,
     loader,
-    overridable,
     rng,
     storages,
     surroundings,
@@ -33,6 +32,7 @@ from mpskit.simulation import (
     threads,
     torch_c,
 )
+from mpskit.simulation import torch_function_checks as overridable
 from mpskit.simulation.build import build
 from mpskit.simulation.core import RngMode, Simulation
 from mpskit.simulation.modes import modes

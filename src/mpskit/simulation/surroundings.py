@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mpskit.dispatch.patches import Patches
-from mpskit.simulation import caches, host_patch
+from mpskit.simulation import host_patch
+from mpskit.simulation import library_caches as caches
 from mpskit.simulation.core import Simulation
 
 __all__ = ["install"]
