@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpskit import simulate
 from mpskit.simulation import argument_limits as limits
-from mpskit.simulation import coverage_table, yaml_index
+from mpskit.simulation import coverage, yaml_index
 from mpskit.simulation.coverage import Coverage, Status
 from mpskit.simulation.yaml_index import Index, Kind, parse
 
@@ -284,8 +284,8 @@ def test_limits_come_and_go_with_torch():
     half = convolution(image(1, 2, 4, 4, 4).half(), image(2, 3, 1, 1, 1).half(), transposed=True)
     Coverage("2.7.1", "15.6").check(*half)
     svd = "linalg_svd"
-    assert coverage_table.table_for("2.13.0", "15.6").status[svd] == "always_cpu"
-    assert svd not in coverage_table.table_for("2.14.1", "15.6").status
+    assert coverage.table_for("2.13.0", "15.6").status[svd] == "always_cpu"
+    assert svd not in coverage.table_for("2.14.1", "15.6").status
 
 
 @pytest.mark.parametrize(

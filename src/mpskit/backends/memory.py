@@ -1,4 +1,4 @@
-"""What each backend of torch can be asked about memory: the classes behind ``mpskit.backends.facade``.
+"""What each backend of torch can be asked about memory: the classes behind the facade.
 
 One small class each, and :data:`BACKENDS` as their table. A method returns None (or False) where
 the backend, or the installed torch, has no such figure; names that came with a torch release are

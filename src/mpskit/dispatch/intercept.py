@@ -8,14 +8,15 @@ operators and is the way for older torch, but while one is active torch's own C+
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
 
-__all__ = ["KERNELS_OF_OPERATORS", "intercepting", "registered_key"]
+__all__ = ["KERNELS_OF_OPERATORS", "intercepting", "registered_key", "seen_again"]
 
 
 class Answerer(Protocol):
@@ -95,6 +96,19 @@ KERNELS_OF_OPERATORS = frozenset(
 @functools.cache
 def _excluded() -> Any:
     return torch._C.DispatchKeySet(registered_key())
+
+
+@contextlib.contextmanager
+def seen_again() -> Iterator[None]:
+    """Let the operators of the block be seen although a handler is running."""
+    key = registered_key()
+    if key is None:
+        yield
+        return
+    include = torch._C._dispatch_tls_local_include_set() | torch._C.DispatchKeySet(key)
+    exclude = torch._C._dispatch_tls_local_exclude_set().remove(key)
+    with torch._C._ForceDispatchKeyGuard(include, exclude):
+        yield
 
 
 # Both make an object of another class for the result of an operator that they call themselves;

@@ -8,9 +8,10 @@ stand in ``data/mps_coverage.toml``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mpskit.simulation.coverage_table import Limit
+if TYPE_CHECKING:
+    from mpskit.simulation.coverage import Limit
 
 __all__ = ["RULES", "bind", "refusal"]
 

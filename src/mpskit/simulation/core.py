@@ -11,8 +11,8 @@ import torch
 if TYPE_CHECKING:
     from mpskit.host import Machine
     from mpskit.simulation.autocast import Autocast
-    from mpskit.simulation.bridge import Bridge
     from mpskit.simulation.memory import Memory
+    from mpskit.simulation.operators import Bridge
     from mpskit.simulation.rng import Randomness
     from mpskit.simulation.rules import Rules
     from mpskit.simulation.tags import Tags

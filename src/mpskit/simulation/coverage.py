@@ -1,24 +1,122 @@
-"""Whether MPS has an operator, by the installed torch's yaml and one table of corrections."""
+"""Whether MPS has an operator: the installed torch's yaml, and one table of corrections to it."""
 
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import enum
+import functools
 import sys
+import tomllib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from mpskit.backends.versions import has
-from mpskit.simulation import argument_limits as limits
-from mpskit.simulation import messages
-from mpskit.simulation.coverage_table import Call, Limit, table_for
+from mpskit.backends.versions import has, older
+from mpskit.simulation import argument_limits, messages
 from mpskit.simulation.yaml_index import Index, Kind, installed_index
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
-__all__ = ["Check", "Coverage", "Status"]
+__all__ = ["Call", "Check", "Coverage", "Limit", "Status", "Table", "table_for"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """An operator that a kernel calls inside.
+
+    Attributes:
+        inner: the called operator's name.
+        argument: the argument that decides whether it is called, or "" for any.
+        value: what the argument has to be for that.
+        callers: the torch functions that come this way, or none for every one.
+    """
+
+    inner: str
+    argument: str
+    value: Any
+    callers: frozenset[str]
+
+    @property
+    def always(self) -> bool:
+        """Whether the call is made whatever the arguments and the caller."""
+        return not self.argument and not self.callers
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limit:
+    """Arguments that an MPS kernel refuses.
+
+    Attributes:
+        rule: name of the rule in ``argument_limits.RULES``.
+        argument: the argument that it looks at, where the rule does not say so itself.
+        text: torch's words, where the rule does not choose them itself.
+        error: name of the builtin exception.
+    """
+
+    rule: str
+    argument: str
+    text: str
+    error: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """The rows that apply, by operator (``"add.Tensor"``, ``"torchvision::nms"``).
+
+    Attributes:
+        named: the operator that torch speaks of in place of one.
+        narrowed: torch functions whose C++ takes float32 on MPS in place of float64.
+    """
+
+    status: Mapping[str, str]
+    calls: Mapping[str, Call]
+    limits: Mapping[str, tuple[Limit, ...]]
+    named: Mapping[str, str]
+    narrowed: frozenset[str]
+
+
+@functools.cache
+def table_for(torch_version: str, macos: str) -> Table:
+    """Return the corrections for one torch version on one macOS (``"15.6"``)."""
+    rows = {key: list(_applying(key, torch_version, macos)) for key in _rows()}
+    limits: dict[str, tuple[Limit, ...]] = {}
+    for row in rows["limit"]:
+        limit = Limit(row["rule"], row.get("argument", ""), row.get("text", ""), row["error"])
+        limits |= {name: (*limits.get(name, ()), limit) for name in row["ops"]}
+    return Table(
+        status=MappingProxyType({n: row["status"] for row in rows["status"] for n in row["ops"]}),
+        calls=MappingProxyType({row["op"]: _call(row) for row in rows["calls"]}),
+        limits=MappingProxyType(limits),
+        named=MappingProxyType(
+            {n: row["named"] for row in rows["status"] if "named" in row for n in row["ops"]}
+        ),
+        narrowed=frozenset(name for row in rows["narrowed"] for name in row["callers"]),
+    )
+
+
+def _call(row: Mapping[str, Any]) -> Call:
+    callers = frozenset(row.get("callers", ()))
+    return Call(row["inner"], row.get("argument", ""), row.get("value"), callers)
+
+
+def _applying(key: str, torch_version: str, macos: str) -> Iterator[Mapping[str, Any]]:
+    for row in _rows()[key]:
+        too_new = "since" in row and older(torch_version, row["since"])
+        too_old = "until" in row and not older(torch_version, row["until"])
+        mended = "macos_until" in row and not older(macos, row["macos_until"])
+        if not (too_new or too_old or mended):
+            yield row
+
+
+@functools.cache
+def _rows() -> dict[str, list[dict[str, Any]]]:
+    text = resources.files("mpskit").joinpath("data", "mps_coverage.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
 
 Check = Callable[[Sequence[Any], Mapping[str, Any]], None]
 
@@ -111,7 +209,7 @@ class Coverage:
             return None
 
         def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            arguments = limits.bind(op, args, kwargs)
+            arguments = argument_limits.bind(op, args, kwargs)
             self._raise_for_gap(gap, arguments)
             _raise_for_limits(rows, arguments)
 
@@ -169,7 +267,7 @@ class Coverage:
 
 def _raise_for_limits(rows: Sequence[Limit], arguments: Mapping[str, Any]) -> None:
     for limit in rows:
-        text = limits.refusal(limit, arguments)
+        text = argument_limits.refusal(limit, arguments)
         if text is not None:
             raise getattr(builtins, limit.error)(text)
 

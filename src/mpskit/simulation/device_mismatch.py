@@ -1,22 +1,95 @@
-"""What a Mac says when tensors of two devices meet in one operator.
+"""What a Mac says when tensors of two devices meet in one operator, and which may.
 
 The code generated for MPS checks no devices (torchgen writes those checks for CUDA only), so the
 text is that of whatever notices first: TensorIterator in pointwise operators, a check of the
 kernel's own, or the MPSGraph placeholder that finds a tensor without a Metal buffer. Sources: the
-pytorch files named at each text, and for ``mm`` DanielAvdar/tabnet#269, for ``linear``
+pytorch files named at each text and row, and for ``mm`` DanielAvdar/tabnet#269, for ``linear``
 Shakker-Labs/ComfyUI-IPAdapter-Flux#13, for ``cat`` callummcdougall/ARENA_2.0#21.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mpskit.simulation import messages, mixes
+from mpskit.simulation import messages
 
-__all__ = ["check_linear", "check_mix"]
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
+__all__ = ["allowed", "check_linear", "check_mix"]
+
+
+_ANY = frozenset({"*"})
+_INDICES = frozenset({"indices"})
+_LENGTHS = frozenset({"input_lengths", "target_lengths"})
+_BATCH_SIZES = frozenset({"batch_sizes"})
+_SCALARS = frozenset({"scalars"})
+_STEPS = frozenset({"state_steps", "lr", "grad_scale", "found_inf"})
+
+# operator -> its arguments that may be on the CPU
+_ALLOWED: dict[str, frozenset[str]] = {
+    # Copy.cpp, mps/operations/Copy.mm, ForeachUtils.h: copying is what they are for
+    "aten::copy_": _ANY,
+    "aten::copy": _ANY,
+    "aten::_copy_from": _ANY,
+    "aten::_copy_from_and_resize": _ANY,
+    "aten::_foreach_copy_": _ANY,
+    # TensorAdvancedIndexing.cpp and IndexingUtils.h move index tensors to the indexed one's device
+    "aten::index": _INDICES,
+    "aten::index_put": _INDICES,
+    "aten::index_put_": _INDICES,
+    "aten::_index_put_impl_": _INDICES,
+    "aten::_unsafe_index": _INDICES,
+    "aten::_unsafe_index_put": _INDICES,
+    # PackedSequence.cpp: lengths and batch sizes have to be on the CPU
+    "aten::_pack_padded_sequence": frozenset({"lengths"}),
+    "aten::_pack_padded_sequence_backward": _BATCH_SIZES,
+    "aten::_pad_packed_sequence": _BATCH_SIZES,
+    # RNN.cpp: the batch sizes of a packed sequence
+    "aten::lstm": _BATCH_SIZES,
+    "aten::gru": _BATCH_SIZES,
+    "aten::rnn_tanh": _BATCH_SIZES,
+    "aten::rnn_relu": _BATCH_SIZES,
+    # LossCTC.cpp copies the lengths to the CPU itself
+    "aten::ctc_loss": _LENGTHS,
+    "aten::_ctc_loss": _LENGTHS,
+    "aten::_ctc_loss_backward": _LENGTHS,
+    # TensorShape.cpp asks for the sections on the CPU
+    "aten::tensor_split": frozenset({"tensor_indices_or_sections"}),
+    # Resize.cpp looks at the template's sizes only
+    "aten::resize_as_": frozenset({"the_template"}),
+    # ForeachOpsKernels.cpp wants its tensor of scalars on the CPU
+    "aten::_foreach_addcdiv": _SCALARS,
+    "aten::_foreach_addcdiv_": _SCALARS,
+    "aten::_foreach_addcmul": _SCALARS,
+    "aten::_foreach_addcmul_": _SCALARS,
+    # torch.optim: steps and a tensor learning rate may be scalars on the CPU
+    "aten::_fused_adam_": _STEPS,
+    "aten::_fused_adamw_": _STEPS,
+    "aten::_fused_sgd_": _STEPS,
+}
+
+
+def allowed(op: OpOverload, argument: str | int) -> bool:
+    """Return whether an argument may be a CPU tensor among mps tensors.
+
+    Tensors without dimensions are not asked about: TensorIterator takes them for numbers, so the
+    caller lets them pass.
+
+    Args:
+        op: the operator as dispatched.
+        argument: the argument's name in the schema, or its position.
+    """
+    names = _ALLOWED.get(op._schema.name)
+    if names is None or names is _ANY:
+        return names is _ANY
+    if isinstance(argument, int):
+        argument = op._schema.arguments[argument].name
+    return argument in names
+
 
 # Is this tensor on the simulated device?
 Has = Callable[[torch.Tensor], bool]
@@ -45,7 +118,7 @@ def check_mix(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has: Has
         RuntimeError: with the text that a Mac's torch has.
     """
     for position, name, tensor in _on_cpu(func, args, kwargs, has):
-        if not mixes.allowed(func, name):
+        if not allowed(func, name):
             raise RuntimeError(_text(func, position, name, tensor))
 
 

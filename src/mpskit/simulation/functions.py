@@ -1,19 +1,82 @@
-"""Layer 3, the function mode: what would fail in C++ before any dispatch, and autocast."""
+"""Layer 3, the function mode: what would fail in C++ before any dispatch, and autocast.
+
+Functions that make a tensor from Python data refuse ``device="mps"`` in C++ at once: each is called
+for the CPU, and what it made is moved.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils import _device
 
 from mpskit.simulation.autocast import is_on
-from mpskit.simulation.constructors import CONSTRUCTORS
-from mpskit.simulation.core import MPS, Simulation, ThreadState
+from mpskit.simulation.core import CPU, MPS, Simulation, ThreadState, asks_mps
 from mpskit.simulation.device_mismatch import check_linear
 from mpskit.simulation.transfer import move
 
-__all__ = ["FunctionMode"]
+__all__ = ["CONSTRUCTORS", "FunctionMode"]
+
+
+Constructor = Callable[[Simulation, Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def _build(simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``torch.tensor`` and its like: the device is an argument, the default, or the data's."""
+    device = kwargs.get("device") or _device.CURRENT_DEVICE
+    if device is None and args and isinstance(args[0], torch.Tensor):
+        device = args[0].device
+    if not asks_mps(device):
+        return func(*args, **kwargs)
+    return _moved(simulation, func, args, kwargs)
+
+
+def _like_self(
+    simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """``Tensor.new_tensor``: the device is an argument or the tensor's own."""
+    if asks_mps(kwargs.get("device") or args[0].device):
+        return _moved(simulation, func, args, kwargs)
+    return func(*args, **kwargs)
+
+
+def _moved(simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    data = args[1] if func is torch.Tensor.new_tensor else args[0] if args else None
+    if isinstance(data, torch.Tensor) and simulation.tags.has(data):
+        return _from_tensor(func, data, kwargs)
+    kwargs = kwargs | {"device": CPU}
+    requires_grad = kwargs.pop("requires_grad", False)
+    made = move(simulation, func(*args, **kwargs), MPS)
+    return made.requires_grad_() if requires_grad else made
+
+
+def _from_tensor(func: Any, data: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    """Make one from data that are on the Mac already: only ``as_tensor`` and the like share."""
+    if func in {torch.as_tensor, torch.asarray}:
+        return data.to(dtype=kwargs.get("dtype"), copy=bool(kwargs.get("copy")))
+    copy = data.detach().to(dtype=kwargs.get("dtype"), copy=True)
+    return copy.requires_grad_(kwargs.get("requires_grad", False))
+
+
+CONSTRUCTORS: dict[Any, Constructor] = dict.fromkeys(
+    (
+        torch.tensor,
+        torch.as_tensor,
+        torch.asarray,
+        torch.sparse_coo_tensor,
+        torch.sparse_compressed_tensor,
+        torch.sparse_csr_tensor,
+        torch.sparse_csc_tensor,
+        torch.sparse_bsr_tensor,
+        torch.sparse_bsc_tensor,
+    ),
+    _build,
+)
+CONSTRUCTORS[torch.Tensor.new_tensor] = _like_self
+
 
 _LINEAR = torch.nn.functional.linear
 _TENSORS: frozenset[Any] = frozenset({torch.Tensor, torch.nn.Parameter})

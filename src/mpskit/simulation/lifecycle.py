@@ -1,43 +1,56 @@
-"""Enters and leaves a simulated machine."""
+"""Builds a simulated machine, enters it and leaves it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
+import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from packaging.version import Version
 from torch.utils import _device
 
+from mpskit.backends.versions import has, minimum_macos
 from mpskit.dispatch.patches import Patches
-from mpskit.errors import ArgumentTypeError, SimulationError
-from mpskit.host import Host, Machine
+from mpskit.errors import ArgumentTypeError, SettingsError, SimulationError
+from mpskit.host import Host, HostKind, Machine
+from mpskit.memory.working_set import recommended_bytes
 from mpskit.simulation import (
     autocast,
     autograd,
-    bridge,
     children,
     compiling,
     events,
+    host_patch,
+    library_caches,
     loader,
+    operators,
     rng,
     storages,
-    surroundings,
     tensor_patches,
-    threads,
     torch_c,
+    torch_function_checks,
 )
-from mpskit.simulation import torch_function_checks as overridable
-from mpskit.simulation.build import build
+from mpskit.simulation.autocast import Autocast
 from mpskit.simulation.core import RngMode, Simulation
-from mpskit.simulation.modes import modes
+from mpskit.simulation.coverage import Coverage
+from mpskit.simulation.memory import Memory
+from mpskit.simulation.operators import modes
+from mpskit.simulation.rng import Randomness
+from mpskit.simulation.rules import Rules
+from mpskit.simulation.tags import Tags
 
 __all__ = ["SimulatedMac", "active"]
+
+
+_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
 
 _lock = threading.Lock()
 _active: SimulatedMac | None = None
@@ -75,7 +88,7 @@ class SimulatedMac:
                     f"already inside a simulated Mac ({_active.machine}): leave it first",
                     given=self.machine,
                 )
-            self._simulation = build(self.machine, rng=self._rng, fallback=self._fallback)
+            self._simulation = _build(self.machine, rng=self._rng, fallback=self._fallback)
             self._stack = _entered(self._simulation, self._carried())
             _active = self
         return self
@@ -189,10 +202,10 @@ def _close(simulation: Simulation) -> None:
 
 
 def _install(simulation: Simulation, patches: Patches) -> None:
-    surroundings.install(simulation, patches)
+    _install_surroundings(simulation, patches)
     patches.on_exit(_default_device_restorer())
     tensor_patches.install(simulation, patches)
-    bridge.install(simulation, patches)
+    operators.install(simulation, patches)
     storages.install(simulation, patches)
     torch_c.install(simulation, patches)
     events.install(simulation, patches)
@@ -201,8 +214,8 @@ def _install(simulation: Simulation, patches: Patches) -> None:
     autocast.install(simulation, patches)
     loader.install(simulation, patches)
     compiling.install(patches)
-    threads.install(simulation, patches)
-    overridable.install(patches)
+    _install_threads(simulation, patches)
+    torch_function_checks.install(patches)
 
 
 def _default_device_restorer() -> Callable[[], None]:
@@ -215,3 +228,88 @@ def _default_device_restorer() -> Callable[[], None]:
             torch.set_default_device(before)
 
     return restore
+
+
+def _install_surroundings(simulation: Simulation, patches: Patches) -> None:
+    """Look like the machine, and let nothing remember the one before."""
+    memory = simulation.memory
+
+    def driver_bytes() -> int:
+        model = memory.peek()
+        return 0 if model is None else model.driver_bytes
+
+    library_caches.install(patches)
+    host_patch.install(simulation.machine, driver_bytes, patches)
+
+
+def _install_threads(simulation: Simulation, patches: Patches) -> None:
+    """Make every new thread enter modes of its own, whatever its class does in ``run``."""
+    original: Any = vars(threading.Thread)["_bootstrap_inner"]
+
+    def _bootstrap_inner(self: threading.Thread) -> None:
+        with modes(simulation):
+            original(self)
+
+    patches.set(threading.Thread, "_bootstrap_inner", _bootstrap_inner)
+
+
+def _build(machine: Machine, *, rng: RngMode, fallback: bool | None) -> Simulation:
+    """Return a simulation of ``machine`` that is not switched on yet.
+
+    Raises:
+        SettingsError: PYTORCH_ENABLE_MPS_FALLBACK is not a number; a Mac's torch does not even
+            import then.
+    """
+    version = str(torch.__version__)
+    fallback = reads_fallback(os.environ) if fallback is None else fallback
+    coverage = Coverage(version, machine.macos, fallback=fallback)
+    memory = _memory(machine, version)
+    tags = Tags(memory)
+    return Simulation(
+        machine=machine,
+        torch_version=version,
+        usable=_usable(machine, version),
+        pins=has("mps.pinned_cpu_tensors", version),
+        memory=memory,
+        tags=tags,
+        rules=Rules(coverage, version, machine.macos, fallback=fallback),
+        randomness=Randomness(rng),
+        autocast=Autocast(tags),
+    )
+
+
+def reads_fallback(environ: Mapping[str, str]) -> bool:
+    """Return whether missing operators fall back, by the variable as torch reads it (``stoi``).
+
+    Raises:
+        SettingsError: it does not begin with a number.
+    """
+    text = environ.get(_FALLBACK)
+    if text is None:
+        return False
+    number = re.match(r"\s*[+-]?\d+", text, re.ASCII)
+    if number is None:
+        raise SettingsError(f"{_FALLBACK}={text!r} is not a number: use 1 or 0", given=text)
+    return int(number[0]) != 0
+
+
+def _usable(machine: Machine, torch_version: str) -> bool:
+    silicon = machine.kind in (HostKind.APPLE_SILICON, HostKind.MAC_VM)
+    return silicon and Version(machine.macos) >= Version(minimum_macos(torch_version))
+
+
+def _memory(machine: Machine, torch_version: str) -> Memory:
+    size = recommended_bytes(machine.ram_bytes, machine.macos)
+    refusal = None
+    if not _usable(machine, torch_version):
+        refusal = (
+            f"The MPS backend is supported on MacOS {minimum_macos(torch_version)}+."
+            "Current OS version can be queried using `sw_vers`"
+        )
+    return Memory(
+        torch_version,
+        recommended_bytes=size.recommended_bytes,
+        max_buffer_bytes=size.max_buffer_bytes,
+        broken=machine.kind is HostKind.MAC_VM,
+        refusal=refusal,
+    )

@@ -1,4 +1,4 @@
-"""Which storages count as being on ``mps:0``, and what each of them was charged for.
+"""Which storages count as being on ``mps:0``, what each was charged for, and where arguments lie.
 
 A tensor's data lie on the CPU; its storage is *tagged*. Torch keeps one Python object for a C++
 storage for as long as the C++ one lives, so a weak reference to it fires exactly when the memory
@@ -16,7 +16,8 @@ import torch
 if TYPE_CHECKING:
     from mpskit.simulation.memory import Memory
 
-__all__ = ["Tags", "address_of"]
+__all__ = ["BOTH", "ON_CPU", "ON_MAC", "Scan", "Tags", "address_of", "scanner"]
+
 
 # The C++ storage's address. Unlike Tensor.untyped_storage it is no overridable function, so a
 # function mode does not see it; it raises NotImplementedError where there is no storage.
@@ -122,3 +123,38 @@ def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     names = _SPARSE_PARTS.get(tensor.layout, ())
     with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
         return tuple(getattr(tensor, name)() for name in names)
+
+
+ON_MAC = 1
+ON_CPU = 2
+BOTH = ON_MAC | ON_CPU
+
+Scan = Callable[[Iterable[Any]], int]
+
+
+def scanner(tags: Tags) -> Scan:
+    """Return a function that says where the tensors among some values lie, as a bit set.
+
+    CPU tensors without dimensions do not count: they may go with any device. This runs for every
+    operator, so it reads the table of tags directly and looks into lists only where it meets one.
+    """
+    live, has, tensor_class = tags.live, tags.has, torch.Tensor
+    address, dimensions = address_of, torch.Tensor.dim
+
+    def scan(values: Iterable[Any]) -> int:
+        found = 0
+        for value in values:
+            if isinstance(value, tensor_class):
+                try:
+                    tagged = address(value) in live
+                except NotImplementedError:
+                    tagged = has(value)
+                if tagged:
+                    found |= ON_MAC
+                elif dimensions(value):
+                    found |= ON_CPU
+            elif isinstance(value, (list, tuple)):
+                found |= scan(value)
+        return found
+
+    return scan

@@ -1,1 +1,1 @@
-"""What a training loop needs beside memory: loaders, transfers, precision, threads, staying awake."""
+"""What a training loop needs beside memory: loaders, transfers, precision, threads, power."""

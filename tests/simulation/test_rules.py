@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mpskit.simulation import dtypes
+from mpskit.simulation.rules import dtype_refusal, in_kernel
 
 MADE = (
     "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. "
@@ -46,7 +46,7 @@ COMPLEX = "MPS complex types are only supported on MacOS 14.0 or newer."
 @pytest.mark.parametrize("creating", [True, False])
 def test_refusal(name, version, macos, text, creating):
     dtype = getattr(torch, name)
-    error = dtypes.refusal(dtype, creating=creating, torch_version=version, macos=macos)
+    error = dtype_refusal(dtype, creating=creating, torch_version=version, macos=macos)
     if text is None:
         assert error is None
     else:
@@ -55,8 +55,8 @@ def test_refusal(name, version, macos, text, creating):
 
 
 def test_a_kernel_that_meets_a_cpu_tensor_says_it_differently():
-    error = dtypes.in_kernel(torch.float64, torch_version="2.13.0", macos="15.6")
+    error = in_kernel(torch.float64, torch_version="2.13.0", macos="15.6")
     assert str(error) == USED
-    assert dtypes.in_kernel(torch.float32, torch_version="2.13.0", macos="15.6") is None
-    other = dtypes.in_kernel(torch.complex128, torch_version="2.13.0", macos="15.6")
+    assert in_kernel(torch.float32, torch_version="2.13.0", macos="15.6") is None
+    other = in_kernel(torch.complex128, torch_version="2.13.0", macos="15.6")
     assert str(other) == UNKNOWN.format("ComplexDouble")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mpskit.simulation import mixes
+from mpskit.simulation import device_mismatch
 
 aten = torch.ops.aten
 
@@ -32,13 +32,13 @@ aten = torch.ops.aten
     ],
 )
 def test_allowed(op, argument, allowed):
-    assert mixes.allowed(op, argument) is allowed
+    assert device_mismatch.allowed(op, argument) is allowed
 
 
 def test_every_row_names_arguments_that_exist():
-    for name, arguments in mixes._ALLOWED.items():
+    for name, arguments in device_mismatch._ALLOWED.items():
         packet = getattr(torch.ops.aten, name.removeprefix("aten::"))
         schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
         known = {argument.name for schema in schemas for argument in schema.arguments}
-        assert arguments <= known | {"*"} | mixes._STEPS, name
+        assert arguments <= known | {"*"} | device_mismatch._STEPS, name
         assert arguments & (known | {"*"}), name
