@@ -31,7 +31,7 @@ def test_right_values(variable, text, field, value):
 @pytest.mark.parametrize(
     ("variable", "text", "right"),
     [
-        ("MPSKIT_DEVICE", "gpu", "cpu, mps, cuda"),
+        ("MPSKIT_DEVICE", "gpu", "cpu, cuda, mps"),
         ("MPSKIT_DEVICE", "cuda:x", "cuda:N"),
         ("MPSKIT_POLICY", "fast", "auto, conservative"),
         ("MPSKIT_POLICY", "mps,mps", "mps,cuda,cpu"),

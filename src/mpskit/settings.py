@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpskit.backends.kinds import NAMES
 from mpskit.errors import SettingsError
 
 __all__ = [
@@ -38,8 +39,8 @@ VARIABLES = {
 _DECISIVE = ("MPSKIT_DEVICE", "MPSKIT_POLICY", "MPSKIT_DISABLE_MPS", "LOCAL_RANK")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
-_DEVICE = re.compile(r"(?:cpu|mps|xpu|hpu|npu|mlu|cuda)(?::\d{1,4})?")
-_DEVICE_HELP = "cpu, mps, cuda, cuda:N, xpu, hpu, npu, mlu"
+_DEVICE = re.compile(rf"(?:{'|'.join(NAMES)})(?::\d{{1,4}})?")
+_DEVICE_HELP = f"{', '.join(NAMES)}, or one of several as cuda:N"
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,8 @@ def test_a_limit_ends_the_replay() -> None:
 
 
 def test_unknown_devices_are_refused() -> None:
-    with pytest.raises(ArgumentError, match="'xpu'"):
-        allocator_for("xpu", torch_version="2.13.0")
+    with pytest.raises(ArgumentError, match="'hpu'"):
+        allocator_for("hpu", torch_version="2.13.0")
 
 
 def test_the_models_import_neither_torch_nor_pydantic() -> None:

@@ -1,4 +1,4 @@
-"""The facade over torch's backends: what it asks, what it never asks, by torch version."""
+"""Torch's backends: what they are asked, and never asked, by torch version."""
 
 from types import SimpleNamespace
 
@@ -6,22 +6,28 @@ import pytest
 import torch
 from packaging.version import Version
 
-from mpskit.backends import facade as _torch
-from mpskit.backends import memory as _torch_backends
+from mpskit.backends import memory
+from mpskit.backends.memory import Backend, as_device, backend, device_in_use
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 VERSIONS = ("2.2.2", "2.4.1", "2.8.0", "2.9.1", "2.12.1", "2.13.0", "2.15.0")
 FIGURES = (
-    _torch.allocated_bytes,
-    _torch.reserved_bytes,
-    _torch.peak_bytes,
-    _torch.total_bytes,
-    _torch.free_bytes,
-    _torch.recommended_bytes,
-    _torch.max_buffer_bytes,
-    _torch.memory_fraction,
-    _torch.device_name,
+    Backend.allocated_bytes,
+    Backend.reserved_bytes,
+    Backend.peak_bytes,
+    Backend.total_bytes,
+    Backend.free_bytes,
+    Backend.recommended_bytes,
+    Backend.max_buffer_bytes,
+    Backend.memory_fraction,
+    Backend.name,
 )
+
+
+def told(device):
+    """Every figure that the device's backend tells."""
+    asked = backend(device)
+    return [getattr(asked, figure.__name__)() for figure in FIGURES]
 
 
 class Recorder:
@@ -72,7 +78,7 @@ def mac(monkeypatch):
             reset_peak_memory_stats=None if working else RuntimeError("no DeviceAllocator"),
             current_accelerator=torch.device("mps"),
         )
-        monkeypatch.setattr(_torch_backends, "torch_version", lambda: version)
+        monkeypatch.setattr(memory, "torch_version", lambda: version)
         monkeypatch.setattr(torch, "mps", mps)
         monkeypatch.setattr(torch, "accelerator", accelerator)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -90,46 +96,46 @@ def test_a_backend_that_is_absent_lacks_every_figure(device, monkeypatch):
     for module in (torch.cuda, torch.xpu, torch.backends.mps):
         monkeypatch.setattr(module, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
-    assert [ask(device) for ask in FIGURES] == [None] * len(FIGURES)
-    assert _torch.is_initialized(device) is (device in ("cpu", "meta"))
-    assert not _torch.set_memory_fraction(device, 0.5)
-    assert not _torch.reset_peak(device)
-    _torch.synchronize(device)
-    _torch.empty_cache(device)
+    assert told(device) == [None] * len(FIGURES)
+    assert backend(device).is_initialized() is (device in ("cpu", "meta"))
+    assert not backend(device).set_memory_fraction(0.5)
+    assert not backend(device).reset_peak()
+    backend(device).synchronize()
+    backend(device).empty_cache()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_whether_mps_is_in_use_can_be_asked_from_213_on(mac, version):
     mac(version, True)
-    assert _torch.is_initialized("mps") is (True if since(version, "2.13") else None)
+    assert backend("mps").is_initialized() is (True if since(version, "2.13") else None)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_mps_figures_by_torch_version(mac, version):
     mac(version, True)
     new, recommends = since(version, "2.13"), since(version, "2.5")
-    assert _torch.allocated_bytes("mps") == 100
-    assert _torch.reserved_bytes(torch.device("mps", 0)) == 300
-    assert _torch.peak_bytes("mps") == (200 if new else None)
-    assert _torch.reset_peak("mps") is new
-    assert _torch.recommended_bytes("mps") == (5726633984 if recommends else None)
-    assert _torch.max_buffer_bytes("mps") == (4294967296 if new else None)
-    assert _torch.device_name("mps") == ("Apple M1" if since(version, "2.9") else None)
-    assert _torch.total_bytes("mps") is None
+    assert backend("mps").allocated_bytes() == 100
+    assert backend(torch.device("mps", 0)).reserved_bytes() == 300
+    assert backend("mps").peak_bytes() == (200 if new else None)
+    assert backend("mps").reset_peak() is new
+    assert backend("mps").recommended_bytes() == (5726633984 if recommends else None)
+    assert backend("mps").max_buffer_bytes() == (4294967296 if new else None)
+    assert backend("mps").name() == ("Apple M1" if since(version, "2.9") else None)
+    assert backend("mps").total_bytes() is None
 
 
 def test_an_unused_mps_is_not_touched(mac):
     mps = mac("2.13.0", False)
-    assert (_torch.allocated_bytes("mps"), _torch.reserved_bytes("mps")) == (0, 0)
-    assert _torch.peak_bytes("mps") == 0
-    _torch.empty_cache("mps")
-    _torch.synchronize("mps")
+    assert (backend("mps").allocated_bytes(), backend("mps").reserved_bytes()) == (0, 0)
+    assert backend("mps").peak_bytes() == 0
+    backend("mps").empty_cache()
+    backend("mps").synchronize()
     assert mps.asked == []
 
 
 def test_a_cap_is_given_to_mps_as_a_float(mac):
     mps = mac("2.13.0", True)
-    assert _torch.set_memory_fraction("mps", 1)
+    assert backend("mps").set_memory_fraction(1)
     ((name, fraction),) = mps.asked
     assert name == "set_per_process_memory_fraction"
     assert (type(fraction), fraction) == (float, 1.0)
@@ -156,19 +162,18 @@ def cuda(initialized):
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
 def test_a_module_that_is_in_use_tells_everything(monkeypatch, kind):
     monkeypatch.setattr(torch, kind, cuda(True))
-    told = [ask(f"{kind}:0") for ask in FIGURES]
-    assert told == [10, 30, 20, 1000, 400, None, None, 0.5, "NVIDIA T4"]
-    assert _torch.reset_peak(kind)
-    assert _torch.set_memory_fraction(kind, 0.5)
+    assert told(f"{kind}:0") == [10, 30, 20, 1000, 400, None, None, 0.5, "NVIDIA T4"]
+    assert backend(kind).reset_peak()
+    assert backend(kind).set_memory_fraction(0.5)
 
 
 def test_an_unused_cuda_is_not_initialised(monkeypatch):
     fake = cuda(False)
     monkeypatch.setattr(torch, "cuda", fake)
-    assert (_torch.allocated_bytes("cuda"), _torch.reserved_bytes("cuda")) == (0, 0)
-    assert _torch.memory_fraction("cuda") is None
-    assert not _torch.reset_peak("cuda")
-    _torch.synchronize("cuda")
+    assert (backend("cuda").allocated_bytes(), backend("cuda").reserved_bytes()) == (0, 0)
+    assert backend("cuda").memory_fraction() is None
+    assert not backend("cuda").reset_peak()
+    backend("cuda").synchronize()
     assert {name for name, *_ in fake.asked} == {"is_initialized", "is_available"}
 
 
@@ -180,7 +185,7 @@ def hpu(monkeypatch):
         known = {"current_accelerator": torch.device("hpu"), **figures}
         accelerator = Recorder(**known)
         monkeypatch.setattr(torch, "accelerator", accelerator)
-        monkeypatch.setattr(_torch_backends, "torch_version", lambda: "2.13.0")
+        monkeypatch.setattr(memory, "torch_version", lambda: "2.13.0")
         asked = lambda: True
         monkeypatch.setattr(torch._C, "_accelerator_isAllocatorInitialized", asked, raising=False)
         return accelerator
@@ -198,28 +203,28 @@ def test_another_accelerator_is_asked_through_torch_accelerator(hpu):
         empty_cache=None,
         synchronize=None,
     )
-    assert [ask("hpu") for ask in FIGURES] == [1, 3, 2, 100, 40, None, None, None, None]
-    assert _torch.is_initialized("hpu") is True
-    assert _torch.reset_peak("hpu")
-    _torch.empty_cache("hpu")
-    _torch.synchronize("hpu")
+    assert told("hpu") == [1, 3, 2, 100, 40, None, None, None, None]
+    assert backend("hpu").is_initialized() is True
+    assert backend("hpu").reset_peak()
+    backend("hpu").empty_cache()
+    backend("hpu").synchronize()
 
 
 def test_an_accelerator_whose_allocator_tells_nothing_lacks_figures(hpu):
     hpu(memory_allocated=RuntimeError("INTERNAL ASSERT"))
-    assert _torch.allocated_bytes("hpu") is None
+    assert backend("hpu").allocated_bytes() is None
 
 
 def test_the_accelerator_of_another_kind_is_not_asked(hpu):
     accelerator = hpu(memory_allocated=1)
-    assert _torch.allocated_bytes("npu") is None
-    assert _torch.is_initialized("npu") is False
+    assert backend("npu").allocated_bytes() is None
+    assert backend("npu").is_initialized() is False
     assert accelerator.asked == [("current_accelerator",)] * 2
 
 
 def test_devices_are_understood():
-    assert _torch.as_device("cuda:1") == torch.device("cuda", 1)
-    assert _torch.as_device(torch.device("cpu")) == torch.device("cpu")
+    assert as_device("cuda:1") == torch.device("cuda", 1)
+    assert as_device(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +233,7 @@ def test_devices_are_understood():
 )
 def test_what_is_no_device_is_refused(device, error):
     with pytest.raises(error) as caught:
-        _torch.as_device(device)
+        as_device(device)
     assert caught.value.given == device
 
 
@@ -236,7 +241,7 @@ def test_the_device_in_use_is_the_cpu_where_nothing_else_is(monkeypatch):
     for module in (torch.cuda, torch.xpu):
         monkeypatch.setattr(module, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert _torch.device_in_use() == torch.device("cpu")
+    assert device_in_use() == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -245,12 +250,12 @@ def test_the_device_in_use_is_the_cpu_where_nothing_else_is(monkeypatch):
 )
 def test_mps_counts_as_in_use_where_it_cannot_be_asked(mac, version, initialized, kind):
     mac(version, initialized)
-    assert _torch.device_in_use().type == kind
+    assert device_in_use().type == kind
 
 
 def test_torchs_default_device_is_in_use():
     torch.set_default_device("meta")
     try:
-        assert _torch.device_in_use() == torch.device("meta")
+        assert device_in_use() == torch.device("meta")
     finally:
         torch.set_default_device(None)

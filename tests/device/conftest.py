@@ -1,7 +1,8 @@
 import pytest
 
 from mpskit.backends import facts
-from mpskit.backends.facts import TorchFacts
+from mpskit.backends.facts import Found, TorchFacts
+from mpskit.backends.kinds import KINDS
 from mpskit.device import choice, forget_decisions
 from mpskit.host import Host, find_machine
 
@@ -13,14 +14,9 @@ def on_machine(monkeypatch):
     def put(name, *, torch="2.13.0", mps=True, cuda=0, bad_fork=False, built=True, **changes):
         readings = find_machine(name).readings() if isinstance(name, str) else name
         host = Host.from_readings(readings.model_copy(update=changes))
-        found = TorchFacts(
-            version=torch,
-            mps_built=built,
-            mps_available=mps,
-            mps_bad_fork=bad_fork,
-            cuda_built="12.8" if cuda else None,
-            cuda_count=cuda,
-        )
+        metal = Found(KINDS["mps"], built=built, count=int(mps), bad_fork=bad_fork)
+        cards = Found(KINDS["cuda"], built=cuda > 0, count=cuda, version="12.8" if cuda else None)
+        found = TorchFacts(torch, {"mps": metal, "cuda": cards})
         monkeypatch.setattr(choice, "detect_host", lambda **_: host)
         monkeypatch.setattr(facts, "read_torch", lambda: found)
         forget_decisions()

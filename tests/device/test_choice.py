@@ -25,7 +25,7 @@ def test_the_json_is_complete(on_machine):
     on_machine("m1-16gb")
     info = get_optimal_device().info
     assert type(info).model_validate_json(info.model_dump_json()) == info
-    assert {r.device for r in info.rejected} == {"cuda", "cpu"}
+    assert {r.device for r in info.rejected} == {"cuda", "xpu", "cpu"}
 
 
 def test_here_without_any_pretence():
@@ -89,7 +89,7 @@ def test_a_wrong_variable_is_an_error_each_time(on_machine, monkeypatch):
     on_machine("m1-8gb")
     monkeypatch.setenv("MPSKIT_DEVICE", "gpu")
     for _ in range(2):
-        with pytest.raises(SettingsError, match="cpu, mps, cuda"):
+        with pytest.raises(SettingsError, match="cpu, cuda, mps"):
             get_optimal_device()
 
 
@@ -184,5 +184,5 @@ def test_statuses_are_what_the_decision_saw(on_machine):
     settings = choice.read_settings({"MPSKIT_DISABLE_MPS": "1"})
     statuses = choice.backend_statuses(host, facts.read_torch(), settings)
     assert [(s.device, s.usable) for s in statuses] == [
-        ("cuda", False), ("mps", False), ("cpu", True)
+        ("cuda", False), ("mps", False), ("xpu", False), ("cpu", True)
     ]  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit.device import ReasonCode, cpu_status
+from mpskit.device import ReasonCode
 from mpskit.device.codes import Basis
 from mpskit.device.policy import Request, decide
 from mpskit.device.status import BackendStatus
@@ -18,11 +18,12 @@ def _status(name, usable, count=1, code=ReasonCode.NOT_BUILT):
     )  # fmt: skip
 
 
-MAC = [_status("cuda", False), _status("mps", True), cpu_status()]
-BOX = [_status("cuda", True, 2), _status("mps", False), cpu_status()]
-PLAIN = [_status("cuda", False), _status("mps", False), cpu_status()]
-BOTH = [_status("cuda", True), _status("mps", True), cpu_status()]
-INTEL_GPU = [*PLAIN[:2], _status("xpu", True), cpu_status()]
+CPU = BackendStatus(device="cpu", built=True, available=True, usable=True, count=1)
+MAC = [_status("cuda", False), _status("mps", True), CPU]
+BOX = [_status("cuda", True, 2), _status("mps", False), CPU]
+PLAIN = [_status("cuda", False), _status("mps", False), CPU]
+BOTH = [_status("cuda", True), _status("mps", True), CPU]
+INTEL_GPU = [*PLAIN[:2], _status("xpu", True), CPU]
 
 TABLE = [
     # request, statuses, device, basis
@@ -121,7 +122,7 @@ _REQUESTS = st.builds(
 
 @given(_REQUESTS, st.booleans(), st.booleans(), st.booleans())
 def test_whatever_is_asked_the_choice_is_usable_and_the_rest_is_explained(request_, cuda, mps, mac):
-    statuses = [_status("cuda", cuda), _status("mps", mps), cpu_status()]
+    statuses = [_status("cuda", cuda), _status("mps", mps), CPU]
     decision = decide(request_, statuses, apple_silicon=mac)
     chosen = decision.device.split(":")[0]
     assert {status.device: status.usable for status in statuses}[chosen]

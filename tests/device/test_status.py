@@ -2,11 +2,19 @@
 
 import pytest
 
-from mpskit.backends.facts import TorchFacts
-from mpskit.device import ReasonCode, cuda_status, mps_status, other_status
+from mpskit.backends.facts import Found, TorchFacts
+from mpskit.backends.kinds import KINDS, ROCM, Kind
+from mpskit.device import ReasonCode
+from mpskit.device.status import backend_statuses, mps_status
 from mpskit.host import Host, Readings, find_machine
 
-BUILT = {"mps_built": True, "mps_available": True}
+
+def _torch(version, *found, **metal):
+    mps = [Found(KINDS["mps"], **metal)] if metal else []
+    return TorchFacts(version, {one.kind.name: one for one in (*found, *mps)})
+
+
+BUILT = {"built": True, "count": 1}
 
 
 def _host(name, macos="15.6", **changes):
@@ -17,31 +25,31 @@ def _host(name, macos="15.6", **changes):
 LINUX = Host.from_readings(Readings(system="Linux", machine="x86_64"))
 
 TABLE = [
-    (_host("m1-8gb"), TorchFacts("2.13.0"), ReasonCode.NOT_BUILT),
-    (_host("m1-8gb"), TorchFacts("2.13.0", mps_built=True), ReasonCode.NO_METAL_DEVICE),
+    (_host("m1-8gb"), _torch("2.13.0"), ReasonCode.NOT_BUILT),
+    (_host("m1-8gb"), _torch("2.13.0", built=True), ReasonCode.NO_METAL_DEVICE),
     (
         _host("m1-8gb", macos="13.6"),
-        TorchFacts("2.9.0", **BUILT),
+        _torch("2.9.0", **BUILT),
         ReasonCode.MACOS_TOO_OLD,
     ),
     (
         _host("m1-8gb", macos="14.7"),
-        TorchFacts("2.15.0", **BUILT),
+        _torch("2.15.0", **BUILT),
         ReasonCode.MACOS_TOO_OLD,
     ),
-    (_host("rosetta-m2-16gb"), TorchFacts("2.2.2", **BUILT), ReasonCode.ROSETTA),
-    (_host("intel-mac-32gb"), TorchFacts("2.2.2", mps_built=True), ReasonCode.INTEL_MAC),
+    (_host("rosetta-m2-16gb"), _torch("2.2.2", **BUILT), ReasonCode.ROSETTA),
+    (_host("intel-mac-32gb"), _torch("2.2.2", built=True), ReasonCode.INTEL_MAC),
     (
         _host("intel-mac-amd-32gb"),
-        TorchFacts("2.13.0", mps_built=True),
+        _torch("2.13.0", built=True),
         ReasonCode.DISCRETE_GPU_UNSUPPORTED,
     ),
     (
         _host("m1-8gb"),
-        TorchFacts("2.13.0", **BUILT, mps_bad_fork=True),
+        _torch("2.13.0", **BUILT, bad_fork=True),
         ReasonCode.BAD_FORK,
     ),
-    (LINUX, TorchFacts("2.13.0"), ReasonCode.NOT_A_MAC),
+    (LINUX, _torch("2.13.0"), ReasonCode.NOT_A_MAC),
 ]
 
 
@@ -59,17 +67,17 @@ def test_why_mps_cannot_be_used(host, facts, code):
      ("intel-mac-amd-32gb", "2.2.2")],
 )  # fmt: skip
 def test_where_mps_can_be_used(name, torch):
-    status = mps_status(_host(name), TorchFacts(torch, **BUILT))
+    status = mps_status(_host(name), _torch(torch, **BUILT))
     assert (status.usable, status.code, status.count) == (True, None, 1)
 
 
 def test_a_macos_that_nobody_knows_is_not_too_old():
     host = _host("m1-8gb", product_version=None, mac_ver="10.16", platform_string=None, sysctl={})
-    assert mps_status(host, TorchFacts("2.15.0", **BUILT)).usable
+    assert mps_status(host, _torch("2.15.0", **BUILT)).usable
 
 
 def test_the_user_s_no_comes_first():
-    status = mps_status(LINUX, TorchFacts("2.13.0"), disabled=True)
+    status = mps_status(LINUX, _torch("2.13.0"), disabled=True)
     assert status.code is ReasonCode.DISABLED_BY_USER
     assert status.fix == "unset MPSKIT_DISABLE_MPS"
 
@@ -77,7 +85,7 @@ def test_the_user_s_no_comes_first():
 @pytest.mark.parametrize("failure", ["no answer within 20 s", None])
 def test_on_a_virtual_machine_the_probe_decides(failure):
     status = mps_status(
-        _host("github-macos-15-vm"), TorchFacts("2.13.0", **BUILT), probe=lambda: failure
+        _host("github-macos-15-vm"), _torch("2.13.0", **BUILT), probe=lambda: failure
     )
     assert status.usable is (failure is None)
     assert status.code is (None if failure is None else ReasonCode.VM_UNUSABLE)
@@ -88,25 +96,54 @@ def test_no_probe_runs_where_none_is_needed():
     def probe():
         raise AssertionError("a probe costs seconds")
 
-    assert mps_status(_host("m1-8gb"), TorchFacts("2.13.0", **BUILT), probe=probe).usable
+    assert mps_status(_host("m1-8gb"), _torch("2.13.0", **BUILT), probe=probe).usable
     vm = _host("github-macos-15-vm")
-    assert not mps_status(vm, TorchFacts("2.13.0", mps_built=True), probe=probe).usable
+    assert not mps_status(vm, _torch("2.13.0", built=True), probe=probe).usable
+
+
+CUDA, XPU = KINDS["cuda"], KINDS["xpu"]
+NO_DRIVER = "Failed to initialize XPU devices. The driver may not be installed."
 
 
 @pytest.mark.parametrize(
-    ("facts", "usable", "code"),
+    ("found", "code", "text"),
     [
-        (TorchFacts("2.13.0"), False, ReasonCode.NOT_BUILT),
-        (TorchFacts("2.13.0", cuda_built="12.8"), False, ReasonCode.NO_DEVICE),
-        (TorchFacts("2.13.0", cuda_built="12.8", cuda_count=2), True, None),
+        (Found(CUDA), ReasonCode.NOT_BUILT, "built without CUDA or ROCm"),
+        (Found(CUDA, built=True), ReasonCode.NO_DEVICE, "CUDA_VISIBLE_DEVICES"),
+        (Found(ROCM, built=True), ReasonCode.NO_DEVICE, "HIP_VISIBLE_DEVICES"),
+        (Found(XPU), ReasonCode.NOT_BUILT, "built without XPU"),
+        (Found(XPU, built=True), ReasonCode.NO_DEVICE, "ZE_AFFINITY_MASK"),
+        (Found(XPU, built=True, trouble=NO_DRIVER), ReasonCode.NO_DRIVER, "Failed to initialize"),
+        (Found(CUDA, built=True, count=2), None, ""),
+        (Found(XPU, built=True, count=1), None, ""),
+        (Found(XPU, built=True, count=1, trouble="a remark"), None, ""),
+        (Found(Kind("hpu", "HPU"), built=True, count=8), None, ""),
     ],
 )
-def test_cuda(facts, usable, code):
-    status = cuda_status(facts)
-    assert (status.usable, status.code, status.count) == (usable, code, facts.cuda_count)
+def test_cards(found, code, text):
+    statuses = backend_statuses(LINUX, _torch("2.13.0", found))
+    status = next(one for one in statuses if one.device == found.kind.name)
+    assert (status.usable, status.code, status.count) == (code is None, code, found.count)
+    assert text in status.reason
+    assert code is None or status.fix
 
 
-def test_another_accelerator_is_known_by_torch_s_own_name():
-    assert other_status(TorchFacts("2.13.0")) is None
-    status = other_status(TorchFacts("2.13.0", other=("xpu", 2)))
-    assert (status.device, status.count, status.usable) == ("xpu", 2, True)
+def test_the_order_is_the_table_s_and_a_plugged_in_one_comes_before_the_cpu():
+    hpu = Found(Kind("hpu", "HPU"), built=True, count=1)
+    names = [one.device for one in backend_statuses(LINUX, _torch("2.13.0", hpu))]
+    assert names == ["cuda", "mps", "xpu", "hpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("found", "label"),
+    [
+        (Found(CUDA, built=True, count=1, version="12.8"), "CUDA 12.8"),
+        (Found(ROCM, built=True, count=1, version="6.2.41133"), "ROCm (HIP 6.2.41133)"),
+        (Found(XPU, built=True, count=1, version="20250201"), "XPU (SYCL 20250201)"),
+        (Found(XPU, built=True, count=1), "XPU"),
+    ],
+)
+def test_what_torch_was_built_for_is_told(found, label):
+    statuses = backend_statuses(LINUX, _torch("2.13.0", found))
+    status = next(one for one in statuses if one.device == found.kind.name)
+    assert (status.device, status.label) == (found.kind.name, label)

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpskit import configure_environment, current_environment
+from mpskit.backends import memory as backends
+from mpskit.backends.kinds import Api
 from mpskit.environment.rules import FALLBACK, HIGH, LOW, judge, read_int, read_ratio, variables
 from mpskit.errors import ArgumentError, ArgumentTypeError, MpskitError, SettingsError, TooLateError
 from mpskit.host.machines import find_machine
@@ -362,9 +364,8 @@ class TestTooLate:
 
     @pytest.mark.parametrize(("in_use", "late"), [(True, True), (False, False), (None, False)])
     def test_the_ratios_after_the_first_use(self, monkeypatch, in_use, late: bool) -> None:
-        from mpskit.backends import facade as _torch
-
-        monkeypatch.setattr(_torch, "is_initialized", lambda device: in_use)
+        monkeypatch.setattr(backends.Backend, "is_initialized", lambda self: in_use)
+        monkeypatch.setitem(backends.APIS, Api.MPS, backends.Backend)
         previous = replace_readings(find_machine("m1-16gb").readings())
         try:
             if late:

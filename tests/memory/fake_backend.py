@@ -1,4 +1,4 @@
-"""A backend that exists in figures only, put in the place of the facade over torch."""
+"""A backend that exists in figures only, put in the place of the one that asks torch."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ import pytest
 import torch
 
 from mpskit import CacheKeeper, empty_cache_scope
-from mpskit.backends import facade as _torch
+from mpskit.backends import memory
+from mpskit.backends.kinds import kind_of
+from mpskit.backends.memory import Backend
 from mpskit.memory import cache
 
 GIB = 2**30
 OOM = "CUDA out of memory. Tried to allocate 1.00 GiB."
 
 
-class FakeBackend:
-    """Says what a test wants it to say, and counts the clears."""
+class FakeBackend(Backend):
+    """Says what a test wants it to say, and counts the clears.
+
+    A figure is a value, or a function without arguments that returns or raises it.
+    """
 
     def __init__(self, kind: str = "mps") -> None:
-        self.kind = kind
+        super().__init__(kind, kind_of(kind))
         self.initialized: bool | None = True
-        self.reserved: int | None = 4 * GIB
-        self.allocated: int | None = GIB
-        self.recommended: int | None = 8 * GIB
-        self.max_buffer: int | None = None
+        self.reserved = 4 * GIB
+        self.allocated = GIB
+        self.recommended = 8 * GIB
+        self.max_buffer = self.peak = self.total = self.unused = self.fraction = None
+        self.caps: list[tuple[str, float]] = []
+        self.ratios: list[float] = []
+        self.refuses_caps: bool | Exception = False
         self.clears = 0
         self.error: BaseException | None = None
         self.at_once = 0
@@ -36,7 +44,7 @@ class FakeBackend:
         self.gate = threading.Event()
         self.gate.set()
 
-    def empty_cache(self, device: object) -> None:
+    def empty_cache(self) -> None:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -48,31 +56,59 @@ class FakeBackend:
         finally:
             self.at_once -= 1
 
-    def asked(self, device: object) -> bool:
-        return str(device).partition(":")[0] == self.kind
+    def _figure(self, name: str):
+        value = getattr(self, name)
+        return value() if callable(value) else value
+
+    def is_initialized(self):
+        return self.initialized
+
+    def allocated_bytes(self):
+        return self._figure("allocated")
+
+    def reserved_bytes(self):
+        return self._figure("reserved")
+
+    def peak_bytes(self):
+        return self._figure("peak")
+
+    def recommended_bytes(self):
+        return self._figure("recommended")
+
+    def max_buffer_bytes(self):
+        return self._figure("max_buffer")
+
+    def total_bytes(self):
+        return self._figure("total")
+
+    def free_bytes(self):
+        return self._figure("unused")
+
+    def memory_fraction(self):
+        return self._figure("fraction")
+
+    def set_memory_fraction(self, fraction: float) -> bool:
+        if isinstance(self.refuses_caps, Exception):
+            raise self.refuses_caps
+        self.caps.append((str(self.device), fraction))
+        self.ratios.append(fraction)
+        return not self.refuses_caps
 
 
 def install(monkeypatch: pytest.MonkeyPatch, fake: FakeBackend) -> FakeBackend:
-    """Put the fake behind ``mpskit.backends.facade``, as the only accelerator of this torch."""
+    """Let the fake answer for its kind of device, as the only accelerator of this torch."""
     assert torch.__version__  # without torch in the process nothing is ever in use
+    api, asks = fake.kind.api, memory.APIS[fake.kind.api]
 
-    def figure(name: str):
-        return lambda device: getattr(fake, name) if fake.asked(device) else None
+    def answer(device, kind):
+        if kind.name != fake.kind.name:
+            return asks(device, kind)
+        fake.device = device
+        return fake
 
-    monkeypatch.setattr(cache, "_accelerators", lambda: (fake.kind,))
+    monkeypatch.setitem(memory.APIS, api, answer)
+    monkeypatch.setattr(cache, "present_kinds", lambda: (fake.kind.name,))
     monkeypatch.setattr(cache, "_seen", set())
-    monkeypatch.setattr(
-        _torch, "is_initialized", lambda device: fake.initialized if fake.asked(device) else False
-    )
-    monkeypatch.setattr(_torch, "empty_cache", fake.empty_cache)
-    for function, name in (
-        ("reserved_bytes", "reserved"),
-        ("allocated_bytes", "allocated"),
-        ("recommended_bytes", "recommended"),
-        ("max_buffer_bytes", "max_buffer"),
-    ):
-        monkeypatch.setattr(_torch, function, figure(name))
-    monkeypatch.setattr(_torch, "total_bytes", lambda device: None)
     return fake
 
 

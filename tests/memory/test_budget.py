@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from mpskit import MemoryBudget, memory_budget, memory_budget_for
 from mpskit._base.sizes import GIB, MIB
-from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host import Readings, detect_host, find_machine
 from mpskit.memory import limit as limits
@@ -67,14 +66,13 @@ def test_nothing_is_usable_when_the_reserve_takes_it_all(machine, mps):
     assert memory_budget("mps", reserve="50%").usable_bytes == 0
 
 
-def test_a_backend_that_is_not_in_use_is_left_alone_unless_live(machine, mps, monkeypatch):
-    def refuse(device):
-        pytest.fail(f"{device} was asked")
+def test_a_backend_that_is_not_in_use_is_left_alone_unless_live(machine, mps):
+    def refuse():
+        pytest.fail("it was asked")
 
     machine("m1-8gb")
     mps.initialized = False
-    for name in ("recommended_bytes", "allocated_bytes", "reserved_bytes", "max_buffer_bytes"):
-        monkeypatch.setattr(_torch, name, refuse)
+    mps.recommended = mps.allocated = mps.reserved = mps.max_buffer = refuse
     found = memory_budget("mps", live=False)
     assert (found.recommended_bytes, found.recommended_source) == (M1_8GB, "table")
     assert found.allocated_bytes is None
@@ -156,9 +154,8 @@ def test_a_malformed_or_absent_group_limit_is_none(machine, text):
 @pytest.fixture
 def cuda(monkeypatch):
     fake = install(monkeypatch, FakeBackend("cuda"))
-    monkeypatch.setattr(_torch, "total_bytes", lambda device: 24 * GIB)
-    monkeypatch.setattr(_torch, "free_bytes", lambda device: 10 * GIB)
-    monkeypatch.setattr(_torch, "memory_fraction", lambda device: 0.5)
+    fake.total, fake.unused, fake.fraction = 24 * GIB, 10 * GIB, 0.5
+    fake.recommended = None
     return fake
 
 
@@ -179,8 +176,7 @@ def test_a_card_that_is_not_in_use_is_not_asked_unless_live(machine, cuda):
     assert any("first use" in note for note in found.notes)
 
 
-def test_a_device_that_tells_nothing_is_no_error(monkeypatch):
-    monkeypatch.setattr(_torch, "total_bytes", lambda device: None)
+def test_a_device_that_tells_nothing_is_no_error():
     found = memory_budget("hpu")
     assert found.recommended_bytes is None
     assert "hpu does not tell its memory" in found.notes
@@ -294,7 +290,7 @@ def test_usable_is_never_more_than_any_of_its_bounds(recommended, available, hel
         available_bytes=available,
         reserved_bytes=held,
     )
-    usable = _settled(given_, reserve).usable_bytes
+    usable = _settled(given_, reserve, available=available).usable_bytes
     if recommended is None:
         assert usable is None
     else:

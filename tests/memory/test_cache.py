@@ -80,9 +80,9 @@ class TestWhereItCannotBeAsked:
         monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("mps"))
         assert empty_cache().devices == ("mps",)
 
-    def test_a_live_tensor_is_a_sign_of_use(self, mps: FakeBackend) -> None:
+    def test_a_live_tensor_is_a_sign_of_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # The fake answers for "meta", whose tensors can be made anywhere.
-        mps.kind = "meta"
+        fake_backend.install(monkeypatch, FakeBackend("meta")).initialized = None
         kept = torch.empty(3, device="meta")
         assert cache._is_in_use("meta", look=False) is False
         assert cache._is_in_use("meta", look=True) is True
@@ -95,7 +95,7 @@ def test_a_torch_before_2_6_has_no_accelerator_to_ask(monkeypatch: pytest.Monkey
     monkeypatch.delattr(torch, "get_default_device")
     monkeypatch.delattr(torch, "xpu")
     monkeypatch.setattr(torch, "__version__", "2.2.2")
-    assert cache._accelerators() == ("cuda", "xpu", "mps")
+    assert cache.present_kinds() == ("cuda", "mps", "xpu")
     assert empty_cache().devices == ()
     with empty_cache_scope(before=True), empty_cache_scope("cuda", above="1GiB"):
         pass

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
+from fake_backend import FakeBackend, install
 
 from mpskit import limit_memory
 from mpskit._base.sizes import GIB, MIB
-from mpskit.backends import facade as _torch
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError
 from mpskit.host import Readings, detect_host, find_machine
 from mpskit.memory import limit as limits
@@ -28,18 +28,11 @@ def _no_cap(monkeypatch):
 
 
 @pytest.fixture
-def ratios(mps, monkeypatch):
+def ratios(mps):
     """An 8 GiB M1, and the ratios that its PyTorch was given."""
-    given = []
-
-    def take(device, fraction):
-        given.append(fraction)
-        return True
-
-    monkeypatch.setattr(_torch, "set_memory_fraction", take)
     mps.recommended = M1_8GB
     replace_readings(find_machine("m1-8gb").readings())
-    yield given
+    yield mps.ratios
     replace_readings(None)
     detect_host(refresh=True)
 
@@ -88,13 +81,10 @@ def test_it_is_undone_whatever_the_body_raises(ratios, error):
 
 
 @pytest.mark.parametrize("mine", [ValueError("mine"), None])
-def test_what_the_body_raises_wins_over_a_restore_that_fails(ratios, monkeypatch, mine):
-    def refuse(device, fraction):
-        raise RuntimeError("the driver is gone")
-
+def test_what_the_body_raises_wins_over_a_restore_that_fails(ratios, mps, mine):
     def body():
         with limit_memory("4GiB", "mps"):
-            monkeypatch.setattr(_torch, "set_memory_fraction", refuse)
+            mps.refuses_caps = RuntimeError("the driver is gone")
             if mine:
                 raise mine
 
@@ -219,16 +209,9 @@ def test_a_cap_reads_well(ratios):
 
 @pytest.fixture
 def card(monkeypatch):
-    given = []
-    monkeypatch.setattr(_torch, "total_bytes", lambda device: 24 * GIB)
-    monkeypatch.setattr(_torch, "reserved_bytes", lambda device: 0)
-    monkeypatch.setattr(_torch, "memory_fraction", lambda device: None)
-    monkeypatch.setattr(
-        _torch,
-        "set_memory_fraction",
-        lambda device, ratio: given.append((str(device), ratio)) or True,
-    )
-    return given
+    fake = install(monkeypatch, FakeBackend("cuda"))
+    fake.total, fake.reserved = 24 * GIB, 0
+    return fake
 
 
 @pytest.mark.parametrize(("limit", "ratio"), [("50%", 0.5), ("12GiB", 0.5), (0.25, 0.25)])
@@ -237,15 +220,15 @@ def test_a_share_of_a_card(card, limit, ratio):
         assert applied.limit_bytes == int(ratio * 24 * GIB)
         with limit_memory("1GiB", "cuda:1") as inner:
             assert inner.previous_bytes == applied.limit_bytes
-    assert [device for device, _ in card] == ["cuda:1"] * 4
-    assert [round(given, 3) for _, given in card] == [ratio, 0.042, ratio, 1.0]
+    assert [device for device, _ in card.caps] == ["cuda:1"] * 4
+    assert [round(given, 3) for _, given in card.caps] == [ratio, 0.042, ratio, 1.0]
 
 
-def test_torchs_own_record_of_the_cap_counts(card, monkeypatch):
-    monkeypatch.setattr(_torch, "memory_fraction", lambda device: 0.75)
+def test_torchs_own_record_of_the_cap_counts(card):
+    card.fraction = 0.75
     with limit_memory("50%", "cuda"):
         pass
-    assert card[-1] == ("cuda", 0.75)
+    assert card.caps[-1] == ("cuda", 0.75)
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda", "xpu", "hpu", "meta"])
@@ -257,8 +240,8 @@ def test_a_device_that_is_not_here_cannot_be_limited(device, monkeypatch):
 
 
 def test_a_backend_without_a_cap_says_so(monkeypatch):
-    monkeypatch.setattr(_torch, "total_bytes", lambda device: 24 * GIB)
-    monkeypatch.setattr(_torch, "set_memory_fraction", lambda device, ratio: False)
+    fake = install(monkeypatch, FakeBackend("hpu"))
+    fake.total, fake.refuses_caps = 24 * GIB, True
     with pytest.raises(DeviceUnavailableError, match="no cap"):
         limit_memory("50%", "hpu")
 

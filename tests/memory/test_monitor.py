@@ -17,7 +17,7 @@ import pytest
 
 from mpskit import MemoryMonitor
 from mpskit._base.sizes import GIB, MIB
-from mpskit.backends import facade as _torch
+from mpskit.backends import memory as backends
 from mpskit.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -38,11 +38,6 @@ def _nothing_seen(monkeypatch):
     monkeypatch.setattr(snapshot, "_seen", {})
 
 
-@pytest.fixture
-def no_peak(monkeypatch):
-    monkeypatch.setattr(_torch, "peak_bytes", lambda device: None)
-
-
 def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("mpskit")]
 
@@ -54,7 +49,7 @@ def wait_for(monitor, samples):
         time.sleep(FAST)
 
 
-def test_it_samples_while_the_body_runs(mps, no_peak):
+def test_it_samples_while_the_body_runs(mps):
     with MemoryMonitor("mps", FAST) as monitor:
         wait_for(monitor, 3)
         mps.allocated = 3 * GIB
@@ -70,16 +65,16 @@ def test_it_samples_while_the_body_runs(mps, no_peak):
     assert threads() == []
 
 
-def test_torchs_own_peak_counts_where_it_rose_in_the_block(mps, monkeypatch):
+def test_torchs_own_peak_counts_where_it_rose_in_the_block(mps):
     peaks = iter([2 * GIB])
-    monkeypatch.setattr(_torch, "peak_bytes", lambda device: next(peaks, 5 * GIB))
+    mps.peak = lambda: next(peaks, 5 * GIB)
     with MemoryMonitor("mps", 60) as monitor:
         pass
     assert (monitor.peak_bytes, monitor.peak_source) == (5 * GIB, "native")
 
 
-def test_torchs_peak_of_before_the_block_does_not_count(mps, monkeypatch):
-    monkeypatch.setattr(_torch, "peak_bytes", lambda device: 7 * GIB)
+def test_torchs_peak_of_before_the_block_does_not_count(mps):
+    mps.peak = 7 * GIB
     with MemoryMonitor("mps", 60) as monitor:
         pass
     assert (monitor.peak_bytes, monitor.peak_source) == (GIB, "sampled")
@@ -93,11 +88,11 @@ def test_on_the_cpu_there_is_the_process():
     assert len(monitor.timeline) == 2
 
 
-def test_the_device_that_comes_into_use_is_watched(mps, no_peak, monkeypatch):
+def test_the_device_that_comes_into_use_is_watched(mps, monkeypatch):
     import torch
 
     in_use = [torch.device("cpu")]
-    monkeypatch.setattr(_torch, "device_in_use", lambda: in_use[0])
+    monkeypatch.setattr(backends, "device_in_use", lambda: in_use[0])
     with MemoryMonitor(interval=60) as monitor:
         in_use[0] = torch.device("mps")
     assert [sample.allocated_bytes for sample in monitor.timeline] == [None, GIB]
@@ -185,7 +180,7 @@ class Writer:
         self.scalars.append((tag, value, step))
 
 
-def test_a_writer_gets_scalars(mps, no_peak):
+def test_a_writer_gets_scalars(mps):
     writer = Writer()
     with MemoryMonitor("mps", 60, writer=writer):
         pass
@@ -193,7 +188,7 @@ def test_a_writer_gets_scalars(mps, no_peak):
     assert ("memory/reserved_gib", 4.0, 2) in writer.scalars
 
 
-def test_a_real_summary_writer_takes_them(mps, no_peak, tmp_path):
+def test_a_real_summary_writer_takes_them(mps, tmp_path):
     with warnings.catch_warnings():
         # TensorBoard's own imports warn; what is tried here is the call.
         warnings.simplefilter("ignore")
@@ -269,9 +264,9 @@ def test_what_counts_as_growth(reserved, allocated, grows):
 
 
 @pytest.fixture
-def leak(mps, no_peak, monkeypatch):
+def leak(mps):
     sizes = iter(LEAK)
-    monkeypatch.setattr(_torch, "reserved_bytes", lambda device: next(sizes, LEAK[-1]))
+    mps.reserved = lambda: next(sizes, LEAK[-1])
 
 
 def grow(error=None):
@@ -307,7 +302,7 @@ def test_a_long_run_is_thinned_and_keeps_its_peak_and_its_end():
     assert timeline.peak("allocated_bytes") is None
 
 
-def test_csv(mps, no_peak, tmp_path):
+def test_csv(mps, tmp_path):
     with MemoryMonitor("mps", 60) as monitor:
         pass
     text = monitor.to_csv(tmp_path / "memory.csv").read_text()
@@ -316,7 +311,7 @@ def test_csv(mps, no_peak, tmp_path):
     assert last["gpu_percent"] == ""
 
 
-def test_a_plot_is_a_png(mps, no_peak, tmp_path):
+def test_a_plot_is_a_png(mps, tmp_path):
     with MemoryMonitor("mps", FAST) as monitor:
         wait_for(monitor, 3)
     data = monitor.plot(str(tmp_path / "memory.png")).read_bytes()

@@ -8,7 +8,7 @@ import torch
 import mpskit
 from mpskit import MemoryMonitor, limit_memory, memory_budget, memory_budget_for, memory_snapshot
 from mpskit._base.sizes import GIB, MIB
-from mpskit.backends import facade as _torch
+from mpskit.backends.memory import backend
 from mpskit.memory.limit import high_watermark
 
 APPLE_SILICON = ["m1-8gb", "m2-24gb", "m3-max-36gb", "m4-pro-48gb", "m1-ultra-128gb"]
@@ -20,7 +20,7 @@ def test_what_metal_says_is_what_the_rule_says(name, macos):
     with mpskit.simulate(name, macos=macos) as mac:
         ahead = memory_budget_for(mac.machine.ram_bytes, macos)
         unused = memory_budget("mps", live=False)
-        assert not _torch.is_initialized("mps")
+        assert not backend("mps").is_initialized()
         live = memory_budget("mps")
     assert (unused.recommended_source, live.recommended_source) == ("table", "live")
     for field in ("recommended_bytes", "limit_bytes", "max_buffer_bytes", "total_bytes"):
@@ -45,7 +45,7 @@ def test_a_mac_that_is_not_in_use_is_not_touched():
     with mpskit.simulate("m1-8gb"):
         assert memory_snapshot("mps").allocated_bytes == 0
         assert memory_snapshot().device == "cpu"
-        assert _torch.is_initialized("mps") is False
+        assert backend("mps").is_initialized() is False
 
 
 @pytest.mark.parametrize("name", ["intel-mac-32gb", "github-macos-15-vm", "rosetta-m2-16gb"])

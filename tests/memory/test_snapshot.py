@@ -11,7 +11,7 @@ from fake_backend import FakeBackend
 
 from mpskit import MemorySnapshot, memory_snapshot
 from mpskit._base.sizes import GIB, MIB
-from mpskit.backends import facade as _torch
+from mpskit.backends.memory import device_in_use
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory import snapshot
 from mpskit.system import process as footprint
@@ -23,8 +23,8 @@ def _nothing_seen(monkeypatch):
     monkeypatch.setattr(snapshot, "_seen", {})
 
 
-def test_figures_side_by_side(mps: FakeBackend, monkeypatch):
-    monkeypatch.setattr(_torch, "peak_bytes", lambda device: 3 * GIB)
+def test_figures_side_by_side(mps: FakeBackend):
+    mps.peak = 3 * GIB
     found = memory_snapshot("mps")
     assert (found.allocated_bytes, found.reserved_bytes) == (GIB, 4 * GIB)
     assert (found.peak_bytes, found.peak_source) == (3 * GIB, "native")
@@ -34,8 +34,7 @@ def test_figures_side_by_side(mps: FakeBackend, monkeypatch):
     assert MemorySnapshot.model_validate_json(found.model_dump_json()) == found
 
 
-def test_where_torch_keeps_no_peak_it_is_the_most_that_was_seen(mps, monkeypatch):
-    monkeypatch.setattr(_torch, "peak_bytes", lambda device: None)
+def test_where_torch_keeps_no_peak_it_is_the_most_that_was_seen(mps):
     mps.allocated = 2 * GIB
     memory_snapshot("mps")
     mps.allocated = GIB
@@ -49,12 +48,11 @@ def test_the_cpu_counts_no_tensors():
     assert found.footprint_bytes > 10 * MIB
 
 
-def test_a_backend_that_fails_becomes_a_note(mps, monkeypatch):
-    def broken(device):
+def test_a_backend_that_fails_becomes_a_note(mps):
+    def broken():
         raise RuntimeError("invalid low watermark ratio 1.4\nException raised from ...")
 
-    for name in ("allocated_bytes", "reserved_bytes", "peak_bytes"):
-        monkeypatch.setattr(_torch, name, broken)
+    mps.allocated = mps.reserved = mps.peak = broken
     found = memory_snapshot("mps")
     assert found.allocated_bytes is None
     assert found.notes == ("RuntimeError: invalid low watermark ratio 1.4",)
@@ -66,7 +64,7 @@ def test_no_device_makes_it_raise(device):
 
 
 def test_the_default_is_the_device_in_use():
-    assert memory_snapshot().device == str(_torch.device_in_use())
+    assert memory_snapshot().device == str(device_in_use())
 
 
 def test_what_is_no_device_is_refused():

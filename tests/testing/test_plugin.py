@@ -51,7 +51,7 @@ def test_a_wrong_variable_stands_in_the_header_and_stops_nothing(suite, monkeypa
     result.stdout.fnmatch_lines(["mpskit: MPSKIT_DEVICE='gpu' is not understood*"])
 
 
-@pytest.mark.parametrize("device", ["mps", "cuda", "accelerator"])
+@pytest.mark.parametrize("device", ["mps", "cuda", "xpu", "accelerator"])
 def test_what_is_not_there_is_skipped_with_the_reason(suite, device):
     result = suite(
         f"""
@@ -75,7 +75,7 @@ def test_a_wrong_requirement_is_an_error(suite):
         """
     )
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*mpskit_requires takes one of mps, cuda, accelerator*"])
+    result.stdout.fnmatch_lines(["*mpskit_requires takes one of cuda, mps, xpu, accelerator*"])
 
 
 def test_a_suite_that_asks_for_no_device_imports_no_torch(suite):

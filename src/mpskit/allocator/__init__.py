@@ -1,4 +1,4 @@
-"""Pure models of torch's allocators: MPS by version, the CUDA caching allocator, and the CPU's.
+"""Pure models of torch's allocators: MPS by version, CUDA's and XPU's caching one, the CPU's.
 
 One set of models serves the estimates (events of a traced step, replayed) and the simulated Mac
 (every live storage is charged). Importing it imports neither torch nor pydantic.
@@ -19,6 +19,7 @@ from mpskit.allocator.cuda import CudaAllocator
 from mpskit.allocator.errors import AllocatorLimitError, BufferTooLargeError, WatermarkError
 from mpskit.allocator.mps import CachingMps, PlacementMps
 from mpskit.allocator.mps_base import DEFAULT_HIGH, DEFAULT_LOW, Limits, MpsAllocator
+from mpskit.backends.kinds import ESTIMATED, AllocatorRules, kind_of
 from mpskit.backends.versions import has
 from mpskit.errors import ArgumentError
 
@@ -75,10 +76,10 @@ def allocator_for(
     """Return a fresh model of a device's allocator.
 
     Args:
-        device: ``"mps"``, ``"cuda"`` or ``"cpu"``.
+        device: ``"mps"``, ``"cuda"``, ``"xpu"`` or ``"cpu"``.
         torch_version: the torch whose allocator it is; only MPS differs by version.
         recommended_bytes: what limits are ratios of on MPS (``recommendedMaxWorkingSetSize``),
-            and the card's memory on CUDA; None for no limit.
+            and the card's memory on CUDA and XPU; None for no limit.
         max_buffer_bytes: Metal's ``maxBufferLength``; None for no such limit.
         high: ``PYTORCH_MPS_HIGH_WATERMARK_RATIO``; 0 for no limit.
         low: ``PYTORCH_MPS_LOW_WATERMARK_RATIO``; 0 for no collection.
@@ -88,16 +89,17 @@ def allocator_for(
         ArgumentError: the device has no model here.
         WatermarkError: a ratio that torch refuses, with torch's text.
     """
-    if device == "mps":
+    kind = kind_of(device)
+    if kind.allocator is AllocatorRules.MPS:
         limits = Limits(recommended_bytes, max_buffer_bytes, high, low)
         if has("mps.placement_heaps", torch_version):
             return PlacementMps(torch_version, limits)
         return CachingMps(torch_version, limits, unified=unified)
-    if device == "cuda":
-        return CudaAllocator(total_bytes=recommended_bytes)
-    if device == "cpu":
+    if kind.allocator is AllocatorRules.CACHING:
+        return CudaAllocator(total_bytes=recommended_bytes, title=kind.title)
+    if kind.allocator is AllocatorRules.CPU:
         return CpuAllocator()
-    raise ArgumentError(f"no model of {device!r}: one of 'mps', 'cuda' or 'cpu'", given=device)
+    raise ArgumentError(f"no model of {device!r}: one of {', '.join(ESTIMATED)}", given=device)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,11 @@
-"""The CUDA caching allocator: segments from cudaMalloc, cut into blocks and joined again.
+"""The caching allocator of CUDA and XPU: segments from the driver, cut into blocks and joined.
 
 Rules and constants of ``c10/cuda/CUDACachingAllocator.cpp`` as it is without settings (no
-expandable segments, no max_split_size, no rounding to powers of two): 512-byte rounding; up to
+expandable segments, no max_split_size, no rounding to powers of two), which are those of
+``c10/xpu/XPUCachingAllocator.cpp`` too: 512-byte rounding; up to
 1 MiB from 2 MiB segments, below 10 MiB from 20 MiB segments, above in segments of whole 2 MiB;
 the smallest free block that fits; what is left is cut off from 512 bytes in small segments and
-above 1 MiB in large ones. One stream. The CUDA context and library workspaces are not counted.
+above 1 MiB in large ones. One stream. The driver's context and library workspaces are not counted.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ class _Block:
 
 
 class CudaAllocator:
-    """A model of torch's CUDA caching allocator.
+    """A model of torch's caching allocator for CUDA and XPU.
 
     Args:
         total_bytes: the memory that segments may take together; None for no limit.
+        title: the backend's name in the error.
     """
 
-    def __init__(self, *, total_bytes: int | None = None) -> None:
+    def __init__(self, *, total_bytes: int | None = None, title: str = "CUDA") -> None:
         self._total = total_bytes
+        self._title = title
         self._blocks: dict[int, _Block] = {}
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._keys = 0
@@ -149,7 +152,7 @@ class CudaAllocator:
 
     def _limit_error(self, size: int) -> AllocatorLimitError:
         return AllocatorLimitError(
-            f"CUDA out of memory. Tried to allocate {_size_text(size)}.",
+            f"{self._title} out of memory. Tried to allocate {_size_text(size)}.",
             allocated=self._reserved,
             other=0,
             max_allowed=self._total,

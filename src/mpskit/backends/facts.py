@@ -1,18 +1,49 @@
 """What torch says of its backends: the impure half, kept small, initialising nothing.
 
-CUDA is counted through NVML (or amdsmi), so no context is made and a later fork stays safe; MPS
-is asked for its device, which does not touch the MPS allocator and so leaves its watermarks free.
+CUDA is counted through NVML (or amdsmi) and XPU through Level Zero's Sysman where torch can, so no
+context is made and a later fork stays safe; MPS is asked for its device, which does not touch the
+MPS allocator and so leaves its watermarks free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-__all__ = ["TorchFacts", "read_torch"]
+from mpskit.backends.kinds import KINDS, ROCM, Api, Kind, StatusRule, kind_of
+from mpskit.backends.versions import has
+
+__all__ = ["Found", "TorchFacts", "build_of", "current_accelerator", "read_torch"]
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What torch says of one backend.
+
+    Attributes:
+        kind: its row; for ``cuda`` that of ROCm where the build is for AMD's cards.
+        built: this build of torch has the backend.
+        count: how many devices torch sees (a virtual Mac may claim one that does not work).
+        version: of what it was built for: CUDA, HIP, the SYCL compiler.
+        bad_fork: this process was forked after the backend had been used.
+        trouble: what torch warned of when it was asked for its devices.
+    """
+
+    kind: Kind
+    built: bool = False
+    count: int = 0
+    version: str | None = None
+    bad_fork: bool = False
+    trouble: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The backend as people know it: ``CUDA 12.8``, ``ROCm (HIP 6.2)``."""
+        return self.kind.label(self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,39 +52,51 @@ class TorchFacts:
 
     Attributes:
         version: torch's version.
-        mps_built: this build of torch has the MPS backend.
-        mps_available: torch found a Metal device (which a virtual machine may also claim).
-        mps_bad_fork: this process was forked after Metal had been used.
-        cuda_built: the build's CUDA or ROCm version, None for neither.
-        cuda_count: how many CUDA or ROCm devices there are.
-        rocm: the CUDA devices are AMD's.
-        other: another accelerator's type and count, such as ``("xpu", 1)``.
+        found: what was asked, by device type; a backend that is not in it was not built, and the
+            CPU is always there.
     """
 
     version: str
-    mps_built: bool = False
-    mps_available: bool = False
-    mps_bad_fork: bool = False
-    cuda_built: str | None = None
-    cuda_count: int = 0
-    rocm: bool = False
-    other: tuple[str, int] | None = None
+    found: Mapping[str, Found] = field(default_factory=dict)
+
+    def of(self, name: str) -> Found:
+        """Return what torch says of a backend."""
+        kind = kind_of(name)
+        there = kind.status is StatusRule.ALWAYS
+        return self.found.get(name) or Found(kind, built=there, count=int(there))
 
 
 def read_torch() -> TorchFacts:
     """Import torch and ask it; a question that fails counts as no."""
     import torch
 
-    return TorchFacts(
-        version=str(torch.__version__),
-        mps_built=_ask(torch.backends.mps.is_built, False),
-        mps_available=_ask(torch.backends.mps.is_available, False),
-        mps_bad_fork=_ask(_mps_in_bad_fork, False),
-        cuda_built=torch.version.cuda or torch.version.hip,
-        cuda_count=_ask(torch.cuda.device_count, 0),
-        rocm=torch.version.hip is not None,
-        other=_ask(_other_accelerator, None),
-    )
+    found = [_module(kind) for kind in KINDS.values() if kind.api is Api.MODULE]
+    found += [_mps(kind) for kind in KINDS.values() if kind.api is Api.MPS]
+    other = _ask(_other_accelerator, None)
+    found += [other] if other else []
+    return TorchFacts(str(torch.__version__), {one.kind.name: one for one in found})
+
+
+def build_of(kind: Kind) -> tuple[Kind, str | None]:
+    """Return the row and version that this build of torch has for a backend: ROCm's, say."""
+    import torch
+
+    hip = getattr(torch.version, "hip", None)
+    if hip and kind.name == ROCM.name:
+        return ROCM, str(hip)
+    version = getattr(torch.version, kind.name, None)
+    return kind, None if version is None else str(version)
+
+
+def current_accelerator() -> str | None:
+    """Return the type of the accelerator that torch was built for; None for none or before 2.6."""
+    import torch
+
+    if not has("accelerator", str(torch.__version__)):
+        return None
+    # torch 2.6 raises where there is none; later ones return None.
+    found: Any = _ask(torch.accelerator.current_accelerator, None)
+    return None if found is None else str(found.type)
 
 
 def _ask(question: Callable[[], _T], otherwise: _T) -> _T:
@@ -64,20 +107,42 @@ def _ask(question: Callable[[], _T], otherwise: _T) -> _T:
         return otherwise
 
 
-def _mps_in_bad_fork() -> bool:
+def _module(kind: Kind) -> Found:
+    """Ask ``torch.cuda`` or ``torch.xpu``, and keep what it warns of: a driver that is missing."""
+    import torch
+
+    module: Any = getattr(torch, kind.name, None)
+    row, version = build_of(kind)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        count = _ask(lambda: int(module.device_count()), 0)
+    return Found(
+        row,
+        built=bool(getattr(torch._C, f"_has_{kind.name}", False)),
+        count=count,
+        version=version,
+        trouble=str(said[0].message) if said else None,
+    )
+
+
+def _mps(kind: Kind) -> Found:
     import torch
 
     bindings: Any = torch._C
-    return bool(bindings._mps_is_in_bad_fork())
+    return Found(
+        kind,
+        built=_ask(torch.backends.mps.is_built, False),
+        count=int(_ask(torch.backends.mps.is_available, False)),
+        bad_fork=bool(_ask(lambda: bindings._mps_is_in_bad_fork(), False)),
+    )
 
 
-def _other_accelerator() -> tuple[str, int] | None:
-    """Return the accelerator that is neither CUDA nor MPS; torch.accelerator exists from 2.6."""
+def _other_accelerator() -> Found | None:
+    """Return the accelerator that has no row of its own."""
     import torch
 
-    accelerator: Any = torch.accelerator
-    found = accelerator.current_accelerator()
-    if found is None or found.type in ("cuda", "mps", "cpu"):
+    name = current_accelerator()
+    if name is None or name in KINDS:
         return None
-    count = int(accelerator.device_count())
-    return (found.type, count) if count else None
+    count = int(torch.accelerator.device_count())
+    return Found(Kind(name, name.upper()), built=True, count=count) if count else None

@@ -1,22 +1,45 @@
-"""What each backend of torch can be asked about memory: the classes behind the facade.
+"""What torch's backends can be asked: ``backend(device)``, its memory, cache, synchronisation.
 
-One small class each, and :data:`BACKENDS` as their table. A method returns None (or False) where
-the backend, or the installed torch, has no such figure; names that came with a torch release are
-looked up in ``mpskit.backends.versions``, and names that a build may lack are looked for.
+Every figure is in bytes, and None where the backend or the installed torch does not have it, so
+that callers never compare versions nor catch a missing name. What came with a torch release is
+looked up in ``mpskit.backends.versions``, and names that a build may lack are looked for. A backend
+without a module of its own is asked through ``torch.accelerator``, whose memory calls raise on MPS
+from torch 2.9 to 2.12 (pytorch#186430, pytorch#167447): MPS is asked through ``torch.mps``.
+
+Nothing here initialises a backend unless its docstring says so. CUDA and XPU say whether they are
+in use. MPS can say it from torch 2.13 on; before, :meth:`Backend.is_initialized` is None, and every
+memory call is itself a first use of the allocator: it allocates nothing, but
+``PYTORCH_MPS_HIGH_WATERMARK_RATIO`` and its LOW twin are read then, once and for good.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mpskit.backends.facts import build_of, current_accelerator
+from mpskit.backends.kinds import ACCELERATORS, Api, Kind, MemoryClass, kind_of
 from mpskit.backends.versions import has, torch_version
+from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BACKENDS", "Accelerator", "Backend", "DeviceLike", "Module", "Mps", "torch_has"]
+__all__ = [
+    "Backend",
+    "DeviceLike",
+    "as_device",
+    "backend",
+    "device_in_use",
+    "present_kinds",
+    "torch_has",
+]
 
 DeviceLike: TypeAlias = "torch.device | str"
+
+# Compute capability of the first CUDA generation that computes in bfloat16 (Ampere; NVIDIA, CUDA
+# C++ Programming Guide, "Arithmetic Instructions"); AMD's cards say 9 and more.
+_CUDA_BF16 = (8, 0)
 
 
 def torch_has(feature: str) -> bool:
@@ -25,138 +48,291 @@ def torch_has(feature: str) -> bool:
     return version is not None and has(feature, version)
 
 
-class Backend:
-    """A backend that has no allocator of its own (the CPU): every figure is lacking.
+def as_device(device: DeviceLike) -> torch.device:
+    """Return ``device`` as a ``torch.device``.
 
-    Methods are named after the functions of ``mpskit.backends.facade``, which documents them.
+    Raises:
+        ArgumentTypeError: it is neither a device nor a string.
+        ArgumentError: torch knows no device of that name.
     """
+    import torch
 
-    def __init__(self, device: DeviceLike) -> None:
-        self._device = device
-        self._kind = device.partition(":")[0] if isinstance(device, str) else device.type
+    if not isinstance(device, torch.device | str):
+        raise ArgumentTypeError(
+            f"a device is 'mps', 'cuda:0' or such, not {device!r}", given=device
+        )
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise ArgumentError(f"{device!r} is not a device: {first}", given=device) from None
+
+
+def present_kinds() -> tuple[str, ...]:
+    """Return the types of the accelerators that this build of torch could be using.
+
+    From torch 2.6 on that is one at most, and asking for it does not initialise it.
+    """
+    if not torch_has("accelerator"):
+        return ACCELERATORS
+    found = current_accelerator()
+    return () if found is None else (found,)
+
+
+def device_in_use() -> torch.device:
+    """Return the accelerator this process already uses, else torch's default device.
+
+    The machine's best device is not the question: a process on the CPU of a Mac gets ``cpu``.
+    Where it cannot be asked (MPS before torch 2.13) MPS counts as in use if it is available.
+    """
+    import torch
+
+    default = torch.get_default_device() if hasattr(torch, "get_default_device") else None
+    if default is not None and default.type != "cpu":
+        return default
+    in_use = (kind for kind in present_kinds() if backend(kind).is_initialized() is not False)
+    return torch.device(next(in_use, "cpu"))
+
+
+def backend(device: DeviceLike) -> Backend:
+    """Return what answers for a device; it need not be on this machine."""
+    kind = kind_of(device)
+    return APIS[kind.api](device, kind)
+
+
+class Backend:
+    """A device without an allocator of its own (the CPU): it lacks every figure."""
+
+    def __init__(self, device: DeviceLike, kind: Kind) -> None:
+        self.device = device
+        self.kind = kind
+
+    @property
+    def label(self) -> str:
+        """The backend as people know it, with what torch was built for: ``ROCm (HIP 6.2)``."""
+        row, version = build_of(self.kind)
+        return row.label(version)
+
+    def is_available(self) -> bool:
+        """Return whether torch sees such a device."""
+        return True
 
     def is_initialized(self) -> bool | None:
+        """Return whether the device's allocator is in use; None where torch cannot be asked.
+
+        That is MPS before torch 2.13: ``torch.mps`` has no such question, and asking anything else
+        about its memory would be the first use. From 2.13 on the answer is whether the watermark
+        variables have been read, and asking reads nothing: ``MPSAllocator::initialized`` only loads
+        a flag that ``init_allocator`` sets at its end (code of the macOS wheel of 2.13.0). The CPU
+        is always in use; a backend that is not available never is.
+        """
         return True
 
     def synchronize(self) -> None:
-        """Wait for the device's work."""
+        """Wait until the device has done the work given to it; nothing if it is not in use."""
 
     def empty_cache(self) -> None:
-        """Give unused memory back."""
+        """Give cached memory back to the system; nothing if the device is not in use.
 
-    def allocated(self) -> int | None:
+        On MPS it synchronises first, and from torch 2.13 it clears the graph cache too. Before 2.13
+        it is a first use of the allocator.
+        """
+
+    def allocated_bytes(self) -> int | None:
+        """Return the bytes of live tensors as the allocator rounds them; a first use on old MPS."""
         return None
 
-    def reserved(self) -> int | None:
+    def reserved_bytes(self) -> int | None:
+        """Return what the process holds of the device, caches included; a first use on old MPS.
+
+        MPS: ``torch.mps.driver_allocated_memory()``, which counts whole heaps and what Metal's own
+        libraries hold. CUDA, XPU and others: what the caching allocator has reserved.
+        """
         return None
 
-    def peak(self) -> int | None:
+    def peak_bytes(self) -> int | None:
+        """Return the most live bytes since the start or a reset; MPS from torch 2.13 on."""
         return None
 
     def reset_peak(self) -> bool:
+        """Start the peak anew from now; return whether the backend keeps one."""
         return False
 
-    def total(self) -> int | None:
+    def total_bytes(self) -> int | None:
+        """Return the device's own memory; None for MPS and the CPU, which share the machine's.
+
+        Initialises CUDA or XPU, whose properties cannot be read otherwise.
+        """
         return None
 
-    def free(self) -> int | None:
+    def shares_ram(self) -> bool:
+        """Return whether its memory is the machine's: MPS, the CPU, an integrated GPU.
+
+        Initialises CUDA or XPU.
+        """
+        return self.kind.memory is not MemoryClass.OWN
+
+    def free_bytes(self) -> int | None:
+        """Return what is free on the device itself, for all processes; None for MPS and the CPU.
+
+        Initialises CUDA or XPU.
+        """
         return None
 
-    def recommended(self) -> int | None:
+    def recommended_bytes(self) -> int | None:
+        """Return Metal's recommended working set (torch 2.5 on); None for everything but MPS.
+
+        A first use of the MPS allocator: it freezes the watermark variables.
+        """
         return None
 
-    def max_buffer(self) -> int | None:
+    def max_buffer_bytes(self) -> int | None:
+        """Return the largest single Metal buffer (torch 2.13 on); None for everything but MPS."""
         return None
 
-    def fraction(self) -> float | None:
+    def memory_fraction(self) -> float | None:
+        """Return the cap that :meth:`set_memory_fraction` set; None where torch does not tell.
+
+        Only newer CUDA and XPU builds tell; MPS never does.
+        """
         return None
 
-    def set_fraction(self, fraction: float) -> bool:  # noqa: ARG002 - nothing to cap
+    def set_memory_fraction(self, fraction: float) -> bool:  # noqa: ARG002 - nothing to cap
+        """Cap the process's share of the device; return whether the backend has such a cap.
+
+        CUDA, XPU: a share of the device's memory, 0 to 1. MPS: a ratio of the recommended working
+        set, 0 to 2, where 0 lifts the limit. A first use of the device in either case.
+        """
         return False
 
     def name(self) -> str | None:
+        """Return the device's name as its maker gives it; MPS from torch 2.9.
+
+        Initialises CUDA or XPU.
+        """
         return None
 
+    def computes_bfloat16(self) -> bool | None:
+        """Return whether the card computes in bfloat16 (CUDA, XPU); None where it cannot be asked.
 
-class Module(Backend):
+        Initialises CUDA or XPU.
+        """
+        return None
+
+    def grad_scaler(self, *, enabled: bool) -> Any:
+        """Return a ``GradScaler`` for the device; before torch 2.3 there is only CUDA's.
+
+        One for a card that is not there is disabled, as torch would do with a warning.
+        """
+        import torch
+
+        if torch_has("amp.grad_scaler"):
+            return torch.amp.GradScaler(self.kind.name, enabled=enabled)
+        return torch.cuda.amp.GradScaler(enabled=enabled)
+
+
+class _Module(Backend):
     """``torch.cuda`` (ROCm too) and ``torch.xpu``, which share their names."""
 
     def _ask(self, function: str, *arguments: Any) -> Any:
         """Call ``torch.<kind>.<function>``; None where this torch has no such name."""
         import torch
 
-        found = getattr(getattr(torch, self._kind, None), function, None)
+        found = getattr(getattr(torch, self.kind.name, None), function, None)
         return found(*arguments) if found is not None else None
+
+    def is_available(self) -> bool:
+        return bool(self._ask("is_available"))
 
     def is_initialized(self) -> bool | None:
         return bool(self._ask("is_initialized"))
 
+    def grad_scaler(self, *, enabled: bool) -> Any:
+        return super().grad_scaler(enabled=enabled and self.is_available())
+
     def synchronize(self) -> None:
         if self.is_initialized():
-            self._ask("synchronize", self._device)
+            self._ask("synchronize", self.device)
 
     def empty_cache(self) -> None:
         # torch.<kind>.empty_cache() does nothing before the backend's first use.
         self._ask("empty_cache")
 
-    def allocated(self) -> int | None:
+    def allocated_bytes(self) -> int | None:
         return self._figure("memory_allocated")
 
-    def reserved(self) -> int | None:
+    def reserved_bytes(self) -> int | None:
         return self._figure("memory_reserved")
 
-    def peak(self) -> int | None:
+    def peak_bytes(self) -> int | None:
         return self._figure("max_memory_allocated")
 
     def _figure(self, function: str) -> int | None:
         if not self.is_initialized():
-            return 0 if self._available() else None
-        found = self._ask(function, self._device)
+            return 0 if self.is_available() else None
+        found = self._ask(function, self.device)
         return None if found is None else int(found)
 
     def reset_peak(self) -> bool:
         if not self.is_initialized():
             return False
-        self._ask("reset_peak_memory_stats", self._device)
+        self._ask("reset_peak_memory_stats", self.device)
         return True
 
-    def total(self) -> int | None:
-        if not self._available():
-            return None
-        return int(self._ask("get_device_properties", self._device).total_memory)
+    def _property(self, *names: str) -> Any:
+        """Return the first property of the device that this torch tells; None for none."""
+        found = self._ask("get_device_properties", self.device) if self.is_available() else None
+        return next((getattr(found, name) for name in names if hasattr(found, name)), None)
 
-    def free(self) -> int | None:
-        found = self._ask("mem_get_info", self._device) if self._available() else None
+    def total_bytes(self) -> int | None:
+        total = self._property("total_memory")
+        return None if total is None else int(total)
+
+    def shares_ram(self) -> bool:
+        # cudaDeviceProp's name for it (Jetson, GB10), and SYCL's aspect (Intel's processors).
+        return bool(self._property("is_integrated", "is_integrated_gpu"))
+
+    def free_bytes(self) -> int | None:
+        found = self._ask("mem_get_info", self.device) if self.is_available() else None
         return None if found is None else int(found[0])
 
-    def fraction(self) -> float | None:
+    def memory_fraction(self) -> float | None:
         name = "get_per_process_memory_fraction"
-        found = self._ask(name, self._device) if self.is_initialized() else None
+        found = self._ask(name, self.device) if self.is_initialized() else None
         return None if found is None else float(found)
 
-    def set_fraction(self, fraction: float) -> bool:
+    def set_memory_fraction(self, fraction: float) -> bool:
         import torch
 
         name = "set_per_process_memory_fraction"
-        if not self._available() or not hasattr(getattr(torch, self._kind), name):
+        if not self.is_available() or not hasattr(getattr(torch, self.kind.name), name):
             return False
-        self._ask(name, fraction, self._device)
+        self._ask(name, float(fraction), self.device)
         return True
 
     def name(self) -> str | None:
-        return str(self._ask("get_device_name", self._device)) if self._available() else None
+        return str(self._ask("get_device_name", self.device)) if self.is_available() else None
 
-    def _available(self) -> bool:
-        return bool(self._ask("is_available"))
+    def computes_bfloat16(self) -> bool | None:
+        told: bool | None = self._property("has_bfloat16_conversions")
+        if told is not None or not self.is_available():
+            return told
+        capability = self._ask("get_device_capability", self.device)
+        return capability >= _CUDA_BF16 if isinstance(capability, tuple) else None
 
 
-class Mps(Backend):
+class _Mps(Backend):
     """``torch.mps``, and ``torch.accelerator`` for what only that has (from 2.13)."""
+
+    def is_available(self) -> bool:
+        import torch
+
+        return bool(torch.backends.mps.is_available())
 
     def is_initialized(self) -> bool | None:
         import torch
 
-        if not torch.backends.mps.is_available():
+        if not self.is_available():
             return False
         asked = getattr(torch._C, "_accelerator_isAllocatorInitialized", None)
         return bool(asked()) if asked and torch_has("accelerator.memory.mps") else None
@@ -176,23 +352,23 @@ class Mps(Backend):
         if not self._unused():
             torch.mps.empty_cache()
 
-    def allocated(self) -> int | None:
+    def allocated_bytes(self) -> int | None:
         return self._figure("current_allocated_memory")
 
-    def reserved(self) -> int | None:
+    def reserved_bytes(self) -> int | None:
         return self._figure("driver_allocated_memory")
 
     def _figure(self, function: str) -> int | None:
         import torch
 
-        if not torch.backends.mps.is_available():
+        if not self.is_available():
             return None
         return 0 if self._unused() else int(getattr(torch.mps, function)())
 
-    def peak(self) -> int | None:
+    def peak_bytes(self) -> int | None:
         import torch
 
-        if not torch.backends.mps.is_available() or not torch_has("accelerator.memory.mps"):
+        if not self.is_available() or not torch_has("accelerator.memory.mps"):
             return None
         return 0 if self._unused() else int(torch.accelerator.max_memory_allocated())
 
@@ -204,25 +380,25 @@ class Mps(Backend):
         torch.accelerator.reset_peak_memory_stats()
         return True
 
-    def recommended(self) -> int | None:
+    def recommended_bytes(self) -> int | None:
         import torch
 
-        if not torch.backends.mps.is_available() or not torch_has("mps.recommended_max_memory"):
+        if not self.is_available() or not torch_has("mps.recommended_max_memory"):
             return None
         return int(torch.mps.recommended_max_memory())
 
-    def max_buffer(self) -> int | None:
+    def max_buffer_bytes(self) -> int | None:
         import torch
 
         asked = getattr(torch._C, "_mps_maxBufferLength", None)
-        if asked is None or not torch.backends.mps.is_available():
+        if asked is None or not self.is_available():
             return None
         return int(asked()) if torch_has("mps.max_buffer_length") else None
 
-    def set_fraction(self, fraction: float) -> bool:
+    def set_memory_fraction(self, fraction: float) -> bool:
         import torch
 
-        if not torch.backends.mps.is_available():
+        if not self.is_available():
             return False
         torch.mps.set_per_process_memory_fraction(float(fraction))
         return True
@@ -230,27 +406,22 @@ class Mps(Backend):
     def name(self) -> str | None:
         import torch
 
-        if not torch.backends.mps.is_available() or not torch_has("mps.get_name"):
+        if not self.is_available() or not torch_has("mps.get_name"):
             return None
         return str(torch.backends.mps.get_name())
 
 
-class Accelerator(Backend):
+class _Accelerator(Backend):
     """Any other backend, as far as ``torch.accelerator`` knows it."""
 
-    def _current(self) -> bool:
-        import torch
-
-        if not torch_has("accelerator"):
-            return False
-        found = torch.accelerator.current_accelerator()
-        return found is not None and found.type == self._kind
+    def is_available(self) -> bool:
+        return current_accelerator() == self.kind.name
 
     def _ask(self, function: str, *arguments: Any, feature: str = "accelerator.memory") -> Any:
         """Call ``torch.accelerator.<function>`` if the device is the accelerator; None if not."""
         import torch
 
-        if not self._current() or not torch_has(feature):
+        if not self.is_available() or not torch_has(feature):
             return None
         try:
             return getattr(torch.accelerator, function)(*arguments)
@@ -262,7 +433,7 @@ class Accelerator(Backend):
         import torch
 
         asked = getattr(torch._C, "_accelerator_isAllocatorInitialized", None)
-        if not self._current():
+        if not self.is_available():
             return False
         try:
             return bool(asked()) if asked is not None else None
@@ -270,41 +441,40 @@ class Accelerator(Backend):
             return None
 
     def synchronize(self) -> None:
-        self._ask("synchronize", self._device, feature="accelerator")
+        self._ask("synchronize", self.device, feature="accelerator")
 
     def empty_cache(self) -> None:
         self._ask("empty_cache")
 
-    def allocated(self) -> int | None:
+    def allocated_bytes(self) -> int | None:
         return self._figure("memory_allocated")
 
-    def reserved(self) -> int | None:
+    def reserved_bytes(self) -> int | None:
         return self._figure("memory_reserved")
 
-    def peak(self) -> int | None:
+    def peak_bytes(self) -> int | None:
         return self._figure("max_memory_allocated")
 
     def _figure(self, function: str) -> int | None:
-        found = self._ask(function, self._device)
+        found = self._ask(function, self.device)
         return None if found is None else int(found)
 
     def reset_peak(self) -> bool:
-        self._ask("reset_peak_memory_stats", self._device)
-        return self._current() and torch_has("accelerator.memory")
+        self._ask("reset_peak_memory_stats", self.device)
+        return self.is_available() and torch_has("accelerator.memory")
 
-    def total(self) -> int | None:
-        found = self._ask("get_memory_info", self._device, feature="accelerator.get_memory_info")
+    def total_bytes(self) -> int | None:
+        found = self._ask("get_memory_info", self.device, feature="accelerator.get_memory_info")
         return None if found is None else int(found[1])
 
-    def free(self) -> int | None:
-        found = self._ask("get_memory_info", self._device, feature="accelerator.get_memory_info")
+    def free_bytes(self) -> int | None:
+        found = self._ask("get_memory_info", self.device, feature="accelerator.get_memory_info")
         return None if found is None else int(found[0])
 
 
-BACKENDS: dict[str, type[Backend]] = {
-    "cpu": Backend,
-    "meta": Backend,
-    "cuda": Module,
-    "xpu": Module,
-    "mps": Mps,
+APIS: dict[Api, Callable[[DeviceLike, Kind], Backend]] = {
+    Api.NONE: Backend,
+    Api.MODULE: _Module,
+    Api.MPS: _Mps,
+    Api.ACCELERATOR: _Accelerator,
 }

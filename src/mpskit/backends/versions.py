@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from packaging.version import Version
 
-__all__ = ["FEATURES", "has", "minimum_macos", "older", "torch_version"]
+__all__ = ["FEATURES", "NEWEST", "has", "minimum_macos", "older", "torch_version", "within"]
+
+# The newest torch whose wheels were read: what is assumed where no torch is installed.
+NEWEST = "2.15.0"
 
 FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.device_count": ("2.4", None),
@@ -59,7 +62,7 @@ FEATURES: dict[str, tuple[str, str | None]] = {
 
 # The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says
 # 12.3 but 13.0 is what it needs (pytorch#139425).
-_MACOS_FLOOR = (("2.15", "15.0"), ("2.9", "14.0"), ("2.5", "13.0"), ("2.0", "12.3"))
+_MACOS_FLOOR = (("2.15", "15.0"), ("2.9", "14.0"), ("2.5", "13.0"), (None, "12.3"))
 
 
 def has(feature: str, torch: str | Version) -> bool:
@@ -68,25 +71,40 @@ def has(feature: str, torch: str | Version) -> bool:
     Raises:
         KeyError: the feature is not in the table (a mistake in mpskit, not in its input).
     """
-    since, until = FEATURES[feature]
-    release = _release(torch)
-    return _parsed(since) <= release and (until is None or release < _parsed(until))
+    return within(str(torch), *FEATURES[feature])
+
+
+@functools.cache
+def within(version: str | None, since: str | None = None, until: str | None = None) -> bool:
+    """Return whether a version of torch or macOS is in a row's range.
+
+    A development build counts as its release (2.13.0a0+git1 has 2.13's features as far as anyone
+    knows), unless the range itself begins or ends with one. A local build may call itself anything:
+    what is no version is newer than any. An unknown version may be in every range, so it is.
+
+    Args:
+        version: as ``"2.13.0"``; None for unknown.
+        since: the first version in the range; None for no beginning.
+        until: the first version after it; None for no end.
+    """
+    if version is None:
+        return True
+    first, last = since and _parsed(since), until and _parsed(until)
+    found = _parsed(version)
+    if found and not any(bound and bound.is_prerelease for bound in (first, last)):
+        found = _release(version)
+    after = not first or found is None or first <= found
+    return after and (not last or (found is not None and found < last))
 
 
 def minimum_macos(torch: str | Version) -> str:
     """Return the oldest macOS on which that torch's MPS backend works, as ``"14.0"``."""
-    release = _release(torch)
-    return next((macos for since, macos in _MACOS_FLOOR if _parsed(since) <= release), "12.3")
+    return next(macos for since, macos in _MACOS_FLOOR if within(str(torch), since))
 
 
 def older(version: str | None, than: str) -> bool:
     """Return whether a version is known to be below another; an unknown one is not."""
-    from packaging.version import InvalidVersion, Version
-
-    try:
-        return version is not None and Version(version) < Version(than)
-    except InvalidVersion:
-        return False
+    return version is not None and within(version, until=than)
 
 
 def torch_version() -> str | None:
@@ -105,17 +123,18 @@ def _installed_version() -> str | None:
 
 
 @functools.cache
-def _parsed(text: str) -> Version:
+def _parsed(text: str) -> Version | None:
     # Imported here because most decisions compare no version and need not pay for it.
     from packaging.version import InvalidVersion, Version
 
     try:
-        return Version(Version(text).base_version)
+        return Version(text)
     except InvalidVersion:
-        # A local build may call itself anything: take it for the newest known.
-        return Version("2.15")
+        return None
 
 
-def _release(torch: str | Version) -> Version:
-    """Drop what follows the release: 2.13.0a0+git1 has 2.13's features as far as anyone knows."""
-    return _parsed(str(torch))
+@functools.cache
+def _release(text: str) -> Version:
+    from packaging.version import Version
+
+    return Version(Version(text).base_version)

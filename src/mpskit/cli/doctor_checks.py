@@ -131,7 +131,9 @@ def _backends(found: Findings) -> None:
     statuses = backend_statuses(detect_host(), read_torch(), read_settings())
     found.facts["backends"] = [status.model_dump(mode="json") for status in statuses]
     for status in statuses:
-        words = f"built {_yes(status.built)}, available {_yes(status.available)}"
+        built = f"built {_yes(status.built)}"
+        built += f" for {status.label}" if status.built and status.device != "cpu" else ""
+        words = f"{built}, available {_yes(status.available)}"
         words += f", usable {_yes(status.usable)}"
         if status.usable:
             found.add(status.device, "ok", words)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpskit.backends.kinds import ESTIMATED
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", choices=_OPTIMIZERS, default="adamw")
     parser.add_argument("--precision", choices=_PRECISIONS, default="fp32")
     parser.add_argument("--accumulate", type=int, default=1, metavar="N")
-    parser.add_argument("--device", choices=("mps", "cuda", "cpu"), default="mps")
+    parser.add_argument("--device", choices=ESTIMATED, default="mps")
     parser.add_argument("--machine", metavar="NAME", help="say whether it fits, such as m1-16gb")
     parser.add_argument("--plot", metavar="PATH", help="draw the timeline (needs mpskit[plot])")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")

@@ -31,10 +31,7 @@ class Range(Value):
 
     def holds(self, version: str | None) -> bool:
         """Return whether a version is in the range; an unknown one may be."""
-        if version is None:
-            return True
-        after = self.since is None or not versions.older(version, self.since)
-        return after and (self.until is None or versions.older(version, self.until))
+        return versions.within(version, self.since, self.until)
 
     def __str__(self) -> str:
         since = f"from {self.since}" if self.since else ""

@@ -3,7 +3,7 @@
 from mpskit.device.choice import forget_decisions, get_optimal_device
 from mpskit.device.codes import Basis, ReasonCode
 from mpskit.device.info import DeviceChoice, DeviceInfo, Rejected
-from mpskit.device.status import BackendStatus, cpu_status, cuda_status, mps_status, other_status
+from mpskit.device.status import BackendStatus
 
 __all__ = [
     "BackendStatus",
@@ -12,10 +12,6 @@ __all__ = [
     "DeviceInfo",
     "ReasonCode",
     "Rejected",
-    "cpu_status",
-    "cuda_status",
     "forget_decisions",
     "get_optimal_device",
-    "mps_status",
-    "other_status",
 ]

@@ -10,16 +10,17 @@ from dataclasses import replace
 from mpskit._base.log import log
 from mpskit.backends import facts as torch_facts
 from mpskit.backends.facts import TorchFacts
+from mpskit.device import status
 from mpskit.device.info import DeviceChoice, DeviceInfo
-from mpskit.device.policy import Decision, Request, decide
-from mpskit.device.status import BackendStatus, cpu_status, cuda_status, mps_status, other_status
+from mpskit.device.policy import Decision, Request, decide, favours_its_cpu
+from mpskit.device.status import BackendStatus
 from mpskit.errors import (
     ArgumentError,
     ArgumentTypeError,
     DeviceFallbackWarning,
     DeviceUnavailableError,
 )
-from mpskit.host import Host, HostKind, detect_host
+from mpskit.host import Host, detect_host
 from mpskit.settings import POLICIES, Settings, fingerprint, parse_policy, read_settings
 from mpskit.system.machine import replaced_readings
 
@@ -43,7 +44,7 @@ def get_optimal_device(
 ) -> DeviceChoice:
     """Choose the device to use and say why.
 
-    The order is CUDA or ROCm (``cuda:LOCAL_RANK``), MPS, another accelerator that torch knows,
+    The order is CUDA or ROCm (``cuda:LOCAL_RANK``), MPS, XPU, another accelerator that torch knows,
     CPU. Who wins: ``MPSKIT_DISABLE_MPS``, ``use_gpu=False``, ``force_mps=True``,
     ``MPSKIT_DEVICE``, ``policy=``, ``MPSKIT_POLICY``, ``auto``. No CUDA context is made and the
     MPS allocator is not touched. On a virtual machine that offers MPS, a child process tries it
@@ -97,9 +98,7 @@ def backend_statuses(
     def ask() -> str | None:
         return _probe(host, facts.version, settings, refresh=refresh)
 
-    other = other_status(facts)
-    mps = mps_status(host, facts, disabled=settings.disable_mps, probe=ask)
-    return [cuda_status(facts), mps, *([other] if other else []), cpu_status()]
+    return status.backend_statuses(host, facts, disable_mps=settings.disable_mps, probe=ask)
 
 
 def _probe(host: Host, version: str, settings: Settings, *, refresh: bool) -> str | None:
@@ -164,7 +163,7 @@ def _decide(request: Request, *, strict: bool, refresh: bool) -> tuple[DeviceCho
     facts = torch_facts.read_torch()
     statuses = backend_statuses(host, facts, settings, refresh=refresh)
     full = _complete(request, settings)
-    decision = decide(full, statuses, apple_silicon=_conservative_applies(host))
+    decision = decide(full, statuses, apple_silicon=favours_its_cpu(host))
     if strict and decision.blocked is not None:
         raise DeviceUnavailableError(str(decision.fallback), given=decision.blocked.device)
     info = _info(decision, host, facts)
@@ -182,10 +181,6 @@ def _complete(request: Request, settings: Settings) -> Request:
         env_policy=settings.policy,
         local_rank=settings.local_rank,
     )
-
-
-def _conservative_applies(host: Host) -> bool:
-    return host.kind in (HostKind.APPLE_SILICON, HostKind.APPLE_SILICON_ROSETTA, HostKind.MAC_VM)
 
 
 def _info(decision: Decision, host: Host, facts: TorchFacts) -> DeviceInfo:

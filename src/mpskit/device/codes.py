@@ -21,6 +21,7 @@ class ReasonCode(StrEnum):
     BAD_FORK = "bad-fork"
     DISABLED_BY_USER = "disabled-by-user"
     NO_DEVICE = "no-device"
+    NO_DRIVER = "no-driver"
     NO_SUCH_INDEX = "no-such-index"
     GPU_NOT_WANTED = "gpu-not-wanted"
     CONSERVATIVE_POLICY = "conservative-policy"

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mpskit.backends.kinds import KINDS, ORDER, kind_of
 from mpskit.device.codes import Basis, ReasonCode
 from mpskit.device.info import Rejected
 from mpskit.device.status import BackendStatus
 from mpskit.errors import DeviceUnavailableError
+from mpskit.host import Host, HostKind
 
-__all__ = ["AUTO_ORDER", "Decision", "Request", "decide"]
+__all__ = ["Decision", "Request", "decide", "favours_its_cpu"]
 
-AUTO_ORDER = ("cuda", "mps", "*", "cpu")
-_CONSERVATIVE_ORDER = ("cuda", "*", "cpu")
+_CONSERVATIVE_ORDER = tuple(name for name in ORDER if name != "mps")
+_CPU_ONLY = ("cpu",)
 _TRY_BOTH = (
     "Small models are often faster on the CPU; to find out, time a few steps on this device and on "
     "get_optimal_device(use_gpu=False).device."
@@ -83,7 +85,7 @@ def decide(request: Request, statuses: Sequence[BackendStatus], *, apple_silicon
     blocked = _blocked(wish, chosen, known)
     return Decision(
         device=chosen if index is None else f"{chosen}:{index}",
-        reason=_reason(chosen, wish, blocked),
+        reason=_reason(known[chosen], wish, blocked),
         basis=wish.basis if blocked is None else Basis.DEFAULT,
         rejected=_rejected(chosen, index, wishes, blocked, known),
         advice=_advice(chosen, wish, known),
@@ -92,34 +94,39 @@ def decide(request: Request, statuses: Sequence[BackendStatus], *, apple_silicon
     )
 
 
+def favours_its_cpu(host: Host) -> bool:
+    """Return whether the conservative policy sends a machine to its CPU: any Apple silicon."""
+    return host.kind in (HostKind.APPLE_SILICON, HostKind.APPLE_SILICON_ROSETTA, HostKind.MAC_VM)
+
+
 def _wishes(request: Request, *, apple_silicon: bool) -> list[_Wish]:
     """Every request that was made, the strongest first; ``auto`` is always the last."""
     wishes = []
     if not request.use_gpu:
-        wishes.append(_Wish(("cpu",), "use_gpu=False", Basis.FORCED, "cpu"))
+        wishes.append(_Wish(_CPU_ONLY, "use_gpu=False", Basis.FORCED, "cpu"))
     if request.force_mps:
-        wishes.append(_Wish(("mps", *AUTO_ORDER), "force_mps=True", Basis.FORCED, "mps"))
+        wishes.append(_Wish(("mps", *ORDER), "force_mps=True", Basis.FORCED, "mps"))
     if request.device:
         kind = request.device
         source = f"MPSKIT_DEVICE={kind}"
-        wishes.append(_Wish((kind.split(":")[0], *AUTO_ORDER), source, Basis.FORCED, kind))
+        wishes.append(_Wish((kind.split(":")[0], *ORDER), source, Basis.FORCED, kind))
     for policy, label in ((request.policy, "policy"), (request.env_policy, "MPSKIT_POLICY")):
         if policy is not None:
             wishes.append(_policy_wish(policy, label, apple_silicon=apple_silicon))
-    return [*wishes, _Wish(AUTO_ORDER, "auto", Basis.DEFAULT)]
+    return [*wishes, _Wish(ORDER, "auto", Basis.DEFAULT)]
 
 
 def _policy_wish(policy: str | tuple[str, ...], label: str, *, apple_silicon: bool) -> _Wish:
     if isinstance(policy, str):
         careful = policy == "conservative" and apple_silicon
-        order = _CONSERVATIVE_ORDER if careful else AUTO_ORDER
+        order = _CONSERVATIVE_ORDER if careful else ORDER
         return _Wish(order, f"{label}={policy}", Basis.DEFAULT)
     return _Wish((*policy, "cpu"), f"{label}={','.join(policy)}", Basis.FORCED)
 
 
 def _expand(order: Sequence[str], known: dict[str, BackendStatus]) -> list[str]:
     """Put the accelerator that only torch.accelerator knows where ``*`` stands; drop repeats."""
-    others = [name for name in known if name not in ("cuda", "mps", "cpu")]
+    others = [name for name in known if name not in KINDS]
     names = [name for part in order for name in (others if part == "*" else [part])]
     return list(dict.fromkeys(names))
 
@@ -132,7 +139,7 @@ def _index(
     chosen: str, wish: _Wish, request: Request, known: dict[str, BackendStatus]
 ) -> int | None:
     """Return the card's number: the one named, else the process's rank, else 0."""
-    if chosen in ("cpu", "mps"):
+    if not kind_of(chosen).numbered:
         return None
     named = wish.named or ""
     if named.startswith(f"{chosen}:"):
@@ -170,7 +177,7 @@ def _rejection(status: BackendStatus | None, name: str) -> Rejected:
     return Rejected(device=name, code=status.code, reason=status.reason, fix=status.fix)
 
 
-def _reason(chosen: str, wish: _Wish, blocked: Rejected | None) -> str:
+def _reason(chosen: BackendStatus, wish: _Wish, blocked: Rejected | None) -> str:
     if blocked is not None:
         return f"{wish.source} asked for {blocked.device}, which cannot be used; this is next"
     if wish.basis is Basis.DEFAULT:
@@ -178,14 +185,14 @@ def _reason(chosen: str, wish: _Wish, blocked: Rejected | None) -> str:
     return f"{wish.source} asks for it"
 
 
-def _auto_reason(chosen: str, wish: _Wish) -> str:
-    if chosen == "cpu" and wish.order == _CONSERVATIVE_ORDER:
+def _auto_reason(chosen: BackendStatus, wish: _Wish) -> str:
+    if chosen.device == "cpu" and wish.order == _CONSERVATIVE_ORDER:
         return f"{wish.source} trains on the CPU on Apple silicon unless force_mps=True"
-    if chosen == "cpu":
+    if chosen.device == "cpu":
         return "no accelerator can be used here"
-    if chosen == "mps":
+    if chosen.device == "mps":
         return "the Mac's GPU can be used, and was faster in 71% of published model timings"
-    return f"{chosen} can be used and comes first in the order"
+    return f"{chosen.label or chosen.device} can be used and comes first in the order"
 
 
 def _rejected(
@@ -217,7 +224,7 @@ def _loser(status: BackendStatus, chosen: str, wish: _Wish) -> Rejected:
 
 def _why_not(name: str, chosen: str, wish: _Wish) -> tuple[ReasonCode, str, str]:
     fix = f"export MPSKIT_DEVICE={name}"
-    if wish.source == "use_gpu=False":
+    if wish.order == _CPU_ONLY:
         return ReasonCode.GPU_NOT_WANTED, "use_gpu=False was asked", "get_optimal_device()"
     if name == "mps" and wish.order == _CONSERVATIVE_ORDER:
         why = f"{wish.source} leaves it out"

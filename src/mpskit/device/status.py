@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mpskit._base.values import Value
-from mpskit.backends.facts import TorchFacts
+from mpskit.backends.facts import Found, TorchFacts
+from mpskit.backends.kinds import KINDS, ORDER, ROCM, StatusRule
 from mpskit.backends.versions import has, minimum_macos, older
 from mpskit.device.codes import ReasonCode
 from mpskit.host import Host, HostKind
 
-__all__ = ["BackendStatus", "cpu_status", "cuda_status", "mps_status", "other_status"]
+__all__ = ["BackendStatus", "backend_statuses", "mps_status"]
 
 
 class BackendStatus(Value):
@@ -18,6 +19,7 @@ class BackendStatus(Value):
 
     Attributes:
         device: the device type.
+        label: the backend as people know it, ``CUDA 12.8`` or ``ROCm (HIP 6.2)`` for ``cuda``.
         built: this build of torch has the backend.
         available: torch says that there is a device.
         usable: work can be given to it.
@@ -28,6 +30,7 @@ class BackendStatus(Value):
     """
 
     device: str
+    label: str = ""
     built: bool
     available: bool
     usable: bool
@@ -37,38 +40,54 @@ class BackendStatus(Value):
     fix: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.device}: usable" if self.usable else f"{self.device}: {self.reason}"
+        return f"{self.device}: {'usable' if self.usable else self.reason}"
 
 
 _Verdict = tuple[ReasonCode, str, str | None]
 _NATIVE_PYTHON = "/opt/homebrew/bin/python3 -m venv .venv && .venv/bin/python -m pip install torch"
 
 
-def cpu_status() -> BackendStatus:
-    """Return the CPU's status: it always works."""
-    return BackendStatus(device="cpu", built=True, available=True, usable=True, count=1)
+def backend_statuses(
+    host: Host,
+    facts: TorchFacts,
+    *,
+    disable_mps: bool = False,
+    probe: Callable[[], str | None] | None = None,
+) -> list[BackendStatus]:
+    """Return the status of every backend of the table and of what else torch has, the best first.
+
+    Args:
+        host: the machine.
+        facts: what torch says, or is guessed to say.
+        disable_mps: as for :func:`mps_status`.
+        probe: as for :func:`mps_status`.
+    """
+
+    def judged(name: str) -> BackendStatus:
+        found = facts.of(name)
+        if found.kind.status is StatusRule.METAL:
+            return mps_status(host, facts, disabled=disable_mps, probe=probe)
+        return _card(found) if found.kind.status is StatusRule.CARD else _status(found, None)
+
+    others = [name for name in facts.found if name not in KINDS]
+    return [judged(one) for name in ORDER for one in (others if name == "*" else [name])]
 
 
-def cuda_status(facts: TorchFacts) -> BackendStatus:
-    """Return the status of CUDA or ROCm."""
-    built, found = facts.cuda_built is not None, facts.cuda_count > 0
+def _card(found: Found) -> BackendStatus:
+    """Judge a backend with cards of its own, by what torch says of its build and its devices."""
+    kind = found.kind
     verdict: _Verdict | None = None
-    if not built:
-        fix = "python -m pip install torch  # on a machine with an NVIDIA or AMD card"
-        verdict = (ReasonCode.NOT_BUILT, "this torch was built without CUDA or ROCm", fix)
-    elif not found:
-        fix = "rocminfo" if facts.rocm else "nvidia-smi"
-        why = "torch sees no CUDA device (no card, no driver, or CUDA_VISIBLE_DEVICES hides it)"
-        verdict = (ReasonCode.NO_DEVICE, why, fix)
-    return _status("cuda", built=built, available=found, count=facts.cuda_count, verdict=verdict)
-
-
-def other_status(facts: TorchFacts) -> BackendStatus | None:
-    """Return the status of an accelerator that is neither CUDA nor MPS, if torch has one."""
-    if facts.other is None:
-        return None
-    name, count = facts.other
-    return _status(name, built=True, available=True, count=count, verdict=None)
+    if not found.built:
+        titles = f"{kind.title} or {ROCM.title}" if kind.name == ROCM.name else kind.title
+        verdict = (ReasonCode.NOT_BUILT, f"this torch was built without {titles}", kind.install)
+    elif not found.count and found.trouble:
+        why = f"torch cannot start {kind.title}: {found.trouble.partition('. ')[0]}"
+        verdict = (ReasonCode.NO_DRIVER, why, kind.look)
+    elif not found.count:
+        hidden = f", or {kind.hidden_by} hides it" if kind.hidden_by else ""
+        why = f"torch sees no {kind.title} device (no card, no driver{hidden})"
+        verdict = (ReasonCode.NO_DEVICE, why, kind.look)
+    return _status(found, verdict)
 
 
 def mps_status(
@@ -92,22 +111,18 @@ def mps_status(
         verdict = verdict or rule(host, facts)
     if verdict is None and host.is_vm and probe is not None:
         verdict = _vm(probe())
-    available = facts.mps_available
-    return _status(
-        "mps", built=facts.mps_built, available=available, count=int(available), verdict=verdict
-    )
+    return _status(facts.of("mps"), verdict)
 
 
-def _status(
-    device: str, *, built: bool, available: bool, count: int, verdict: _Verdict | None
-) -> BackendStatus:
+def _status(found: Found, verdict: _Verdict | None) -> BackendStatus:
     code, reason, fix = verdict or (None, "", None)
     return BackendStatus(
-        device=device,
-        built=built,
-        available=available,
+        device=found.kind.name,
+        label=found.label,
+        built=found.built,
+        available=found.count > 0,
         usable=verdict is None,
-        count=count,
+        count=found.count,
         code=code,
         reason=reason,
         fix=fix,
@@ -136,7 +151,7 @@ def _wrong_machine(host: Host, facts: TorchFacts) -> _Verdict | None:
 def _intel(host: Host, facts: TorchFacts) -> _Verdict | None:
     """MPS worked on some AMD GPUs of Intel Macs until torch 2.13 refused all but unified memory."""
     discrete = has("mps.discrete_gpu", facts.version)
-    if facts.mps_available and discrete:
+    if facts.of("mps").count and discrete:
         return None
     if host.metal_device is not None and not discrete:
         why = f"torch {facts.version} runs MPS only on unified memory, not on {host.metal_device}"
@@ -147,11 +162,11 @@ def _intel(host: Host, facts: TorchFacts) -> _Verdict | None:
 
 def _wrong_torch(host: Host, facts: TorchFacts) -> _Verdict | None:
     del host
-    if not facts.mps_built:
+    if not facts.of("mps").built:
         why = "this torch was built without MPS"
         fix = "python -m pip install --force-reinstall torch"
         return ReasonCode.NOT_BUILT, why, fix
-    if facts.mps_bad_fork:
+    if facts.of("mps").bad_fork:
         why = "this process was forked after Metal had been used, which Metal does not survive"
         fix = "multiprocessing.set_start_method('spawn')  # before the first child starts"
         return ReasonCode.BAD_FORK, why, fix
@@ -163,7 +178,7 @@ def _wrong_system(host: Host, facts: TorchFacts) -> _Verdict | None:
     if older(host.os_version, floor):
         why = f"torch {facts.version} needs macOS {floor} for MPS and this is {host.os_version}"
         return ReasonCode.MACOS_TOO_OLD, why, "softwareupdate --install --recommended"
-    if not facts.mps_available:
+    if not facts.of("mps").count:
         why = "torch finds no Metal device (a sandbox, a container, or a session without a GPU)"
         return ReasonCode.NO_METAL_DEVICE, why, "system_profiler SPDisplaysDataType"
     return None

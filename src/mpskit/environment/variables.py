@@ -189,9 +189,9 @@ def _check_in_time(plan: Plan) -> None:
             "configure_environment() before the first `import torch`, or set it in the shell",
             given=plan.changes[FALLBACK],
         )
-    from mpskit.backends import facade as _torch
+    from mpskit.backends.memory import backend
 
-    in_use = _torch.is_initialized("mps")
+    in_use = backend("mps").is_initialized()
     if in_use:
         names = ", ".join(plan.changes)
         raise TooLateError(

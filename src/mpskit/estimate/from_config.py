@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpskit._base.data import read_toml
-from mpskit.backends.versions import has
+from mpskit.backends.versions import NEWEST, has
 from mpskit.backends.versions import torch_version as installed_torch
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.architectures import Architecture, read_architecture
@@ -30,7 +30,6 @@ _PRECISIONS: dict[str, tuple[int, int | None]] = {
     "fp16-mixed": (4, 2),
 }
 _DEVICES = ("cpu", "mps", "cuda")
-_NEWEST_TORCH = "2.15.0"
 _INDEX = 8  # bytes of a token's number
 
 
@@ -76,7 +75,7 @@ def estimate_from_config(
     """
     arch = read_architecture(config)
     _check(batch_size, seq_len, precision, device)
-    torch = torch_version or installed_torch() or _NEWEST_TORCH
+    torch = torch_version or installed_torch() or NEWEST
     item, low = _PRECISIONS[precision]
     model = Transformer(
         arch, min(arch.layers, SKETCHED), batch_size, seq_len,

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from mpskit.backends.kinds import ESTIMATED, AllocatorRules, kind_of
 from mpskit.dispatch.mps_op_memory import PathCharge, mps_charge
 from mpskit.errors import ArgumentError
 from mpskit.estimate.trace.tracer import Charge
 from mpskit.estimate.trace.workspace import cpu_charges
 
-__all__ = ["DEVICES", "Target", "target_for"]
-
-DEVICES = ("cpu", "mps", "cuda")
+__all__ = ["Target", "target_for"]
 
 _MPS_PATHS = (
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -32,10 +31,10 @@ class Target:
     """A device whose memory is asked for.
 
     Attributes:
-        device: ``cpu``, ``mps`` or ``cuda``.
+        device: ``cpu``, ``mps``, ``cuda`` or ``xpu``.
         charges: operators whose memory there is not what their results show.
         foreach_optimizers: whether optimizers go through all parameters at once by default
-            (``torch.utils._foreach_utils``: on CUDA, not on MPS nor the CPU).
+            (``torch.utils._foreach_utils``: on CUDA and XPU, not on MPS nor the CPU).
         foreach_clipping: the same for gradient clipping (on the CPU too).
     """
 
@@ -74,15 +73,23 @@ def target_for(device: Any) -> Target:
     Raises:
         ArgumentError: there is no model of that device's allocator.
     """
-    kind = device.type if isinstance(device, torch.device) else str(device).partition(":")[0]
-    if kind == "cpu":
-        return Target("cpu", cpu_charges(), foreach_optimizers=False, foreach_clipping=True)
-    if kind == "mps":
-        charges = {name: functools.partial(_mps, name) for name in _MPS_PATHS}
-        return Target("mps", charges, foreach_optimizers=False, foreach_clipping=False)
-    if kind == "cuda":
-        return Target("cuda", {}, foreach_optimizers=True, foreach_clipping=True)
-    raise ArgumentError(f"no estimate for {device!r}: one of {', '.join(DEVICES)}", given=device)
+    kind = kind_of(device if isinstance(device, torch.device) else str(device))
+    if kind.allocator is None:
+        known = ", ".join(ESTIMATED)
+        raise ArgumentError(f"no estimate for {device!r}: one of {known}", given=device)
+    return Target(
+        kind.name,
+        _CHARGES[kind.allocator](),
+        foreach_optimizers=kind.foreach,
+        foreach_clipping=kind.allocator is not AllocatorRules.MPS,
+    )
+
+
+_CHARGES: Mapping[AllocatorRules, Callable[[], Mapping[str, Charge]]] = {
+    AllocatorRules.CPU: cpu_charges,
+    AllocatorRules.MPS: lambda: {name: functools.partial(_mps, name) for name in _MPS_PATHS},
+    AllocatorRules.CACHING: dict,
+}
 
 
 def _mps(name: str, args: Any, *, grad: bool) -> PathCharge:

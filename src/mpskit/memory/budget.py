@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
+from mpskit.backends.kinds import MemoryClass, kind_of
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import (
@@ -24,9 +25,7 @@ from mpskit.system.memory import system_memory
 from mpskit.system.programs import MemoryUser, largest_users
 
 if TYPE_CHECKING:
-    import torch
-
-    from mpskit.backends.facade import DeviceLike
+    from mpskit.backends.memory import Backend, DeviceLike
     from mpskit.host import Host
 
 __all__ = ["MemoryBudget", "MemoryUser", "memory_budget", "memory_budget_for"]
@@ -170,15 +169,15 @@ def memory_budget(
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: the device or the reserve cannot be understood.
     """
-    from mpskit.backends import facade as _torch
+    from mpskit.backends.memory import as_device, backend
     from mpskit.device import get_optimal_device
     from mpskit.host import detect_host
 
-    chosen = _torch.as_device(device) if device is not None else get_optimal_device().device
+    chosen = as_device(device) if device is not None else get_optimal_device().device
     host, ram = detect_host(), system_memory()
-    known = _RULES.get(chosen.type, _own_memory)(
-        chosen, host, live or _torch.is_initialized(chosen) is True
-    )
+    asked = backend(chosen)
+    ask = live or asked.is_initialized() is True
+    known = _RULES[asked.kind.memory](asked, host, ask)
     budget = MemoryBudget(
         device=str(chosen),
         machine=host.summary,
@@ -188,7 +187,8 @@ def memory_budget(
         users=largest_users(),
         **known,
     )
-    return _settled(budget, reserve)
+    shared = asked.kind.memory is not MemoryClass.OWN or (ask and asked.shares_ram())
+    return _settled(budget, reserve, available=ram.available if shared else None)
 
 
 def _elsewhere(chip: str) -> list[str]:
@@ -204,7 +204,7 @@ def _elsewhere(chip: str) -> list[str]:
 _Known: TypeAlias = dict[str, Any]
 
 
-def _cpu(_device: torch.device, host: Host, _ask: bool) -> _Known:
+def _cpu(_asked: Backend, host: Host, _ask: bool) -> _Known:
     return _of_ram(host.memory_total_bytes, host.memory_limit_bytes)
 
 
@@ -219,12 +219,12 @@ def _of_ram(ram: int | None, container: int | None) -> _Known:
     }
 
 
-def _mps(device: torch.device, host: Host, ask: bool) -> _Known:
+def _mps(asked: Backend, host: Host, ask: bool) -> _Known:
     """Return Metal's own figures, or the working-set rule's where it is not asked."""
     rule = rule_of(host)
     known = _of_working_set(rule, "table") if rule else {}
     if ask:
-        known |= _present(device) | _metal(device)
+        known |= _present(asked) | _metal(asked)
     return {
         **known,
         "total_bytes": host.memory_total_bytes,
@@ -242,11 +242,10 @@ def _of_working_set(found: WorkingSet, source: str) -> _Known:
     }
 
 
-def _metal(device: torch.device) -> _Known:
-    from mpskit.backends import facade as _torch
+def _metal(asked: Backend) -> _Known:
     from mpskit.memory.limit import high_watermark
 
-    size, buffer = _torch.recommended_bytes(device), _torch.max_buffer_bytes(device)
+    size, buffer = asked.recommended_bytes(), asked.max_buffer_bytes()
     known: _Known = {} if buffer is None else {"max_buffer_bytes": buffer}
     if size is None:
         return known
@@ -256,41 +255,51 @@ def _metal(device: torch.device) -> _Known:
     return known | {"limit_bytes": limit}
 
 
-def _own_memory(device: torch.device, _host: Host, ask: bool) -> _Known:
+def _own_memory(asked: Backend, _host: Host, ask: bool) -> _Known:
     """Return the figures of a device with memory of its own: CUDA, XPU and whatever comes."""
-    from mpskit.backends import facade as _torch
-
+    device = asked.device
     if not ask:
         return {"notes": (f"{device} was not asked: that would be its first use",)}
-    total = _torch.total_bytes(device)
+    total = asked.total_bytes()
     if total is None:
         return {"notes": (f"{device} does not tell its memory",)}
+    notes = {
+        f"{device} is {asked.name()}, used through {asked.label}": asked.name() is not None,
+        f"{device} is an integrated GPU: its memory is the machine's": asked.shares_ram(),
+    }
     return {
-        **_present(device),
+        **_present(asked),
+        "notes": tuple(text for text, holds in notes.items() if holds),
         "total_bytes": total,
         "recommended_bytes": total,
         "recommended_source": "vram",
         "confidence": "high",
-        "limit_bytes": int(total * (_torch.memory_fraction(device) or 1.0)),
-        "free_bytes": _torch.free_bytes(device),
+        "limit_bytes": int(total * (asked.memory_fraction() or 1.0)),
+        "free_bytes": asked.free_bytes(),
     }
 
 
-def _present(device: torch.device) -> _Known:
-    from mpskit.backends import facade as _torch
-
-    allocated, reserved = _torch.allocated_bytes(device), _torch.reserved_bytes(device)
-    return {"allocated_bytes": allocated, "reserved_bytes": reserved}
+def _present(asked: Backend) -> _Known:
+    return {"allocated_bytes": asked.allocated_bytes(), "reserved_bytes": asked.reserved_bytes()}
 
 
-_RULES: dict[str, Callable[[torch.device, Host, bool], _Known]] = {"cpu": _cpu, "mps": _mps}
+_RULES: dict[MemoryClass, Callable[[Backend, Host, bool], _Known]] = {
+    MemoryClass.HOST: _cpu,
+    MemoryClass.UNIFIED: _mps,
+    MemoryClass.OWN: _own_memory,
+}
 
 
-def _settled(budget: MemoryBudget, reserve: Amount | None) -> MemoryBudget:
-    """Complete a budget with its reserve, what is usable, and the notes."""
+def _settled(
+    budget: MemoryBudget, reserve: Amount | None, *, available: int | None = None
+) -> MemoryBudget:
+    """Complete a budget with its reserve, what is usable, and the notes.
+
+    ``available`` is the RAM that can be had, for a device whose memory is the machine's.
+    """
     whole = budget.total_bytes or 0
     kept = _default_reserve(whole) if reserve is None else amount_bytes(reserve, whole, "reserve")
-    usable = _usable(budget, kept)
+    usable = _usable(budget, kept, available)
     notes = (*budget.notes, *_notes(budget))
     return budget.model_copy(update={"reserve_bytes": kept, "usable_bytes": usable, "notes": notes})
 
@@ -299,14 +308,13 @@ def _default_reserve(whole: int) -> int:
     return min(max(whole // 20, 512 * MIB), 4 * GIB)
 
 
-def _usable(budget: MemoryBudget, reserve: int) -> int | None:
+def _usable(budget: MemoryBudget, reserve: int, available: int | None) -> int | None:
     """Return the smallest of what the backend, the device and the machine still have."""
     ceiling = _least(budget.recommended_bytes, budget.limit_bytes)
     if ceiling is None:
         return None
     room = ceiling - (budget.reserved_bytes or 0)
-    shared = budget.available_bytes if budget.device.startswith(("cpu", "mps")) else None
-    least = _least(room, budget.free_bytes, shared)
+    least = _least(room, budget.free_bytes, available)
     return None if least is None else max(0, least - reserve)
 
 
@@ -317,16 +325,17 @@ def _least(*sizes: int | None) -> int | None:
 def _notes(budget: MemoryBudget) -> list[str]:
     """Return what a person should know about a budget; pure."""
     total, limit = budget.total_bytes or 0, budget.limit_bytes
+    metal = kind_of(budget.device).memory is MemoryClass.UNIFIED
     said = {
         "PyTorch's own limit is above the physical memory, so that a job swaps before it fails; "
         "limit_memory() sets a lower one": limit is not None and limit > total,
         "PYTORCH_MPS_HIGH_WATERMARK_RATIO is 0: PyTorch has no limit here": limit is None
         and budget.recommended_source == "live",
-        "other programs hold memory that Metal would allow": budget.device.startswith("mps")
+        "other programs hold memory that Metal would allow": metal
         and (budget.available_bytes or total) < (budget.recommended_bytes or 0),
         "the machine already swaps": (budget.swap_used_bytes or 0) > total // 10 > 0,
         "iogpu.wired_limit_mb overrides Metal's own figure": budget.wired_limit_bytes is not None,
-        "Metal does not say how much memory it recommends here": budget.recommended_bytes is None
-        and budget.device.startswith("mps"),
+        "Metal does not say how much memory it recommends here": metal
+        and budget.recommended_bytes is None,
     }
     return [text for text, holds in said.items() if holds]

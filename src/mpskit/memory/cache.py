@@ -25,18 +25,17 @@ from pydantic import ConfigDict, computed_field
 
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
-from mpskit.backends import facade as _torch
+from mpskit.backends.kinds import KINDS, Api, device_type, kind_of
+from mpskit.backends.memory import as_device, backend, present_kinds, torch_has
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 
 if TYPE_CHECKING:
-    from mpskit.backends.facade import DeviceLike
+    from mpskit.backends.memory import DeviceLike
 
 __all__ = ["CacheReport", "check_device", "clear", "devices_in_use", "empty_cache"]
 
-_NAMES = frozenset({"cpu", "mps", "cuda", "xpu", "meta"})
-_NUMBERED = re.compile(r"(?:cpu|mps|cuda|xpu|meta):\d{1,2}", re.ASCII)
-_WITHOUT_CACHE = ("cpu", "meta")
+_NAME = re.compile(rf"(?:{'|'.join(KINDS)})(?::\d{{1,2}})?", re.ASCII)
 # After an out-of-memory error a clear that another thread has begun is waited for, so long.
 _PATIENCE_SECONDS = 30.0
 _BUSY = "another clear was under way, so this one was left out"
@@ -126,8 +125,8 @@ def check_device(device: object) -> None:
         raise ArgumentTypeError(
             f"a device is 'mps', 'cuda:0' or such, not {device!r}", given=device
         )
-    if device not in _NAMES and not _NUMBERED.fullmatch(device):
-        _torch.as_device(device)
+    if not _NAME.fullmatch(device):
+        as_device(device)
 
 
 def clear(
@@ -165,34 +164,18 @@ def devices_in_use(device: DeviceLike | None, *, look: bool = False) -> tuple[De
 
     ``look`` searches for a live tensor where a backend cannot be asked.
     """
-    if device in _WITHOUT_CACHE or "torch" not in sys.modules:
+    if "torch" not in sys.modules:
         return ()
     if device is None:
-        kinds = _accelerators()
-        return tuple(kind for kind in kinds if _is_in_use(kind, look)) if kinds else ()
-    kind = _kind(device)
-    if kind in _WITHOUT_CACHE or _torch.is_initialized(device) is False:
+        return tuple(kind for kind in present_kinds() if _is_in_use(kind, look))
+    if not kind_of(device).caches or backend(device).is_initialized() is False:
         return ()
-    _seen.add(kind)
+    _seen.add(device_type(device))
     return (device,)
 
 
-def _kind(device: DeviceLike) -> str:
-    return device.partition(":")[0] if isinstance(device, str) else device.type
-
-
-def _accelerators() -> tuple[str, ...]:
-    """Return the accelerators that this build of torch could be using."""
-    accelerator = getattr(sys.modules["torch"], "accelerator", None)
-    if accelerator is None:
-        return ("cuda", "xpu", "mps")
-    # A build of torch has one accelerator at most; asking for it does not initialise it.
-    found = accelerator.current_accelerator()
-    return () if found is None else (found.type,)
-
-
 def _is_in_use(kind: str, look: bool) -> bool:
-    state = _torch.is_initialized(kind)
+    state = backend(kind).is_initialized()
     if state is None and kind not in _seen and (_is_default(kind) or (look and _has_tensor(kind))):
         _seen.add(kind)
     return kind in _seen if state is None else state
@@ -212,19 +195,20 @@ def _has_tensor(kind: str) -> bool:
 
 def _held(device: DeviceLike, above: Amount) -> bool:
     """Return whether the process holds ``above`` of the device at all: cheap, and asked first."""
-    held = _torch.reserved_bytes(device)
+    held = backend(device).reserved_bytes()
     return held is not None and held >= _threshold(device, above)
 
 
 def _idle(device: DeviceLike, above: Amount) -> bool:
-    held, live = _torch.reserved_bytes(device), _torch.allocated_bytes(device)
+    held, live = backend(device).reserved_bytes(), backend(device).allocated_bytes()
     return held is not None and held - (live or 0) >= _threshold(device, above)
 
 
 def _threshold(device: DeviceLike, above: Amount) -> int:
     whole = 0
     if not isinstance(above, int):
-        whole = _torch.recommended_bytes(device) or _torch.total_bytes(device) or _ram()
+        asked = backend(device)
+        whole = asked.recommended_bytes() or asked.total_bytes() or _ram()
     return amount_bytes(above, whole, "above")
 
 
@@ -244,17 +228,17 @@ def _clear(
         return None
     before = _sum(chosen)
     for one in chosen:
-        _torch.empty_cache(one)
-    graphs = any(_kind(one) == "mps" for one in chosen)
+        backend(one).empty_cache()
+    graphs = any(kind_of(one).api is Api.MPS for one in chosen)
     return CacheReport(
         devices=tuple(str(one) for one in chosen),
         before_bytes=before,
         after_bytes=_sum(chosen),
-        graph_cache=graphs and _torch.torch_has("mps.graph_cache_cleared"),
+        graph_cache=graphs and torch_has("mps.graph_cache_cleared"),
     )
 
 
 def _sum(devices: Iterable[DeviceLike]) -> int | None:
-    held = [_torch.reserved_bytes(one) for one in devices]
+    held = [backend(one).reserved_bytes() for one in devices]
     known = [size for size in held if size is not None]
     return sum(known) if len(known) == len(held) else None

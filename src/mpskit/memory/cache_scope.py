@@ -17,7 +17,7 @@ from mpskit.memory.frames import release_frames
 from mpskit.memory.oom import is_oom
 
 if TYPE_CHECKING:
-    from mpskit.backends.facade import DeviceLike
+    from mpskit.backends.memory import DeviceLike
 
 __all__ = ["CacheKeeper", "empty_cache_scope"]
 

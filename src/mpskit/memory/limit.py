@@ -18,15 +18,14 @@ from pydantic import PrivateAttr
 
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
+from mpskit.backends.kinds import MemoryClass
 from mpskit.environment.rules import read_ratio
 from mpskit.errors import ArgumentError, DeviceUnavailableError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import HIGH_WATERMARK, LOW_WATERMARK, limit_bytes, rule_of
 
 if TYPE_CHECKING:
-    import torch
-
-    from mpskit.backends.facade import DeviceLike
+    from mpskit.backends.memory import Backend, DeviceLike
 
 __all__ = ["MemoryLimit", "high_watermark", "limit_memory"]
 
@@ -134,13 +133,12 @@ def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit
         ArgumentError: the limit is zero, more than the device has, or cannot be understood.
         DeviceUnavailableError: the device has no cap that works (the CPU outside Linux).
     """
-    from mpskit.backends import facade as _torch
+    from mpskit.backends.memory import as_device, backend
     from mpskit.device import get_optimal_device
 
-    chosen = _torch.as_device(device) if device is not None else get_optimal_device().device
-    rules = {"cpu": _limit_cpu, "mps": _limit_mps}
+    asked = backend(as_device(device) if device is not None else get_optimal_device().device)
     with _lock:
-        return rules.get(chosen.type, _limit_share)(chosen, limit)
+        return _RULES[asked.kind.memory](asked, limit)
 
 
 def high_watermark() -> float:
@@ -157,7 +155,7 @@ def _ratio(variable: str, default: float) -> float:
     return default if text is None else read_ratio(text) or 0.0
 
 
-def _wanted(limit: Amount, whole: int | None, device: torch.device) -> int:
+def _wanted(limit: Amount, whole: int | None, device: DeviceLike) -> int:
     """Return the limit in bytes, once it is known to be one that the device can have."""
     if whole is None:
         raise DeviceUnavailableError(
@@ -172,14 +170,13 @@ def _wanted(limit: Amount, whole: int | None, device: torch.device) -> int:
     return size
 
 
-def _limit_mps(device: torch.device, limit: Amount) -> MemoryLimit:
-    from mpskit.backends import facade as _torch
+def _limit_mps(asked: Backend, limit: Amount) -> MemoryLimit:
     from mpskit.host import detect_host
 
-    host, recommended = detect_host(), _torch.recommended_bytes(device)
+    host, recommended = detect_host(), asked.recommended_bytes()
     if recommended is None and (rule := rule_of(host)) is not None:
         recommended = rule.recommended_bytes
-    size = _wanted(limit, host.memory_total_bytes if recommended else None, device)
+    size = _wanted(limit, host.memory_total_bytes if recommended else None, asked.device)
     base = recommended or size
     if size > _HIGHEST * base:
         raise ArgumentError(
@@ -187,9 +184,9 @@ def _limit_mps(device: torch.device, limit: Amount) -> MemoryLimit:
             "that PyTorch takes",
             given=limit,
         )
-    held = _torch.reserved_bytes(device) or 0
+    held = asked.reserved_bytes() or 0
     notes = (*_low_notes(size / base), *_full_notes(held, size))
-    return _apply(device, "working-set", size / base, base, high_watermark(), notes)
+    return _apply(asked, "working-set", size / base, base, high_watermark(), notes)
 
 
 def _low_notes(ratio: float) -> tuple[str, ...]:
@@ -205,48 +202,45 @@ def _full_notes(held: int, size: int) -> tuple[str, ...]:
     return (f"{format_bytes(held)} are held already: until that falls, every allocation fails",)
 
 
-def _limit_share(device: torch.device, limit: Amount) -> MemoryLimit:
+def _limit_share(asked: Backend, limit: Amount) -> MemoryLimit:
     """Cap CUDA, XPU and whatever has torch's per-process fraction."""
-    from mpskit.backends import facade as _torch
-
-    total = _torch.total_bytes(device)
-    size = _wanted(limit, total, device)
-    before = _torch.memory_fraction(device) or _caps.get(_key(device), 1.0)
-    notes = _full_notes(_torch.reserved_bytes(device) or 0, size)
-    return _apply(device, "device", size / (total or size), total or size, before, notes)
+    total = asked.total_bytes()
+    size = _wanted(limit, total, asked.device)
+    before = asked.memory_fraction() or _caps.get(_key(asked), 1.0)
+    notes = _full_notes(asked.reserved_bytes() or 0, size)
+    return _apply(asked, "device", size / (total or size), total or size, before, notes)
 
 
 def _apply(
-    device: torch.device, kind: Kind, ratio: float, base: int, before: float, notes: tuple[str, ...]
+    asked: Backend, kind: Kind, ratio: float, base: int, before: float, notes: tuple[str, ...]
 ) -> MemoryLimit:
-    _put(device, ratio)
+    _put(asked, ratio)
     applied = MemoryLimit(
-        device=str(device),
+        device=str(asked.device),
         limit_bytes=limit_bytes(base, ratio),
         kind=kind,
         ratio=ratio,
         previous_bytes=limit_bytes(base, before) if before else None,
         notes=notes,
     )
-    applied._undo = lambda: _put(device, before)
+    applied._undo = lambda: _put(asked, before)
     return applied
 
 
-def _put(device: torch.device, ratio: float) -> None:
-    from mpskit.backends import facade as _torch
-
-    if not _torch.set_memory_fraction(device, ratio):
+def _put(asked: Backend, ratio: float) -> None:
+    if not asked.set_memory_fraction(ratio):
         raise DeviceUnavailableError(
-            f"{device} cannot be limited: this torch has no cap for it", given=str(device)
+            f"{asked.device} cannot be limited: this torch has no cap for it",
+            given=str(asked.device),
         )
-    _caps[_key(device)] = ratio
+    _caps[_key(asked)] = ratio
 
 
-def _key(device: torch.device) -> str:
-    return "mps" if device.type == "mps" else str(device)
+def _key(asked: Backend) -> str:
+    return str(asked.device) if asked.kind.numbered else asked.kind.name
 
 
-def _limit_cpu(device: torch.device, limit: Amount) -> MemoryLimit:
+def _limit_cpu(asked: Backend, limit: Amount) -> MemoryLimit:
     """Lower the soft ``RLIMIT_DATA``; child processes started under it have it too."""
     from mpskit.host import detect_host
 
@@ -257,10 +251,10 @@ def _limit_cpu(device: torch.device, limit: Amount) -> MemoryLimit:
             given=limit,
         )
     host = detect_host()
-    size = _wanted(limit, host.memory_limit_bytes or host.memory_total_bytes, device)
+    size = _wanted(limit, host.memory_limit_bytes or host.memory_total_bytes, asked.device)
     previous = _set_data_limit(size, limit)
     applied = MemoryLimit(
-        device=str(device),
+        device=str(asked.device),
         limit_bytes=size,
         kind="data",
         previous_bytes=previous,
@@ -271,6 +265,13 @@ def _limit_cpu(device: torch.device, limit: Amount) -> MemoryLimit:
     )
     applied._undo = lambda: _set_soft_limit(previous)
     return applied
+
+
+_RULES: dict[MemoryClass, Callable[[Backend, Amount], MemoryLimit]] = {
+    MemoryClass.HOST: _limit_cpu,
+    MemoryClass.UNIFIED: _limit_mps,
+    MemoryClass.OWN: _limit_share,
+}
 
 
 def _set_data_limit(size: int, given: Amount) -> int | None:

@@ -28,7 +28,7 @@ from mpskit.system.process import footprint_bytes
 if TYPE_CHECKING:
     import torch
 
-    from mpskit.backends.facade import DeviceLike
+    from mpskit.backends.memory import DeviceLike
 
 __all__ = ["MemoryMonitor", "ScalarWriter", "check_interval"]
 
@@ -84,12 +84,12 @@ class MemoryMonitor:
         *,
         writer: ScalarWriter | None = None,
     ) -> None:
-        from mpskit.backends import facade as _torch
+        from mpskit.backends.memory import as_device
 
         if writer is not None and not callable(getattr(writer, "add_scalar", None)):
             raise ArgumentTypeError(f"writer has no add_scalar: {writer!r}", given=writer)
         self.interval = check_interval(interval)
-        self._device = _torch.as_device(device) if device is not None else None
+        self._device = as_device(device) if device is not None else None
         self._watched = "no device yet" if device is None else str(device)
         self._writer = writer
         self._thread: threading.Thread | None = None
@@ -201,9 +201,9 @@ class MemoryMonitor:
         return f"Peak memory of {self._watched}: {', '.join(known)}; {self._count} samples"
 
     def _chosen(self) -> torch.device:
-        from mpskit.backends import facade as _torch
+        from mpskit.backends.memory import device_in_use
 
-        return self._device if self._device is not None else _torch.device_in_use()
+        return self._device if self._device is not None else device_in_use()
 
     def _sample(self) -> None:
         """Take a sample; what fails in it is logged, for the body is what matters."""

@@ -6,6 +6,7 @@ import errno
 
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
+from mpskit.backends.kinds import MemoryClass, kind_of
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory.oom_texts import find_sizes, recognise
 from mpskit.system.programs import MemoryUser, largest_users
@@ -213,7 +214,7 @@ def figures_of(exc: BaseException) -> OomFigures:
 
 
 def _summary(figures: OomFigures) -> str:
-    device = (figures.backend or "").upper()
+    device = kind_of(figures.backend or "cpu").title
     wanted = "" if figures.requested is None else f" of {format_bytes(figures.requested)}"
     if figures.kind == "buffer":
         return f"{device} cannot make one buffer{wanted}: a single tensor is too large."
@@ -225,8 +226,9 @@ def _summary(figures: OomFigures) -> str:
 
 
 def _holders(figures: OomFigures, users: tuple[MemoryUser, ...]) -> tuple[str, ...]:
-    mps = figures.backend == "mps"
-    kept = "PyTorch's tensors and cache" if mps else "PyTorch's tensors"
+    memory = kind_of(figures.backend or "cpu").memory
+    unified = memory is MemoryClass.UNIFIED
+    kept = "PyTorch's tensors and cache" if unified else "PyTorch's tensors"
     rows = (
         (kept, figures.allocated),
         ("Metal's own allocations for this process (graphs, libraries)", figures.other),
@@ -234,7 +236,7 @@ def _holders(figures: OomFigures, users: tuple[MemoryUser, ...]) -> tuple[str, .
         ("everything else on the device (contexts, libraries, other processes)", _rest(figures)),
     )
     lines = [f"{name}: {format_bytes(size)}" for name, size in rows if size is not None]
-    if users and (mps or figures.backend == "cpu"):
+    if users and memory is not MemoryClass.OWN:
         lines.append(f"other programs, from the same memory: {_names(users)}")
     return tuple(lines)
 

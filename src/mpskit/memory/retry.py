@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from mpskit.backends import facade as _torch
+from mpskit.backends.memory import backend
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning, OutOfMemory
 from mpskit.memory.cache import check_device, clear, devices_in_use
 from mpskit.memory.frames import release_frames
 from mpskit.memory.oom import OomFigures, explain_oom, figures_of, is_oom
 
 if TYPE_CHECKING:
-    from mpskit.backends.facade import DeviceLike
+    from mpskit.backends.memory import DeviceLike
 
 __all__ = ["next_batch_size", "run_with_batch_size"]
 
@@ -260,7 +260,7 @@ class _Search:
 
     def _smaller(self, size: int, figures: OomFigures, failures: int) -> int:
         device = self._settings.device or figures.backend or "cpu"
-        largest = _torch.max_buffer_bytes(device) if figures.kind == "buffer" else None
+        largest = backend(device).max_buffer_bytes() if figures.kind == "buffer" else None
         return next_batch_size(
             size,
             figures,
@@ -291,7 +291,7 @@ class _Search:
 
 def _live_bytes(device: DeviceLike | None) -> int:
     """Return the bytes of live tensors on the devices in use: what does not grow with a batch."""
-    return sum(_torch.allocated_bytes(one) or 0 for one in devices_in_use(device))
+    return sum(backend(one).allocated_bytes() or 0 for one in devices_in_use(device))
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -15,7 +15,7 @@ from mpskit.system.process import footprint_bytes
 if TYPE_CHECKING:
     import torch
 
-    from mpskit.backends.facade import DeviceLike
+    from mpskit.backends.memory import DeviceLike
 
 __all__ = ["DeviceFigures", "MemorySnapshot", "device_figures", "memory_snapshot"]
 
@@ -102,9 +102,9 @@ def memory_snapshot(device: DeviceLike | None = None) -> MemorySnapshot:
         ArgumentTypeError: ``device`` is neither a device nor a string.
         ArgumentError: torch knows no device of that name.
     """
-    from mpskit.backends import facade as _torch
+    from mpskit.backends.memory import as_device, device_in_use
 
-    chosen = _torch.as_device(device) if device is not None else _torch.device_in_use()
+    chosen = as_device(device) if device is not None else device_in_use()
     figures, ram = device_figures(chosen), system_memory()
     return MemorySnapshot(
         device=str(chosen),
@@ -123,35 +123,29 @@ def memory_snapshot(device: DeviceLike | None = None) -> MemorySnapshot:
 
 def device_figures(device: torch.device) -> DeviceFigures:
     """Ask a backend for its figures; what it raises becomes a note."""
-    from mpskit.backends import facade as _torch
+    from mpskit.backends.memory import backend
 
+    asked = backend(device)
     notes: list[str] = []
-    allocated = _figure(_torch.allocated_bytes, device, notes)
-    reserved = _figure(_torch.reserved_bytes, device, notes)
-    peak, source = _peak(device, allocated, notes)
+    allocated = _figure(asked.allocated_bytes, notes)
+    reserved = _figure(asked.reserved_bytes, notes)
+    seen = _most_seen(str(device), allocated)
+    native = _figure(asked.peak_bytes, notes)
+    source: PeakSource | None = "sampled" if seen is not None else None
+    peak, source = (seen, source) if native is None else (native, "native")
     return DeviceFigures(allocated, reserved, peak, source, tuple(dict.fromkeys(notes)))
 
 
-def _peak(
-    device: torch.device, allocated: int | None, notes: list[str]
-) -> tuple[int | None, PeakSource | None]:
-    from mpskit.backends import facade as _torch
-
+def _most_seen(device: str, allocated: int | None) -> int | None:
     with _lock:
         if allocated is not None:
-            _seen[str(device)] = max(allocated, _seen.get(str(device), 0))
-        seen = _seen.get(str(device))
-    native = _figure(_torch.peak_bytes, device, notes)
-    if native is not None:
-        return native, "native"
-    return seen, None if seen is None else "sampled"
+            _seen[device] = max(allocated, _seen.get(device, 0))
+        return _seen.get(device)
 
 
-def _figure(
-    ask: Callable[[torch.device], int | None], device: torch.device, notes: list[str]
-) -> int | None:
+def _figure(ask: Callable[[], int | None], notes: list[str]) -> int | None:
     try:
-        return ask(device)
+        return ask()
     except Exception as error:  # noqa: BLE001 - a backend that fails has no figure to give
         notes.append(f"{type(error).__name__}: {_first_line(error)}")
         return None

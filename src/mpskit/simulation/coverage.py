@@ -14,7 +14,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from mpskit.backends.versions import has, older
+from mpskit.backends.versions import has, within
 from mpskit.simulation import argument_limits, messages
 from mpskit.simulation.yaml_index import Index, Kind, installed_index
 
@@ -105,10 +105,8 @@ def _call(row: Mapping[str, Any]) -> Call:
 
 def _applying(key: str, torch_version: str, macos: str) -> Iterator[Mapping[str, Any]]:
     for row in _rows()[key]:
-        too_new = "since" in row and older(torch_version, row["since"])
-        too_old = "until" in row and not older(torch_version, row["until"])
-        mended = "macos_until" in row and not older(macos, row["macos_until"])
-        if not (too_new or too_old or mended):
+        fits = within(torch_version, row.get("since"), row.get("until"))
+        if fits and within(macos, None, row.get("macos_until")):
             yield row
 
 

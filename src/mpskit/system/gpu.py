@@ -1,7 +1,8 @@
-"""How busy the GPU is, on a Mac, without root: what ``ioreg`` shows of the accelerator.
+"""What the system shows of its GPUs without torch: how busy one is (macOS), how many (Linux).
 
-The class (``IOAccelerator``) and the keys (``PerformanceStatistics``, ``Device Utilization %``) are
-those that public monitors for the Mac read; the parser was written from them, not run on a Mac.
+``ioreg`` shows the accelerator without root. Its class (``IOAccelerator``) and keys
+(``PerformanceStatistics``, ``Device Utilization %``) are those that public monitors for the Mac
+read; the parser was written from them, not run on a Mac.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import plistlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
-__all__ = ["GPU_COMMAND", "gpu_percent", "gpu_percent_in"]
+__all__ = ["GPU_COMMAND", "card_count", "gpu_percent", "gpu_percent_in"]
 
 GPU_COMMAND = ("ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator", "-a")
 _KEYS = ("Device Utilization %", "GPU Activity(%)")
 _TIMEOUT_S = 2.0
+_NVIDIA = "0x10de"
 
 
 def gpu_percent() -> float | None:
@@ -55,3 +58,22 @@ def _share(entry: Any) -> float | None:
     values = [statistics.get(key) for key in _KEYS]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     return min(100.0, max(0.0, numbers[0])) if numbers else None
+
+
+def card_count(vendor: str) -> int:
+    """Return how many GPUs of a PCI vendor (``0x8086``) Linux shows; 0 elsewhere.
+
+    NVIDIA's driver has a numbered device file for each, in containers too; those of other vendors
+    have render nodes.
+    """
+    if vendor == _NVIDIA:
+        return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    nodes = Path("/sys/class/drm").glob("renderD*/device/vendor")
+    return sum(_text(node) == vendor for node in nodes)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""

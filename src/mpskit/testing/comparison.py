@@ -132,7 +132,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _device_type(device: str | torch.device | None, pairs: list[tuple[str, Any, Any]]) -> str:
-    from mpskit.backends.facade import as_device
+    from mpskit.backends.memory import as_device
 
     if device is not None:
         return as_device(device).type

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mpskit.backends.kinds import ACCELERATORS
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,11 +22,12 @@ __all__: list[str] = []
 # Simulated machines: a file of its own, which imports no torch either.
 pytest_plugins = ("mpskit.testing.simulation",)
 
+_ANY = "accelerator"
+_REQUIREMENTS = (*ACCELERATORS, _ANY)
 _MARKER = (
-    "mpskit_requires(device): skip unless 'mps', 'cuda' or 'accelerator' can be used; "
+    f"mpskit_requires(device): skip unless one of {', '.join(_REQUIREMENTS)} can be used; "
     "the skip says why not"
 )
-_REQUIREMENTS = ("mps", "cuda", "accelerator")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -108,7 +111,7 @@ def _usable_devices() -> list[str]:
 def _why_not(requirement: str) -> str | None:
     """Return why the requirement does not hold, or None if it does."""
     statuses = [status for status in _statuses() if status.device != "cpu"]
-    if requirement != "accelerator":
+    if requirement != _ANY:
         statuses = [status for status in statuses if status.device == requirement]
     if any(status.usable for status in statuses):
         return None

@@ -200,9 +200,9 @@ def _reset_peak() -> None:
     if mac is not None:
         mac.reset_peaks()
     elif "torch" in sys.modules:
-        from mpskit.backends import facade as _torch
+        from mpskit.backends.memory import backend, device_in_use
 
-        _torch.reset_peak(_torch.device_in_use())
+        backend(device_in_use()).reset_peak()
 
 
 def _peak() -> int | None:
@@ -211,6 +211,6 @@ def _peak() -> int | None:
         return mac.peak_allocated_bytes
     if "torch" not in sys.modules:
         return None
-    from mpskit.backends import facade as _torch
+    from mpskit.backends.memory import backend, device_in_use
 
-    return _torch.peak_bytes(_torch.device_in_use())
+    return backend(device_in_use()).peak_bytes()

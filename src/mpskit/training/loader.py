@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from mpskit._base.arguments import check_count
-from mpskit.backends.facade import as_device
+from mpskit.backends.kinds import MemoryClass, kind_of
+from mpskit.backends.memory import as_device
 from mpskit.errors import ArgumentTypeError
 from mpskit.training.dataset_facts import (
     DatasetFacts,
@@ -40,8 +41,6 @@ __all__ = [
     "workers_for",
 ]
 
-# From page-locked memory these copy to the device while the CPU goes on; nothing else gains.
-_PINNED = ("cuda", "xpu")
 # Beyond this only a measurement can tell whether more workers help: tune_dataloader.
 _MOST_WORKERS = 4
 # Handing over a batch costs 0.7 ms on a 2-core x86-64 Linux box, however small the batch.
@@ -144,7 +143,9 @@ def dataloader_kwargs(
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value is not None:
             check_count(name, value, least=least)
-    facts = loader_facts(kind, batch_size, dataset, look=num_workers is None and kind != "mps")
+    facts = loader_facts(
+        kind, batch_size, dataset, look=num_workers is None and kind_of(kind).fork_safe
+    )
     workers, why = workers_for(facts, num_workers)
     unasked = workers and num_workers is None and facts.start_method != "fork"
     if unasked and not fits_a_worker(dataset):
@@ -162,7 +163,7 @@ def build(facts: LoaderFacts, workers: int, why: str) -> ExplainedKwargs:
     entries["pin_memory"] = _pinning(facts.device, facts.dataset)
     if workers:
         entries |= _WORKER_OPTIONS
-    if workers and facts.device == "mps":
+    if workers and not kind_of(facts.device).fork_safe:
         entries["multiprocessing_context"] = _SPAWN
     kwargs = {name: value for name, (value, _) in entries.items()}
     return ExplainedKwargs(kwargs, {name: reason for name, (_, reason) in entries.items()})
@@ -201,10 +202,12 @@ def _is_dataset(value: Any) -> bool:
 def _pinning(device: str, dataset: DatasetFacts) -> tuple[bool, str]:
     if dataset.on_accelerator:
         return False, "the data is on the accelerator already"
-    if device in _PINNED:
+    kind = kind_of(device)
+    if kind.pins:
         return True, "copies from pinned memory run while the CPU goes on"
-    if device == "mps":
-        return False, "torch does not pin for MPS (it warns), and the memory is shared anyway"
+    if kind.memory is MemoryClass.UNIFIED:
+        why = f"torch does not pin for {kind.title} (it warns), and the memory is shared anyway"
+        return False, why
     return False, f"pinned memory is of no use for {device}"
 
 
@@ -230,7 +233,7 @@ def workers_for(facts: LoaderFacts, asked: int | None = None) -> tuple[int, str]
 
 def _refusal(facts: LoaderFacts) -> str | None:
     """Return why there should be no workers, as far as the device and the kind of data tell."""
-    if facts.device == "mps":
+    if not kind_of(facts.device).fork_safe:
         return "on macOS each worker is a new Python that imports torch: seconds before it pays"
     if facts.dataset.kind == "iterable":
         return "each worker would yield the whole of an iterable data set, unless it shards itself"

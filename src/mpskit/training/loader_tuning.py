@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpskit._base.arguments import check_count
 from mpskit._base.values import Value
-from mpskit.backends.facade import as_device
+from mpskit.backends.memory import as_device
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.training.dataset_facts import is_waiting, kept_random_state, private_copy
 

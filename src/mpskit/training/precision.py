@@ -15,14 +15,13 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import InvalidVersion, Version
-
 from mpskit._base.arguments import check_host
 from mpskit._base.data import read_toml
 from mpskit._base.log import log
 from mpskit._base.values import Value
 from mpskit.backends import versions
-from mpskit.backends.facade import as_device
+from mpskit.backends.kinds import MemoryClass, kind_of
+from mpskit.backends.memory import as_device, backend
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Precision", "autocast", "choose", "grad_scaler", "precision_for"]
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
-# Compute capability of the first CUDA generation that computes in bfloat16 (Ampere; NVIDIA, CUDA
-# C++ Programming Guide, "Arithmetic Instructions").
-_CUDA_BF16 = (8, 0)
 
 
 class Precision(Value):
@@ -104,15 +100,14 @@ def precision_for(
         ArgumentTypeError: ``device`` is neither a device nor a string, or ``host`` not a host.
         ArgumentError: torch knows no such device.
 
-    On CUDA it asks for the card's compute capability, which initialises CUDA; MPS is not touched.
+    On CUDA and XPU it asks what the card computes in, which initialises them; MPS is not touched.
     """
     place = as_device(device)
     check_host(host)
     torch_text = torch_version or versions.torch_version() or "0"
     if place.type == "mps":
         return _for_mps(host, torch_text)
-    native = _cuda_has_bfloat16(place) if place.type == "cuda" else None
-    return choose(place.type, torch_text, bf16_native=native)
+    return choose(place.type, torch_text, bf16_native=backend(place).computes_bfloat16())
 
 
 def _for_mps(host: Host | None, torch_text: str) -> Precision:
@@ -123,14 +118,6 @@ def _for_mps(host: Host | None, torch_text: str) -> Precision:
     macos = host.os_version if host.is_mac else None
     native = host.chip.bf16_native if host.chip else None
     return choose("mps", torch_text, macos=macos, bf16_native=native)
-
-
-def _cuda_has_bfloat16(device: torch.device) -> bool | None:
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    return tuple(torch.cuda.get_device_capability(device)) >= _CUDA_BF16
 
 
 def choose(
@@ -174,22 +161,15 @@ def _holds(row: Mapping[str, str], torch_version: str, macos: str | None) -> boo
         return False
     if "any_macos" in row and versions.has(row["any_macos"], torch_version):
         return True
-    return "macos" not in row or _at_least(macos, row["macos"])
-
-
-def _at_least(macos: str | None, floor: str) -> bool:
-    try:
-        return macos is None or Version(macos) >= Version(floor)
-    except InvalidVersion:
-        return True
+    return "macos" not in row or not versions.older(macos, row["macos"])
 
 
 def _autocast_dtype(
     device: str, casts: Mapping[str, bool], scaler: bool, bf16_native: bool | None
 ) -> tuple[str | None, str]:
     """Choose among the dtypes that autocast accepts: safe first, then fast."""
-    native = bf16_native is True or (bf16_native is None and device != "cuda")
-    if device == "cpu":
+    native = _computes_bfloat16(device, bf16_native)
+    if kind_of(device).memory is MemoryClass.HOST:
         return None, "On most CPUs autocast to bfloat16 is slower than float32."
     if "bfloat16" in casts and native:
         return "bfloat16", "bfloat16 has float32's range, so gradients need no scaling."
@@ -210,16 +190,19 @@ def _autocast_dtype(
 
 
 def _inference_dtype(device: str, storage: tuple[str, ...], bf16_native: bool | None) -> str:
-    if device == "cpu" or "float16" not in storage:
+    if kind_of(device).memory is MemoryClass.HOST or "float16" not in storage:
         return "float32"
-    if "bfloat16" in storage and (bf16_native or (bf16_native is None and device != "cuda")):
-        return "bfloat16"
-    return "float16"
+    native = "bfloat16" in storage and _computes_bfloat16(device, bf16_native)
+    return "bfloat16" if native else "float16"
+
+
+def _computes_bfloat16(device: str, told: bool | None) -> bool:
+    return kind_of(device).bfloat16 if told is None else told
 
 
 def _too_old(device: str, torch_version: str, macos: str | None) -> str | None:
     floor = versions.minimum_macos(torch_version)
-    if device != "mps" or _at_least(macos, floor):
+    if device != "mps" or not versions.older(macos, floor):
         return None
     return f"MPS does not work here: torch {torch_version} needs macOS {floor}, this is {macos}."
 
@@ -228,8 +211,8 @@ def _remarks(device: str, cast: str | None, storage: tuple[str, ...]) -> list[st
     remarks = []
     if device == "mps" and "bfloat16" not in storage:
         remarks.append("bfloat16 needs torch 2.3 and macOS 14 (any macOS from torch 2.9).")
-    if device == "mps":
-        remarks.append("MPS has no float64 and no complex128.")
+    if not kind_of(device).float64:
+        remarks.append(f"{kind_of(device).title} has no float64 and no complex128.")
     if cast:
         remarks.append(
             "Keep the weights float32: mixed precision saves activations and time; weights that "
@@ -292,18 +275,13 @@ def grad_scaler(
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: torch knows no such device, or ``dtype`` is not a floating dtype.
     """
-    import torch
-
     precision = precision_for(device, host)
     name = _dtype_name(dtype) or precision.autocast_dtype
     needed = name == "float16"
     if needed and not precision.grad_scaler_possible:
         log.warning("float16 on %s needs a GradScaler, and has none", precision.device)
     enabled = needed and precision.grad_scaler_possible
-    enabled = enabled and (precision.device != "cuda" or torch.cuda.is_available())
-    if versions.has("amp.grad_scaler", str(torch.__version__)):
-        return torch.amp.GradScaler(precision.device, enabled=enabled)
-    scaler: torch.amp.GradScaler = torch.cuda.amp.GradScaler(enabled=enabled)
+    scaler: torch.amp.GradScaler = backend(device).grad_scaler(enabled=enabled)
     return scaler
 
 

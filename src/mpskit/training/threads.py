@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mpskit._base.arguments import check_count, check_host
-from mpskit.backends.facade import as_device
+from mpskit.backends.memory import as_device
 
 if TYPE_CHECKING:
     import torch

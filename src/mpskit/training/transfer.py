@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpskit.backends.facade import as_device
+from mpskit.backends.kinds import Kind, kind_of
+from mpskit.backends.memory import as_device
 from mpskit.errors import ArgumentError, ArgumentTypeError, PrecisionWarning
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["copy_is_asynchronous", "to_device"]
 
 _T = TypeVar("_T")
-# Torch copies to these asynchronously only from page-locked memory; from other memory a
-# non_blocking copy is a blocking one that costs an extra check.
-_PINNED_ONLY = ("cuda", "xpu")
 
 
 def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | None = None) -> _T:
@@ -95,9 +93,11 @@ def copy_is_asynchronous(source: str, target: str, *, pinned: bool, asked: bool 
         pinned: whether the tensor is in page-locked memory.
         asked: what the caller wants; None if nothing.
     """
-    if asked is False or "mps" in (source, target) or target in ("cpu", "meta"):
+    kinds = kind_of(source), kind_of(target)
+    if asked is False or not all(kind.non_blocking for kind in kinds) or not kinds[1].caches:
         return False
-    if source == "cpu" and target in _PINNED_ONLY:
+    if source == "cpu" and kinds[1].pins:
+        # From other memory such a copy is a blocking one that costs an extra check.
         return pinned
     return bool(asked)
 
@@ -111,6 +111,10 @@ class _Move:
     narrowed: dict[str, int] = field(default_factory=dict)
     # The source is kept beside its copy so that its id is not given to another object meanwhile.
     done: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.target)
 
     def __call__(self, value: Any) -> Any:
         import torch
@@ -156,12 +160,12 @@ class _Move:
     def _asynchronous(self, tensor: torch.Tensor) -> bool:
         """Ask for pinnedness only where the answer matters: it may cost a call to the driver."""
         source, target = tensor.device.type, self.target.type
-        pinned = source == "cpu" and target in _PINNED_ONLY and tensor.is_pinned()
+        pinned = source == "cpu" and kind_of(target).pins and tensor.is_pinned()
         return copy_is_asynchronous(source, target, pinned=pinned, asked=self.asked)
 
     def _narrow(self, value: Any, dtype: torch.dtype) -> Any:
         """Return a tensor or packed sequence as MPS can hold it, and count it if that changed."""
-        narrower = _narrower(dtype) if self.target.type == "mps" else None
+        narrower = None if self.kind.float64 else _narrower(dtype)
         if narrower is None:
             return value
         change = f"{_name(dtype)} tensor(s) became {_name(narrower)}"
@@ -170,7 +174,7 @@ class _Move:
 
     def _module(self, module: torch.nn.Module) -> torch.nn.Module:
         tensors = [*module.parameters(), *module.buffers()]
-        if self.target.type == "mps" and any(_narrower(tensor.dtype) for tensor in tensors):
+        if not self.kind.float64 and any(_narrower(tensor.dtype) for tensor in tensors):
             raise ArgumentError(
                 "a module in the batch has 64-bit parameters, which MPS cannot hold: call "
                 "module.float() on it first",
@@ -221,7 +225,7 @@ class _Move:
             value = copy.copy(value)
         except (TypeError, copy.Error):
             pass  # what cannot be copied is moved itself
-        if self.asked and self.target.type != "mps" and _takes_non_blocking(value.to):
+        if self.asked and self.kind.non_blocking and _takes_non_blocking(value.to):
             return value.to(self.target, non_blocking=True)
         return value.to(self.target)
 
