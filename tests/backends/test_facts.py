@@ -1,0 +1,80 @@
+"""What torch is asked of its backends, and that a question which fails counts as no."""
+
+import warnings
+
+import pytest
+import torch
+from fake_xpu import NO_DRIVER, stand_in
+
+from mpskit import CacheKeeper, empty_cache, memory_snapshot
+from mpskit.backends.facts import build_of, current_accelerator, read_torch
+from mpskit.backends.kinds import KINDS, ROCM
+from mpskit.backends.memory import backend, device_in_use, present_kinds
+
+
+def raising():
+    raise RuntimeError("Please ensure that an accelerator is available")
+
+
+def test_this_build():
+    facts = read_torch()
+    assert facts.version == str(torch.__version__)
+    assert facts.of("cuda").built == torch.backends.cuda.is_built()
+    assert facts.of("xpu").count == torch.xpu.device_count()
+    assert facts.of("mps").built == torch.backends.mps.is_built()
+    assert (facts.of("cpu").built, facts.of("cpu").count) == (True, 1)
+
+
+class TestTorch26WithoutAnAccelerator:
+    """There ``current_accelerator()`` raises, where later ones return None."""
+
+    @pytest.fixture(autouse=True)
+    def _raises(self, monkeypatch):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", raising)
+
+    def test_there_is_none(self):
+        assert current_accelerator() is None
+        assert present_kinds() == ()
+        assert backend("hpu").is_initialized() is False
+
+    def test_nothing_that_asks_for_it_raises(self):
+        assert empty_cache().devices == ()
+        assert memory_snapshot().device == str(device_in_use()) == "cpu"
+        assert CacheKeeper(every=1).step() is None
+
+
+def test_torch_before_26_has_no_accelerator_to_ask(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", raising)
+    assert current_accelerator() is None
+    assert present_kinds() == ("cuda", "mps", "xpu")
+
+
+def test_a_missing_driver_is_kept_and_not_printed():
+    with stand_in(driver=False), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = read_torch().of("xpu")
+    assert (found.built, found.count, found.trouble) == (True, 0, NO_DRIVER)
+    assert said == []
+
+
+def test_a_module_that_refuses_has_no_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", raising)
+    assert read_torch().of("cuda").count == 0
+
+
+def test_a_build_for_amd_is_rocm_s(monkeypatch):
+    assert build_of(KINDS["cuda"])[0] is KINDS["cuda"]
+    monkeypatch.setattr(torch.version, "hip", "6.2.41133")
+    assert build_of(KINDS["cuda"]) == (ROCM, "6.2.41133")
+    assert backend("cuda:0").label == "ROCm (HIP 6.2.41133)"
+    assert read_torch().of("cuda").kind is ROCM
+
+
+def test_a_plugged_in_accelerator_is_counted(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("hpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
+    found = read_torch().of("hpu")
+    assert (found.kind.name, found.built, found.count) == ("hpu", True, 8)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
+    assert "hpu" not in read_torch().found
