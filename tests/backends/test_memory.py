@@ -6,6 +6,7 @@ import pytest
 import torch
 from packaging.version import Version
 
+from mpskit import memory_budget
 from mpskit.backends import memory
 from mpskit.backends.memory import Backend, as_device, backend, device_in_use
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -259,3 +260,10 @@ def test_torchs_default_device_is_in_use():
         assert device_in_use() == torch.device("meta")
     finally:
         torch.set_default_device(None)
+
+
+def test_a_budget_tells_rocm_from_cuda(monkeypatch):
+    monkeypatch.setattr(torch, "cuda", cuda(True))
+    monkeypatch.setattr(torch.version, "hip", "6.2.41133")
+    notes = " ".join(memory_budget("cuda:0").notes)
+    assert "cuda:0 is NVIDIA T4, used through ROCm (HIP 6.2.41133)" in notes

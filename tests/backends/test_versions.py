@@ -45,3 +45,41 @@ def test_the_version_needs_no_torch(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert versions.torch_version() == loaded
     assert loaded is not None
+
+
+@pytest.mark.parametrize(
+    ("version", "since", "until", "inside"),
+    [
+        ("2.13.0", None, None, True),
+        ("2.13.0", "2.13", None, True),
+        ("2.12.1", "2.13", None, False),
+        ("2.13.0", None, "2.13", False),
+        ("2.12.1+cpu", None, "2.13", True),
+        ("2.14.0.dev20260901", "2.14", None, True),
+        ("2.14.0.dev20260901", None, "2.14", False),
+        ("2.14.0.dev20260901", "2.14.dev0", "2.14", True),
+        ("2.14.0a0+git1eba9b3", "2.14.dev0", "2.14", True),
+        ("2.14.0", "2.14.dev0", "2.14", False),
+        ("2.13.1", "2.14.dev0", "2.14", False),
+        (None, "2.13", "2.14", True),
+        ("a build of my own", "2.13", None, True),
+        ("a build of my own", None, "2.13", False),
+        ("15.6", "15", "26", True),
+        ("26.0.1", "15", "26", False),
+    ],
+)
+def test_within(version, since, until, inside):
+    assert versions.within(version, since, until) is inside
+
+
+@pytest.mark.parametrize(
+    ("version", "than", "is_older"),
+    [("14.7", "15", True), ("15.0", "15", False), (None, "15", False), ("?", "15", False)],
+)
+def test_older(version, than, is_older):
+    assert versions.older(version, than) is is_older
+
+
+def test_the_newest_known_torch_has_everything_that_is_not_gone():
+    rows = versions.FEATURES.items()
+    assert all(versions.has(name, versions.NEWEST) is (until is None) for name, (_, until) in rows)
