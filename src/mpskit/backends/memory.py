@@ -103,6 +103,8 @@ def backend(device: DeviceLike) -> Backend:
 class Backend:
     """A device without an allocator of its own (the CPU): it lacks every figure."""
 
+    _ALLOCATED, _RESERVED, _PEAK = "memory_allocated", "memory_reserved", "max_memory_allocated"
+
     def __init__(self, device: DeviceLike, kind: Kind) -> None:
         self.device = device
         self.kind = kind
@@ -140,7 +142,7 @@ class Backend:
 
     def allocated_bytes(self) -> int | None:
         """Return the bytes of live tensors as the allocator rounds them; a first use on old MPS."""
-        return None
+        return self._figure(self._ALLOCATED)
 
     def reserved_bytes(self) -> int | None:
         """Return what the process holds of the device, caches included; a first use on old MPS.
@@ -148,10 +150,13 @@ class Backend:
         MPS: ``torch.mps.driver_allocated_memory()``, which counts whole heaps and what Metal's own
         libraries hold. CUDA, XPU and others: what the caching allocator has reserved.
         """
-        return None
+        return self._figure(self._RESERVED)
 
     def peak_bytes(self) -> int | None:
         """Return the most live bytes since the start or a reset; MPS from torch 2.13 on."""
+        return self._figure(self._PEAK)
+
+    def _figure(self, function: str) -> int | None:  # noqa: ARG002 - there is nothing to ask
         return None
 
     def reset_peak(self) -> bool:
@@ -258,15 +263,6 @@ class _Module(Backend):
         # torch.<kind>.empty_cache() does nothing before the backend's first use.
         self._ask("empty_cache")
 
-    def allocated_bytes(self) -> int | None:
-        return self._figure("memory_allocated")
-
-    def reserved_bytes(self) -> int | None:
-        return self._figure("memory_reserved")
-
-    def peak_bytes(self) -> int | None:
-        return self._figure("max_memory_allocated")
-
     def _figure(self, function: str) -> int | None:
         if not self.is_initialized():
             return 0 if self.is_available() else None
@@ -324,6 +320,8 @@ class _Module(Backend):
 class _Mps(Backend):
     """``torch.mps``, and ``torch.accelerator`` for what only that has (from 2.13)."""
 
+    _ALLOCATED, _RESERVED = "current_allocated_memory", "driver_allocated_memory"
+
     def is_available(self) -> bool:
         import torch
 
@@ -351,12 +349,6 @@ class _Mps(Backend):
 
         if not self._unused():
             torch.mps.empty_cache()
-
-    def allocated_bytes(self) -> int | None:
-        return self._figure("current_allocated_memory")
-
-    def reserved_bytes(self) -> int | None:
-        return self._figure("driver_allocated_memory")
 
     def _figure(self, function: str) -> int | None:
         import torch
@@ -446,15 +438,6 @@ class _Accelerator(Backend):
     def empty_cache(self) -> None:
         self._ask("empty_cache")
 
-    def allocated_bytes(self) -> int | None:
-        return self._figure("memory_allocated")
-
-    def reserved_bytes(self) -> int | None:
-        return self._figure("memory_reserved")
-
-    def peak_bytes(self) -> int | None:
-        return self._figure("max_memory_allocated")
-
     def _figure(self, function: str) -> int | None:
         found = self._ask(function, self.device)
         return None if found is None else int(found)
@@ -463,13 +446,15 @@ class _Accelerator(Backend):
         self._ask("reset_peak_memory_stats", self.device)
         return self.is_available() and torch_has("accelerator.memory")
 
-    def total_bytes(self) -> int | None:
+    def _info(self, place: int) -> int | None:
         found = self._ask("get_memory_info", self.device, feature="accelerator.get_memory_info")
-        return None if found is None else int(found[1])
+        return None if found is None else int(found[place])
+
+    def total_bytes(self) -> int | None:
+        return self._info(1)
 
     def free_bytes(self) -> int | None:
-        found = self._ask("get_memory_info", self.device, feature="accelerator.get_memory_info")
-        return None if found is None else int(found[0])
+        return self._info(0)
 
 
 APIS: dict[Api, Callable[[DeviceLike, Kind], Backend]] = {
