@@ -14,10 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from packaging.version import Version
 from torch.utils import _device
 
-from mpskit.backends.versions import has, minimum_macos
+from mpskit.backends.versions import has, minimum_macos, older
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentTypeError, SettingsError, SimulationError
 from mpskit.host import Host, HostKind, Machine
@@ -295,7 +294,7 @@ def reads_fallback(environ: Mapping[str, str]) -> bool:
 
 def _usable(machine: Machine, torch_version: str) -> bool:
     silicon = machine.kind in (HostKind.APPLE_SILICON, HostKind.MAC_VM)
-    return silicon and Version(machine.macos) >= Version(minimum_macos(torch_version))
+    return silicon and not older(machine.macos, minimum_macos(torch_version))
 
 
 def _memory(machine: Machine, torch_version: str) -> Memory:
