@@ -20,6 +20,7 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mpskit.backends import facts as facts_of_torch
 from mpskit.device import forget_decisions
 
 GIB = 2**30
@@ -39,7 +40,7 @@ class FakeXpu(types.ModuleType):
             name=ARC, total_memory=total, has_fp64=0, is_integrated_gpu=integrated,
             has_bfloat16_conversions=bfloat16,
         )  # fmt: skip
-        self.in_use = False
+        self.in_use = self.warned = False
         self.allocated = self.reserved = self.peak = self.cleared = 0
         self.fraction = 1.0
 
@@ -52,7 +53,9 @@ class FakeXpu(types.ModuleType):
 
     def device_count(self) -> int:
         if not self.driver:
-            warnings.warn(NO_DRIVER, UserWarning, stacklevel=2)
+            if not self.warned:
+                warnings.warn(NO_DRIVER, UserWarning, stacklevel=2)
+            self.warned = True
             return 0
         return self.count
 
@@ -150,6 +153,7 @@ def stand_in(*, version: str | None = "20250201", **facts: Any) -> Iterator[Fake
             (torch.version, "xpu", version),
         ):
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
+        stack.enter_context(mock.patch.object(facts_of_torch, "_troubles", {}))
         stack.enter_context(_OnTheCpu(fake))
         forget_decisions()
         stack.callback(forget_decisions)

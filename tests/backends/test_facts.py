@@ -53,9 +53,19 @@ def test_torch_before_26_has_no_accelerator_to_ask(monkeypatch):
 def test_a_missing_driver_is_kept_and_not_printed():
     with stand_in(driver=False), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = read_torch().of("xpu")
+        first, found = read_torch().of("xpu"), read_torch().of("xpu")
+    assert first == found
     assert (found.built, found.count, found.trouble) == (True, 0, NO_DRIVER)
     assert said == []
+
+
+def test_a_warning_of_something_else_is_no_driver_s(monkeypatch):
+    def count():
+        warnings.warn("XPU device count is zero!", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(torch.xpu, "device_count", count)
+    assert read_torch().of("xpu").trouble is None
 
 
 def test_a_module_that_refuses_has_no_device(monkeypatch):

@@ -19,6 +19,9 @@ __all__ = ["Found", "TorchFacts", "build_of", "current_accelerator", "read_torch
 
 _T = TypeVar("_T")
 
+# What torch warned of a driver, by device type: it says so once a process, at the first count.
+_troubles: dict[str, str] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -30,7 +33,7 @@ class Found:
         count: how many devices torch sees (a virtual Mac may claim one that does not work).
         version: of what it was built for: CUDA, HIP, the SYCL compiler.
         bad_fork: this process was forked after the backend had been used.
-        trouble: what torch warned of when it was asked for its devices.
+        trouble: what torch warned of its driver when it was asked for its devices.
     """
 
     kind: Kind
@@ -108,7 +111,7 @@ def _ask(question: Callable[[], _T], otherwise: _T) -> _T:
 
 
 def _module(kind: Kind) -> Found:
-    """Ask ``torch.cuda`` or ``torch.xpu``, and keep what it warns of: a driver that is missing."""
+    """Ask ``torch.cuda`` or ``torch.xpu``, and keep what it says of a driver that is missing."""
     import torch
 
     module: Any = getattr(torch, kind.name, None)
@@ -116,12 +119,15 @@ def _module(kind: Kind) -> Found:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         count = _ask(lambda: int(module.device_count()), 0)
+    for text in (str(one.message) for one in said):
+        if "driver" in text:
+            _troubles[kind.name] = text
     return Found(
         row,
         built=bool(getattr(torch._C, f"_has_{kind.name}", False)),
         count=count,
         version=version,
-        trouble=str(said[0].message) if said else None,
+        trouble=_troubles.get(kind.name),
     )
 
 

@@ -85,7 +85,7 @@ def _card(found: Found) -> BackendStatus:
         verdict = (ReasonCode.NO_DRIVER, why, kind.look)
     elif not found.count:
         hidden = f", or {kind.hidden_by} hides it" if kind.hidden_by else ""
-        why = f"torch sees no {kind.title} device (no card, no driver{hidden})"
+        why = f"torch sees no {kind.title} device (no card, no driver or right to use it{hidden})"
         verdict = (ReasonCode.NO_DEVICE, why, kind.look)
     return _status(found, verdict)
 
