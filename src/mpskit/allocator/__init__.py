@@ -18,7 +18,8 @@ from mpskit.allocator.cpu import CpuAllocator
 from mpskit.allocator.cuda import CudaAllocator
 from mpskit.allocator.errors import AllocatorLimitError, BufferTooLargeError, WatermarkError
 from mpskit.allocator.mps import CachingMps, PlacementMps
-from mpskit.allocator.mps_base import DEFAULT_HIGH, DEFAULT_LOW, Limits, MpsAllocator
+from mpskit.allocator.mps_base import Limits, MpsAllocator
+from mpskit.allocator.watermarks import DEFAULT_HIGH, DEFAULT_LOW
 from mpskit.backends.kinds import ESTIMATED, AllocatorRules, kind_of
 from mpskit.backends.versions import has
 from mpskit.errors import ArgumentError

@@ -13,13 +13,10 @@ from typing import NamedTuple
 from mpskit._base.sizes import MIB
 from mpskit.allocator.errors import AllocatorLimitError, BufferTooLargeError, WatermarkError
 from mpskit.allocator.mps_text import buffer_text, oom_text, watermark_text
+from mpskit.allocator.watermarks import DEFAULT_HIGH, DEFAULT_LOW, HIGHEST, limit_bytes
 from mpskit.errors import ArgumentError
 
-__all__ = ["DEFAULT_HIGH", "DEFAULT_LOW", "NOTHING", "UNBOUNDED", "Limits", "MpsAllocator"]
-
-DEFAULT_HIGH = 1.7
-DEFAULT_LOW = 1.4
-_RATIO_BOUND = 2.0
+__all__ = ["NOTHING", "UNBOUNDED", "Limits", "MpsAllocator"]
 
 # The block that stands for a request of no bytes: torch makes no buffer for it.
 NOTHING = 0
@@ -67,18 +64,22 @@ class MpsAllocator(ABC):
         Raises:
             WatermarkError: the ratio is not in 0 to 2.
         """
-        self._limit = self._watermark("high", ratio, _RATIO_BOUND)
+        self._limit = self._watermark("high", ratio, HIGHEST)
         self._high = ratio
 
     def _set_low_watermark(self, ratio: float) -> None:
-        self._low_limit = self._watermark("low", ratio, self._high or _RATIO_BOUND)
+        self._low_limit = self._watermark("low", ratio, self._high or HIGHEST)
         self._low = ratio
 
     def _watermark(self, which: str, ratio: float, bound: float) -> int | None:
         if not 0.0 <= ratio <= bound:
             raise WatermarkError(watermark_text(which, ratio), given=ratio)
         unlimited = ratio == 0.0 or self._recommended is None
-        return None if unlimited or self._recommended is None else int(ratio * self._recommended)
+        return (
+            None
+            if unlimited or self._recommended is None
+            else limit_bytes(self._recommended, ratio)
+        )
 
     @property
     def limit_bytes(self) -> int | None:

@@ -7,13 +7,13 @@ and ``GiB`` from 2.8.0; both count in powers of two.
 from __future__ import annotations
 
 from mpskit._base.sizes import GIB, KIB, MIB
+from mpskit.allocator.watermarks import HIGH
 from mpskit.backends.versions import has
 
 __all__ = ["buffer_text", "oom_text", "size_text", "watermark_text"]
 
 _ADVICE = (
-    " Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for memory allocations "
-    "(may cause system failure)."
+    f" Use {HIGH}=0.0 to disable upper limit for memory allocations (may cause system failure)."
 )
 
 

@@ -6,8 +6,17 @@ from collections.abc import MutableMapping
 from typing import Literal, TypeAlias
 
 from mpskit._base.values import Value
-from mpskit.environment import rules
-from mpskit.environment.rules import FALLBACK, HIGH, LOW, low_for, ratio_text
+from mpskit.allocator.watermarks import (
+    DEFAULT_HIGH,
+    DEFAULT_LOW,
+    FALLBACK,
+    HIGH,
+    HIGHEST,
+    LOW,
+    read_int,
+    read_ratio,
+)
+from mpskit.environment.rules import low_for, ratio_text
 from mpskit.errors import ArgumentError, SettingsError
 from mpskit.memory.amounts import Amount, amount_bytes
 
@@ -17,7 +26,6 @@ OnConflict: TypeAlias = Literal["keep", "override", "error"]
 
 FAST_MATH = "PYTORCH_MPS_FAST_MATH"
 PREFER_METAL = "PYTORCH_MPS_PREFER_METAL"
-_MOST = 2.0
 _ANY_SIZE = 2**50
 _NOT_A_MAC = "this machine is no Mac with Apple silicon, so there is no MPS memory to limit"
 
@@ -109,9 +117,9 @@ def _same(name: str, old: str, new: str | None) -> bool:
     if new is None:
         return False
     if name in (HIGH, LOW):
-        return rules.read_ratio(old) == rules.read_ratio(new)
+        return read_ratio(old) == read_ratio(new)
     if name == FALLBACK:
-        number = rules.read_int(old)
+        number = read_int(old)
         return number is not None and bool(number) == bool(int(new))
     return (old != "0") == (new != "0") if name == FAST_MATH else True
 
@@ -142,12 +150,12 @@ def _plan_pair(plan: Plan, high: float | None, low: float | None) -> None:
     before = dict(plan.changes)
     if high is not None:
         plan.want(HIGH, ratio_text(high))
-    bound = _effective(plan, HIGH, rules.DEFAULT_HIGH) or _MOST
+    bound = _effective(plan, HIGH, DEFAULT_HIGH) or HIGHEST
     if low is not None:
         plan.want(LOW, ratio_text(low))
-    elif _effective(plan, LOW, rules.DEFAULT_LOW) > bound:
+    elif _effective(plan, LOW, DEFAULT_LOW) > bound:
         plan.want(LOW, low_for(bound))
-    if _effective(plan, LOW, rules.DEFAULT_LOW) > bound:
+    if _effective(plan, LOW, DEFAULT_LOW) > bound:
         plan.changes = before
         plan.notes.append(
             f"neither {HIGH} nor {LOW} was changed: torch refuses a low ratio above the high one"
@@ -157,7 +165,7 @@ def _plan_pair(plan: Plan, high: float | None, low: float | None) -> None:
 def _effective(plan: Plan, name: str, default: float) -> float:
     """Return the ratio that torch will read once the plan is carried out."""
     text = plan.changes.get(name, plan.environ.get(name))
-    return default if text is None else rules.read_ratio(text) or 0.0
+    return default if text is None else read_ratio(text) or 0.0
 
 
 def _memory() -> tuple[int, int] | None:
@@ -184,7 +192,7 @@ def _ratio(amount: Amount, ram: int, recommended: int, name: str) -> float:
             f"{name}={amount!r} is more than this machine's {ram} bytes: it would limit nothing",
             given=amount,
         )
-    ratio = min(size / recommended, _MOST)
+    ratio = min(size / recommended, HIGHEST)
     if ratio_text(ratio) == "0":
         raise ArgumentError(
             f"{name}={amount!r} is next to nothing, and 0 would lift the limit altogether",

@@ -1,8 +1,8 @@
 """What torch makes of each ``PYTORCH_*`` text: pure rules over ``data/environment.toml``.
 
 Torch never says that it could not read a variable: ``PYTORCH_MPS_HIGH_WATERMARK_RATIO=abc`` is
-0.0, which means no limit at all. The readers here do as torch's do, and the rules say what came
-of it.
+0.0, which means no limit at all. ``mpskit.allocator.watermarks`` reads texts as torch does, and
+the rules here say what comes of it.
 """
 
 from __future__ import annotations
@@ -10,47 +10,34 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mpskit._base.data import read_toml
+from mpskit.allocator.watermarks import (
+    DEFAULT_HIGH,
+    DEFAULT_LOW,
+    HIGH,
+    HIGHEST,
+    LOW,
+    int_problem,
+    is_whole,
+    read_int,
+    read_ratio,
+)
 from mpskit.backends.versions import has
 
 __all__ = [
-    "DEFAULT_HIGH",
-    "DEFAULT_LOW",
-    "FALLBACK",
-    "HIGH",
-    "LOW",
     "Judgement",
     "Variable",
     "judge",
     "low_for",
     "ratio_text",
-    "read_int",
-    "read_ratio",
     "relevant",
     "variables",
 ]
 
-HIGH = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"
-LOW = "PYTORCH_MPS_LOW_WATERMARK_RATIO"
-FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
-
-# MPSAllocator.h, torch 2.1 to 2.15. A discrete GPU's low ratio was 1.0 until torch 2.12.
-DEFAULT_HIGH = 1.7
-DEFAULT_LOW = 1.4
-_MOST = 2.0
-
-_FLOAT = re.compile(
-    r"\s*([+-]?(?:0x(?:[\da-f]+\.?[\da-f]*|\.[\da-f]+)(?:p[+-]?\d+)?"
-    r"|\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf(?:inity)?|nan))",
-    re.IGNORECASE | re.ASCII,
-)
-_INT = re.compile(r"\s*([+-]?\d{1,20})", re.ASCII)
-_LARGEST_INT = 2**31 - 1
 _ALIKE = 0.8
 
 
@@ -80,25 +67,6 @@ def variables() -> Mapping[str, Variable]:
     """Return every variable that torch's MPS backend reads, and a few that it does not."""
     rows = read_toml("environment.toml")["variable"]
     return {row["name"]: Variable(**row) for row in rows}
-
-
-def read_ratio(text: str) -> float | None:
-    """Return the number at the start of a text, as C's ``strtod`` finds it; None if none."""
-    match = _FLOAT.match(text)
-    if match is None:
-        return None
-    try:
-        return float.fromhex(match[1]) if "x" in match[1].lower() else float(match[1])
-    except OverflowError:
-        # strtod returns HUGE_VAL, with the sign.
-        return -math.inf if match[1].startswith("-") else math.inf
-
-
-def read_int(text: str) -> int | None:
-    """Return the whole number at the start, as ``std::stoi`` finds it; None where that throws."""
-    match = _INT.match(text)
-    number = int(match[1]) if match else None
-    return None if number is None or abs(number) > _LARGEST_INT else number
 
 
 def relevant(name: str) -> bool:
@@ -152,21 +120,17 @@ def _ratio(variable: Variable, environ: Mapping[str, str]) -> Judgement:
         return Judgement(
             effect, f"{text!r} is not a number, which torch reads as 0.0: {effect}", fix
         )
-    if not 0 <= ratio <= _MOST:
+    if not 0 <= ratio <= HIGHEST:
         problem = f"torch fails at the first use of MPS: invalid {_side(name)} watermark ratio"
         hint = " (a share of the RAM is set by mpskit.configure_environment)" if "%" in text else ""
         return Judgement("an error", f"{problem} {ratio:g}; it must be from 0.0 to 2.0{hint}", fix)
-    if not _is_all(_FLOAT, text):
+    if not is_whole(text, ratio=True):
         return Judgement(f"{ratio:g}", f"torch reads {text!r} as {ratio:g} and drops the rest", fix)
     return _high(ratio, environ) if name == HIGH else _low(ratio, environ)
 
 
 def _side(name: str) -> str:
     return "high" if name == HIGH else "low"
-
-
-def _is_all(pattern: re.Pattern[str], text: str) -> bool:
-    return pattern.fullmatch(text.rstrip()) is not None
 
 
 def _high(ratio: float, environ: Mapping[str, str]) -> Judgement:
@@ -194,7 +158,7 @@ def ratio_text(ratio: float) -> str:
 
 def _low(ratio: float, environ: Mapping[str, str]) -> Judgement:
     high = read_ratio(environ[HIGH]) or 0.0 if HIGH in environ else DEFAULT_HIGH
-    if ratio > (high or _MOST):
+    if ratio > (high or HIGHEST):
         return Judgement(
             "an error",
             f"torch fails at the first use of MPS: invalid low watermark ratio {ratio:g}. It must "
@@ -210,10 +174,10 @@ def _number(variable: Variable, environ: Mapping[str, str]) -> Judgement:
     name, text = variable.name, environ[variable.name]
     number = read_int(text)
     if number is None:
-        problem = f"{text!r} is not a number: `import torch` itself fails on a Mac (std::stoi)"
+        problem = f"{text!r} {int_problem(text)}: `import torch` itself fails on a Mac (std::stoi)"
         return Judgement("an error", problem, f"export {name}=1")
     effect = "on" if number else "off"
-    if not _is_all(_INT, text):
+    if not is_whole(text, ratio=False):
         return Judgement(effect, f"torch reads {text!r} as {number}", f"export {name}={number}")
     return Judgement(effect)
 

@@ -16,6 +16,7 @@ from typing import get_args
 from pydantic import ConfigDict, computed_field
 
 from mpskit._base.values import Value
+from mpskit.allocator.watermarks import FALLBACK
 from mpskit.backends.versions import torch_version
 from mpskit.environment import rules
 from mpskit.environment.plan import (
@@ -26,7 +27,6 @@ from mpskit.environment.plan import (
     Plan,
     plan_limits,
 )
-from mpskit.environment.rules import FALLBACK
 from mpskit.errors import ArgumentError, ArgumentTypeError, TooLateError
 from mpskit.memory.amounts import Amount
 

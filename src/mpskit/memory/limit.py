@@ -18,23 +18,20 @@ from pydantic import PrivateAttr
 
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
+from mpskit.allocator.watermarks import HIGHEST, limit_bytes, read_watermarks
 from mpskit.backends.kinds import MemoryClass
-from mpskit.environment.rules import read_ratio
 from mpskit.errors import ArgumentError, DeviceUnavailableError
 from mpskit.memory.amounts import Amount, amount_bytes
-from mpskit.memory.working_set import HIGH_WATERMARK, LOW_WATERMARK, limit_bytes, rule_of
+from mpskit.memory.working_set import rule_of
 
 if TYPE_CHECKING:
     from mpskit.backends.memory import Backend, DeviceLike
 
 __all__ = ["MemoryLimit", "high_watermark", "limit_memory"]
 
-_HIGH, _LOW = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"
-
 # The caps set here, by device: MPS never tells the one in force, CUDA only in newer torches.
 _caps: dict[str, float] = {}
 _lock = threading.RLock()
-_HIGHEST = 2.0  # default_high_watermark_upper_bound in MPSAllocator.h
 _NO_COLLECTION = (
     "garbage collection starts at {:g} x the working set, above this cap, so never: torch has no "
     "Python call to lower it; configure_environment(memory_limit=...) does, before MPS is used"
@@ -146,13 +143,7 @@ def high_watermark() -> float:
 
     0.0 is no limit. A cap set by ``torch.mps.set_per_process_memory_fraction`` itself is not seen.
     """
-    return _caps.get("mps", _ratio(_HIGH, HIGH_WATERMARK))
-
-
-def _ratio(variable: str, default: float) -> float:
-    """Return a variable as PyTorch parses it (strtod): what is no number is 0."""
-    text = os.environ.get(variable)
-    return default if text is None else read_ratio(text) or 0.0
+    return _caps.get("mps", read_watermarks(os.environ).high)
 
 
 def _wanted(limit: Amount, whole: int | None, device: DeviceLike) -> int:
@@ -178,7 +169,7 @@ def _limit_mps(asked: Backend, limit: Amount) -> MemoryLimit:
         recommended = rule.recommended_bytes
     size = _wanted(limit, host.memory_total_bytes if recommended else None, asked.device)
     base = recommended or size
-    if size > _HIGHEST * base:
+    if size > HIGHEST * base:
         raise ArgumentError(
             f"limit={limit!r} is more than twice the working set of {format_bytes(base)}, the most "
             "that PyTorch takes",
@@ -190,7 +181,7 @@ def _limit_mps(asked: Backend, limit: Amount) -> MemoryLimit:
 
 
 def _low_notes(ratio: float) -> tuple[str, ...]:
-    low = _ratio(_LOW, LOW_WATERMARK)
+    low = read_watermarks(os.environ).low
     if not low or low <= ratio:
         return ()
     return (_NO_COLLECTION.format(low),)

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from mpskit._base.data import read_csv
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
+from mpskit.allocator.watermarks import limit_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from mpskit.host import Host
 
 __all__ = [
-    "HIGH_WATERMARK",
-    "LOW_WATERMARK",
     "Confidence",
     "WorkingSet",
     "limit_bytes",
@@ -34,10 +33,6 @@ __all__ = [
 
 Confidence: TypeAlias = Literal["high", "medium", "low"]
 
-# PyTorch's defaults as ratios of the working set (MPSAllocator.h, torch 2.1 to 2.15): the hard
-# limit, and where garbage collection starts on a GPU that shares the machine's memory.
-HIGH_WATERMARK = 1.7
-LOW_WATERMARK = 1.4
 _PAGE = 16384
 _WIRED = "sysctl iogpu.wired_limit_mb"
 _MOST_KEPT_BACK = 48 * GIB
@@ -127,14 +122,6 @@ def rule_of(host: Host) -> WorkingSet | None:
         return None
     wired, macos = host.wired_limit_bytes, host.os_version or "15.6"
     return recommended_bytes(host.memory_total_bytes, macos, wired_limit_bytes=wired)
-
-
-def limit_bytes(recommended: int, ratio: float = HIGH_WATERMARK) -> int:
-    """Return PyTorch's hard limit for a working set: ``size_t(ratio * (double)recommended)``.
-
-    Source: ``MPSHeapAllocatorImpl::setHighWatermarkRatio`` in MPSAllocator.mm.
-    """
-    return int(ratio * recommended)
 
 
 def _discrete(vram: int) -> WorkingSet:

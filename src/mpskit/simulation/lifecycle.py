@@ -6,7 +6,6 @@ import contextlib
 import functools
 import inspect
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch.utils import _device
 
+from mpskit.allocator.watermarks import FALLBACK, int_problem, read_int
 from mpskit.backends.versions import has, minimum_macos, older
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentTypeError, SettingsError, SimulationError
@@ -48,8 +48,6 @@ from mpskit.simulation.tags import Tags
 
 __all__ = ["SimulatedMac", "active"]
 
-
-_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
 
 _lock = threading.Lock()
 _active: SimulatedMac | None = None
@@ -281,15 +279,12 @@ def reads_fallback(environ: Mapping[str, str]) -> bool:
     """Return whether missing operators fall back, by the variable as torch reads it (``stoi``).
 
     Raises:
-        SettingsError: it does not begin with a number.
+        SettingsError: it does not begin with an int, with which a Mac's torch does not import.
     """
-    text = environ.get(_FALLBACK)
-    if text is None:
-        return False
-    number = re.match(r"\s*[+-]?\d+", text, re.ASCII)
-    if number is None:
-        raise SettingsError(f"{_FALLBACK}={text!r} is not a number: use 1 or 0", given=text)
-    return int(number[0]) != 0
+    text = environ.get(FALLBACK, "0")
+    if (problem := int_problem(text)) is not None:
+        raise SettingsError(f"{FALLBACK}={text!r} {problem}: use 1 or 0", given=text)
+    return bool(read_int(text))
 
 
 def _usable(machine: Machine, torch_version: str) -> bool:

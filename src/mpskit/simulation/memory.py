@@ -8,11 +8,8 @@ the garbage collector runs there, so frees are queued and taken out before the n
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections import deque
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from mpskit.allocator import (
     AllocatorLimitError,
@@ -21,17 +18,12 @@ from mpskit.allocator import (
     WatermarkError,
     allocator_for,
 )
-from mpskit.allocator.mps_base import DEFAULT_HIGH, DEFAULT_LOW
 from mpskit.allocator.mps_rounding import aligned_size
 from mpskit.allocator.mps_text import oom_text
+from mpskit.allocator.watermarks import read_watermarks
 from mpskit.backends.versions import has
 
-__all__ = ["Memory", "Watermarks", "read_watermarks"]
-
-_VARIABLES = {
-    "high": "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
-    "low": "PYTORCH_MPS_LOW_WATERMARK_RATIO",
-}
+__all__ = ["Memory"]
 
 
 class Memory:
@@ -142,24 +134,3 @@ class Memory:
         except WatermarkError as error:
             self._failed = str(error)
             raise RuntimeError(self._failed) from None
-
-
-class Watermarks(NamedTuple):
-    """The ratios of the recommended size at which torch stops and starts to collect."""
-
-    high: float = DEFAULT_HIGH
-    low: float = DEFAULT_LOW
-
-
-def read_watermarks(environ: Mapping[str, str]) -> Watermarks:
-    """Return the ratios as torch reads them: ``strtod``, so garbage is 0."""
-    texts = {name: environ.get(variable) for name, variable in _VARIABLES.items()}
-    return Watermarks(**{k: _strtod(text) for k, text in texts.items() if text is not None})
-
-
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-
-
-def _strtod(text: str) -> float:
-    number = _NUMBER.match(text)
-    return float(number[0]) if number else 0.0
