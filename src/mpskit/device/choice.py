@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mpskit._base.log import log
+from mpskit._base.state import remembered
 from mpskit.backends import facts as torch_facts
 from mpskit.backends.facts import TorchFacts
 from mpskit.device import status
@@ -27,8 +28,8 @@ from mpskit.system.machine import replaced_readings
 __all__ = ["backend_statuses", "forget_decisions", "get_optimal_device"]
 
 _Key = tuple[object, ...]
-_decisions: dict[_Key, tuple[DeviceChoice, str | None]] = {}
-_probed: dict[_Key, str | None] = {}
+_decisions: dict[_Key, tuple[DeviceChoice, str | None]] = remembered({})
+_probed: dict[_Key, str | None] = remembered({})
 # The processes that have had their one INFO line; a forked child is another process.
 _announced: set[int] = set()
 

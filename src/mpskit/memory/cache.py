@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, computed_field
 
 from mpskit._base.sizes import format_bytes
+from mpskit._base.state import remembered
 from mpskit._base.values import Value
 from mpskit.backends.kinds import KINDS, Api, device_type, kind_of
 from mpskit.backends.memory import as_device, backend, present_kinds, torch_has
@@ -43,7 +44,7 @@ _BUSY = "another clear was under way, so this one was left out"
 # A lock for each process: one that was held during a fork would stay locked in the child.
 _locks: dict[int, threading.Lock] = {}
 # Devices that cannot be asked whether they are in use, and were seen to be.
-_seen: set[str] = set()
+_seen: set[str] = remembered(set())
 
 
 class CacheReport(Value):

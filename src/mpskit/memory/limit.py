@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 from pydantic import PrivateAttr
 
 from mpskit._base.sizes import format_bytes
+from mpskit._base.state import remembered
 from mpskit._base.values import Value
 from mpskit.allocator.watermarks import HIGHEST, limit_bytes, read_watermarks
 from mpskit.backends.kinds import MemoryClass
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["MemoryLimit", "high_watermark", "limit_memory"]
 
 # The caps set here, by device: MPS never tells the one in force, CUDA only in newer torches.
-_caps: dict[str, float] = {}
+_caps: dict[str, float] = remembered({})
 _lock = threading.RLock()
 _NO_COLLECTION = (
     "garbage collection starts at {:g} x the working set, above this cap, so never: torch has no "

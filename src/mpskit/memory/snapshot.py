@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from mpskit._base.sizes import format_bytes
+from mpskit._base.state import remembered
 from mpskit._base.values import Value
 from mpskit.system.memory import Pressure, memory_pressure, system_memory
 from mpskit.system.process import footprint_bytes
@@ -31,7 +32,7 @@ _ROWS = {
 }
 
 # The most that any snapshot or monitor saw, by device: the peak of backends that keep none.
-_seen: dict[str, int] = {}
+_seen: dict[str, int] = remembered({})
 _lock = threading.Lock()
 
 

@@ -1,7 +1,8 @@
-"""What other libraries remember about the device, emptied when a simulation begins and ends.
+"""What libraries remember about the device, emptied when a simulation begins and ends.
 
 A Trainer that ran on the CPU before leaves "there is no MPS" in a cache, and one that ran inside
-leaves the opposite. Only modules that are already imported are touched.
+leaves the opposite. Only modules that are already imported are touched. mpskit's own modules
+register what they remember in ``mpskit._base.state``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
+from mpskit._base import state
 from mpskit.dispatch.patches import Patches
 
 __all__ = ["CACHES", "STATES", "install"]
@@ -32,9 +34,6 @@ STATES: tuple[tuple[str, str], ...] = (
     ("accelerate.state", "PartialState._shared_state"),
     ("accelerate.state", "AcceleratorState._shared_state"),
     ("accelerate.state", "GradientState._shared_state"),
-    ("mpskit.device.choice", "_decisions"),
-    ("mpskit.memory.limit", "_caps"),
-    ("mpskit.memory.snapshot", "_seen"),
 )
 
 _Saved = dict[tuple[str, str], dict[Any, Any]]
@@ -42,21 +41,22 @@ _Saved = dict[tuple[str, str], dict[Any, Any]]
 
 def install(patches: Patches) -> None:
     """Empty every known cache now, and again when ``patches`` are undone."""
-    saved = {place: dict(state) for place, state in _states()}
+    saved = {place: dict(kept) for place, kept in _states()}
     _forget()
     patches.on_exit(lambda: _restore(saved))
+    patches.on_exit(state.set_aside())
 
 
 def _restore(saved: _Saved) -> None:
     """Put back what was there before; a module imported since then remembers nothing."""
     _forget()
-    for place, state in _states():
-        state.update(saved.get(place, {}))
+    for place, kept in _states():
+        kept.update(saved.get(place, {}))
 
 
 def _forget() -> None:
-    for _, state in _states():
-        state.clear()
+    for _, kept in _states():
+        kept.clear()
     for module, pattern in CACHES:
         for name, function in _functions(sys.modules.get(module)):
             if re.fullmatch(pattern, name):
