@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from mpskit.simulation import (
         simulate,
     )
-    from mpskit.system.power import (
+    from mpskit.training.keep_awake import (
         keep_awake,
     )
     from mpskit.training.loader import (
@@ -136,7 +136,7 @@ _PUBLIC = {
     "known_issues": "mpskit.correctness.known_issues",
     "cpu_threads": "mpskit.training.threads",
     "set_cpu_threads": "mpskit.training.threads",
-    "keep_awake": "mpskit.system.power",
+    "keep_awake": "mpskit.training.keep_awake",
     "MemoryEstimate": "mpskit.estimate",
     "TensorSpec": "mpskit.estimate",
     "estimate_from_config": "mpskit.estimate",

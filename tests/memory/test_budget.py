@@ -15,7 +15,7 @@ from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host import Readings, detect_host, find_machine
 from mpskit.memory import limit as limits
-from mpskit.system import programs as users
+from mpskit.system import process as users
 from mpskit.system.machine import replace_readings
 
 M1_8GB = 5726633984

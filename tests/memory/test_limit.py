@@ -285,7 +285,7 @@ def test_a_cpus_cap_above_its_hard_limit_is_refused():
 
 
 def test_a_kernel_that_ignores_the_cap_is_told_and_left_as_it_was(monkeypatch):
-    monkeypatch.setattr(limits, "_can_map", lambda size: True)
+    monkeypatch.setattr(limits, "can_map", lambda size: True)
     before = resource.getrlimit(resource.RLIMIT_DATA)
     with pytest.raises(DeviceUnavailableError, match="does not enforce"):
         limit_memory("12GiB", "cpu")
@@ -301,7 +301,7 @@ def test_the_cpu_can_be_limited_on_linux_only(monkeypatch, platform):
 
 def test_a_container_is_the_whole_for_the_cpu(monkeypatch):
     monkeypatch.setattr(limits, "_set_data_limit", lambda size, given: None)
-    monkeypatch.setattr(limits, "_set_soft_limit", lambda size: None)
+    monkeypatch.setattr(limits, "set_data_limit", lambda size: None)
     replace_readings(
         Readings(system="Linux", memory_total=64 * GIB, cgroup={"memory.max": str(8 * GIB)})
     )

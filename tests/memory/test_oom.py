@@ -12,7 +12,7 @@ from mpskit import OutOfMemory, explain_oom, is_oom, parse_oom
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory import oom
 from mpskit.memory.oom_texts import oom_texts
-from mpskit.system.programs import MemoryUser
+from mpskit.system.process import MemoryUser
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 

@@ -51,7 +51,6 @@ def test_replaced_readings_hold_in_every_thread():
         thread.start()
         thread.join()
         assert seen == [other]
-        assert module.read_power() == {"live": "lowpowermode 1"}
         assert module.replaced_readings() is other
     finally:
         assert module.replace_readings(previous) is other
@@ -69,45 +68,16 @@ def test_only_variables_that_name_nobody(monkeypatch):
 def test_a_mac_is_asked_in_the_mac_way(monkeypatch):
     """Every Mac reader fails here without raising: there is no sysctl to call."""
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(subprocess, "run", no_program)
+    monkeypatch.setattr(subprocess, "Popen", no_program)
     found = module.read_readings()
     assert found.memory_total > 0
     assert found.product_version is None
     assert not found.sysctl
     assert found.metal_device is None
-    assert module.read_power() is None
 
 
 def no_program(*_, **__):
     raise FileNotFoundError
-
-
-class Kernel:
-    """The C function, as ctypes calls it: first for the size, then for the value."""
-
-    values = {
-        b"hw.memsize": (8 * 1024**3).to_bytes(8, sys.byteorder),
-        b"hw.model": b"MacBookAir10,1\0",
-        b"hw.optional.arm64": (1).to_bytes(4, sys.byteorder),
-    }
-
-    def sysctlbyname(self, name, buffer, size, *_):
-        value = self.values.get(name)
-        if value is None:
-            return -1
-        if buffer is not None:
-            buffer[: len(value)] = value
-        size._obj.value = len(value)
-        return 0
-
-
-def test_sysctl_values(monkeypatch):
-    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: Kernel())
-    assert module._sysctls() == {
-        "hw.memsize": str(8 * 1024**3),
-        "hw.model": "MacBookAir10,1",
-        "hw.optional.arm64": "1",
-    }
 
 
 def test_importing_it_imports_neither_torch_nor_psutil():
@@ -122,3 +92,27 @@ def test_a_real_mac():
     found = module.read_readings()
     assert found.sysctl["hw.memsize"] == str(found.memory_total)
     assert found.product_version
+
+
+CPUINFO = """processor\t: 0
+model name\t: AMD EPYC
+physical id\t: 0
+core id\t\t: 0
+
+processor\t: 1
+model name\t: AMD EPYC
+physical id\t: 0
+core id\t\t: 0
+
+processor\t: 2
+physical id\t: 1
+core id\t\t: 0
+"""
+
+
+def test_cpuinfo():
+    assert module.cpu_brand(CPUINFO) == "AMD EPYC"
+    assert module.physical_cores(CPUINFO) == 2
+    assert module.cpu_brand("Model\t\t: Raspberry Pi 5") == "Raspberry Pi 5"
+    assert module.cpu_brand("") is None
+    assert module.physical_cores("") is None

@@ -6,74 +6,16 @@ from hypothesis import strategies as st
 
 from mpskit._base.sizes import GIB, MIB
 from mpskit.host import Readings
+from mpskit.system import cgroups
 from mpskit.system import memory as system
 from mpskit.system.machine import replace_readings
 from mpskit.system.memory import (
-    group_room,
     memory_pressure,
     pressure_of_level,
     pressure_of_psi,
     status_bytes,
     system_memory,
 )
-
-V1, V2 = "memory.limit_in_bytes", "memory.max"
-
-
-@pytest.mark.parametrize(
-    ("files", "room"),
-    [
-        ({}, None),
-        ({"memory.max": "1000", "memory.current": "400"}, 600),
-        ({"memory.max": "1000\n", "memory.current": "1400\n"}, 0),
-        ({"memory.max": "max", "memory.current": "400"}, None),
-        ({"memory.max": "1000"}, None),
-        ({"memory.current": "400"}, None),
-        (
-            {
-                "memory.max": "1000",
-                "memory.current": "400",
-                "memory.stat": "anon 1\ninactive_file 100\n",
-            },
-            700,
-        ),
-        # More droppable than used cannot be: only what is used comes back.
-        ({"memory.max": "1000", "memory.current": "400", "memory.stat": "inactive_file 900"}, 1000),
-        (
-            {
-                "memory/memory.limit_in_bytes": "1000",
-                "memory/memory.usage_in_bytes": "100",
-                "memory/memory.stat": "total_inactive_file 50",
-            },
-            950,
-        ),
-        ({"memory.limit_in_bytes": "9223372036854771712", "memory.usage_in_bytes": "1"}, None),
-        # A child's group and its parent's: the tighter one counts.
-        (
-            {
-                "a/b/memory.max": "1000",
-                "a/b/memory.current": "100",
-                "a/memory.max": "600",
-                "a/memory.current": "100",
-            },
-            500,
-        ),
-        ({"memory.max": "nonsense", "memory.current": "\x00"}, None),
-        ({"memory.max": "²", "memory.current": "1"}, None),
-    ],
-)
-def test_what_a_container_still_allows(files, room):
-    assert group_room(files) == room
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from([V1, V2, "memory.current", "memory.stat"]) | st.text(), st.text()
-    )
-)
-def test_no_file_makes_it_raise(files):
-    room = group_room(files)
-    assert room is None or room >= 0
 
 
 @given(st.text())
@@ -117,12 +59,12 @@ def groups(tmp_path, monkeypatch):
     (tmp_path / "job").mkdir()
     own = tmp_path / "cgroup"
     own.write_text("0::/job\n")
-    monkeypatch.setattr(system, "_GROUPS", tmp_path)
-    monkeypatch.setattr(system, "_OWN_GROUPS", own)
+    monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "_MEMBERSHIP", own)
     monkeypatch.setattr(system.sys, "platform", "linux")
-    system._limiting.cache_clear()
+    cgroups._limiting.cache_clear()
     yield tmp_path / "job"
-    system._limiting.cache_clear()
+    cgroups._limiting.cache_clear()
 
 
 def test_available_memory_is_what_the_container_leaves(groups):
@@ -134,17 +76,17 @@ def test_available_memory_is_what_the_container_leaves(groups):
 def test_group_files_that_are_malformed_or_cannot_be_read_are_as_good_as_none(groups):
     (groups / "memory.max").write_bytes(b"\xff\xfe")
     (groups / "memory.current").mkdir()
-    system._limiting.cache_clear()
+    cgroups._limiting.cache_clear()
     assert system_memory().available > 100 * MIB
 
 
 def test_a_process_without_group_file_has_no_container(monkeypatch, tmp_path):
-    monkeypatch.setattr(system, "_OWN_GROUPS", tmp_path / "absent")
-    system._limiting.cache_clear()
+    monkeypatch.setattr(cgroups, "_MEMBERSHIP", tmp_path / "absent")
+    cgroups._limiting.cache_clear()
     try:
         assert system_memory().available > 100 * MIB
     finally:
-        system._limiting.cache_clear()
+        cgroups._limiting.cache_clear()
 
 
 def test_pressure_without_its_file_is_unknown(monkeypatch, tmp_path):

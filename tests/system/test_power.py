@@ -1,279 +1,56 @@
-"""power_state by facts, and keep_awake with stand-ins for the systems' own programs."""
+"""What the system says about its power supply, with stand-ins for psutil and pmset."""
 
-from __future__ import annotations
-
-import logging
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mpskit import keep_awake
-from mpskit.errors import ArgumentTypeError, PowerWarning
 from mpskit.host import Readings
+from mpskit.system import power
 from mpskit.system.machine import replace_readings
-from mpskit.system.power import judge_power, power_state
+from mpskit.system.power import read_power
 
-BATTERY = """Now drawing from 'Battery Power'
- -InternalBattery-0 (id=4653155)\t85%; discharging; 3:20 remaining present: true
-"""
-MAINS = """Now drawing from 'AC Power'
- -InternalBattery-0 (id=4653155)\t100%; charged; 0:00 remaining present: true
-"""
-DESKTOP = "Now drawing from 'AC Power'\n"
-LIVE = """System-wide power settings:
- SleepDisabled          0
-Currently in use:
- standby              1
- {name}         {value}
- hibernatefile        /var/vm/sleepimage
-"""
-WAITER = "while kill -0 $pid 2>/dev/null; do sleep 0.2; done"
-STAND_INS = {
-    "caffeinate": f'#!/bin/sh\npid="$3"\n{WAITER}\n',
-    # Drops the options and runs the command, as the real one does once it has the lock.
-    "systemd-inhibit": '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n',
-}
+
+class Battery(NamedTuple):
+    percent: float
+    secsleft: int
+    power_plugged: bool | None
 
 
 @pytest.mark.parametrize(
-    ("text", "on_battery", "percent"),
+    ("system", "battery", "texts"),
     [
-        (BATTERY, True, 85),
-        (MAINS, False, 100),
-        (DESKTOP, False, None),
-        ("Now drawing from 'UPS Power'\n", True, None),
-        ("gibberish", None, None),
-        ("", None, None),
+        ("Linux", Battery(84.6, 100, False), {"percent": "85", "plugged": "0"}),
+        ("Linux", Battery(100, -2, True), {"percent": "100", "plugged": "1"}),
+        ("Linux", Battery(50, -1, None), {"percent": "50"}),
+        ("Linux", None, None),
+        ("Darwin", None, {"plugged": "1", "live": "lowpowermode 1"}),
+        (
+            "Darwin",
+            Battery(3, 60, False),
+            {"percent": "3", "plugged": "0", "live": "lowpowermode 1"},
+        ),
     ],
 )
-def test_a_macs_power_source(text, on_battery, percent):
-    found = judge_power({"batt": text})
-    assert (found.on_battery, found.battery_percent) == (on_battery, percent)
+def test_battery_and_low_power_mode(monkeypatch, system, battery, texts):
+    monkeypatch.setattr(power.platform, "system", lambda: system)
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)
+    monkeypatch.setattr(power, "output_of", lambda *_, **__: "lowpowermode 1")
+    assert read_power() == texts
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "low"),
-    [("lowpowermode", 1, True), ("lowpowermode", 0, False), ("powermode", 0, False),
-     ("powermode", 1, True), ("powermode", 2, False), ("other", 1, None)],
-)  # fmt: skip
-def test_low_power_mode_under_both_its_names(name, value, low):
-    assert judge_power({"live": LIVE.format(name=name, value=value)}).low_power_mode is low
+def test_a_battery_that_cannot_be_read_is_unknown(monkeypatch):
+    def fail():
+        raise RuntimeError("no such sensor")
+
+    monkeypatch.setattr(psutil, "sensors_battery", fail, raising=False)
+    monkeypatch.setattr(power, "output_of", lambda *_, **__: None)
+    assert read_power() is None
 
 
-@pytest.mark.parametrize(
-    ("model", "fanless"),
-    [
-        ("MacBookAir10,1", True),
-        ("Mac14,2", True),
-        ("Mac17,5", True),
-        ("MacBook10,1", True),
-        ("MacBookAir9,1", False),
-        ("MacBookPro18,1", False),
-        ("Mac14,3", False),
-        ("Mac19,1", None),  # newer than the table
-        ("VirtualMac", None),
-        (None, None),
-    ],
-)
-def test_fanless_macs(model, fanless):
-    assert judge_power({}, model=model).fanless is fanless
-
-
-@pytest.mark.parametrize(
-    ("files", "on_battery"),
-    [
-        ({"BAT0/status": "Discharging", "AC/online": "0"}, True),
-        ({"BAT0/status": "Charging", "AC/online": "1"}, False),
-        ({"BAT0/status": "Full"}, False),
-        ({"macsmc-battery/status": "Discharging"}, True),
-        ({"hidpp_battery_0/status": "Discharging"}, None),  # a mouse
-        ({}, None),
-    ],
-)
-def test_linux_supplies(files, on_battery):
-    assert judge_power(files).on_battery is on_battery
-
-
-@given(st.dictionaries(st.text(max_size=12), st.text(max_size=40)), st.text(max_size=20))
-def test_no_text_makes_it_fail(texts, model):
-    assert str(judge_power(texts, model=model))
-
-
-@given(st.text(max_size=60))
-def test_no_output_of_pmset_makes_it_fail(text):
-    judge_power({"batt": text, "live": text})
-
-
-def test_the_sentence_and_the_concerns():
-    texts = {"batt": BATTERY, "live": LIVE.format(name="lowpowermode", value=1)}
-    found = judge_power(texts, model="Mac14,2")
-    assert str(found) == "on battery (85%), Low Power Mode on, no fan"
-    assert len(found.concerns) == 3
-    assert "turn it off" in found.concerns[0]
-    calm = judge_power({"batt": DESKTOP}, model="Mac14,3")
-    assert str(calm) == "on mains power, cooled by a fan"
-    assert calm.concerns == ()
-
-
-def test_this_machine_answers():
-    assert str(power_state())
-
-
-def test_readings_in_place_of_the_machines_are_used():
-    readings = Readings(
-        system="Darwin", machine="arm64", sysctl={"hw.model": "Mac14,2"}, power={"batt": BATTERY}
-    )
-    previous = replace_readings(readings)
+def test_replaced_readings_are_honoured():
+    previous = replace_readings(Readings(power={"live": "lowpowermode 1"}))
     try:
-        found = power_state()
+        assert read_power() == {"live": "lowpowermode 1"}
     finally:
         replace_readings(previous)
-    assert (found.on_battery, found.fanless) == (True, True)
-
-
-@pytest.fixture
-def tools(tmp_path, monkeypatch):
-    """A PATH with /bin and the stand-ins that a test asks for."""
-
-    def install(*names, text=None):
-        for name in names:
-            path = tmp_path / name
-            path.write_text(text or STAND_INS[name])
-            path.chmod(0o755)
-        for name in ("sh", "sleep"):
-            if not (tmp_path / name).exists():
-                (tmp_path / name).symlink_to(f"/bin/{name}")
-        monkeypatch.setenv("PATH", str(tmp_path))
-        return tmp_path
-
-    return install
-
-
-def arguments_of(pid):
-    """Wait for the program to have taken the place of the fork."""
-    end = time.monotonic() + 5
-    while not (found := psutil.Process(pid).cmdline()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return found
-
-
-def gone(pid, within=5.0):
-    end = time.monotonic() + within
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-@pytest.mark.parametrize("name", ["caffeinate", "systemd-inhibit"])
-def test_kept_awake_while_the_body_runs(tools, name):
-    tools(name)
-    with keep_awake() as awake:
-        assert (awake.how, awake.active) == (name, True)
-        assert name in awake.note
-        assert arguments_of(awake.pid)[-1] == str(os.getpid())
-        children = [child.pid for child in psutil.Process(awake.pid).children(recursive=True)]
-    assert not awake.active
-    assert all(gone(pid) for pid in [awake.pid, *children])
-
-
-def test_macs_program_is_given_what_it_needs(tools):
-    tools("caffeinate", "systemd-inhibit")
-    with keep_awake() as awake:
-        assert arguments_of(awake.pid)[-3:] == ["-i", "-w", str(os.getpid())]
-
-
-def test_nothing_to_keep_it_awake_with(tools, caplog):
-    tools()
-    caplog.set_level(logging.INFO, "mpskit")
-    with keep_awake() as awake:
-        assert (awake.how, awake.active, awake.pid) == ("none", False, None)
-        assert "neither caffeinate nor systemd-inhibit" in awake.note
-    assert "not kept awake" in caplog.text
-
-
-def test_a_program_that_refuses_is_no_error(tools):
-    tools("systemd-inhibit", text="#!/bin/sh\nexit 1\n")
-    with keep_awake() as awake:
-        assert (awake.how, awake.active) == ("none", False)
-
-
-def test_a_program_that_is_broken_is_worth_a_warning(tools):
-    tools("caffeinate", text="#!/nowhere/at/all\n")
-    with pytest.warns(PowerWarning, match="could not be started") as caught, keep_awake() as awake:
-        assert (awake.how, awake.active) == ("none", False)
-    assert caught[0].filename == __file__
-
-
-def test_a_program_that_dies_meanwhile(tools):
-    tools("caffeinate", text="#!/bin/sh\nexit 0\n")
-    with keep_awake() as awake:
-        assert gone(awake.pid)
-        assert not awake.active
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_body_that_fails_ends_it_and_its_error_comes_out(tools, error):
-    tools("caffeinate")
-    with pytest.raises(error, match="body"), keep_awake() as awake:
-        raise error("body")
-    assert gone(awake.pid)
-
-
-def test_as_a_decorator_and_nested(tools):
-    tools("caffeinate")
-
-    @keep_awake("training")
-    def train():
-        with keep_awake() as inner:
-            assert inner.active
-            inner.stop()
-            inner.stop()
-            assert not inner.active
-        return "done"
-
-    assert train() == train() == "done"
-
-
-def test_the_reason_is_a_text():
-    with pytest.raises(ArgumentTypeError), keep_awake(3):
-        pass
-
-
-@pytest.mark.parametrize("name", ["caffeinate", "systemd-inhibit"])
-@pytest.mark.parametrize("ending", [signal.SIGKILL, None], ids=["killed", "os._exit"])
-def test_the_child_never_outlives_the_process(tools, name, ending):
-    tools(name)
-    source = (
-        "import os, sys, time\n"
-        "from mpskit.system.power import keep_awake\n"
-        "with keep_awake() as awake:\n"
-        "    assert awake.active\n"
-        "    print(awake.pid, flush=True)\n"
-        "    sys.stdin.readline()\n"
-        "    os._exit(3)\n"
-    )
-    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-    with subprocess.Popen(
-        (sys.executable, "-c", source),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environ,
-    ) as parent:
-        helper = int(parent.stdout.readline())
-        family = [helper, *(child.pid for child in psutil.Process(helper).children(recursive=True))]
-        if ending is not None:
-            parent.send_signal(ending)
-        parent.communicate("go\n" if ending is None else None)
-        assert parent.returncode == (3 if ending is None else -ending)
-    assert all(gone(pid) for pid in family)

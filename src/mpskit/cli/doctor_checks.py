@@ -211,7 +211,7 @@ def _bugs(found: Findings) -> None:
 
 
 def _power(found: Findings) -> None:
-    from mpskit.system.power import power_state
+    from mpskit.host.power import power_state
 
     state = power_state()
     found.facts["power"] = state.model_dump(mode="json")

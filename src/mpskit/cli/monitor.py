@@ -13,7 +13,9 @@ from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError, MpskitError
 from mpskit.memory.monitor import check_interval
 from mpskit.memory.timeline import Sample, Timeline, plot_samples, write_csv
-from mpskit.system.command import Watched, exit_code, watch_command
+from mpskit.system.command import Ended, exit_code, tree_footprint, watch_command
+from mpskit.system.gpu import gpu_percent
+from mpskit.system.memory import system_memory
 
 __all__ = ["add_arguments", "run"]
 
@@ -37,25 +39,37 @@ def run(arguments: argparse.Namespace) -> int:
     if not command:
         raise ArgumentError("no command: write mpskit monitor -- python train.py", given=command)
     interval = check_interval(arguments.interval)
-    live = sys.stderr.isatty()
+    live, timeline = sys.stderr.isatty(), Timeline()
+
+    def look(pid: int, seconds: float) -> None:
+        sample = _sample(pid, seconds)
+        timeline.add(sample)
+        if live:
+            _show(sample, timeline)
+
     try:
-        watched = watch_command(command, interval, _show if live else _show_nothing)
+        ended = watch_command(command, interval, look)
     except OSError as error:
         print(f"mpskit monitor: {command[0]}: {error.strerror}", file=sys.stderr)
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE
     if live:
         print(file=sys.stderr)
-    _report(watched, arguments)
-    return exit_code(watched.returncode)
+    _report(ended, timeline, arguments)
+    return exit_code(ended.returncode)
+
+
+def _sample(pid: int, seconds: float) -> Sample:
+    return Sample(
+        seconds=seconds,
+        footprint_bytes=tree_footprint(pid),
+        available_bytes=system_memory().available,
+        gpu_percent=gpu_percent(),
+    )
 
 
 def _show(sample: Sample, timeline: Timeline) -> None:
-    """Overwrite one line on the terminal."""
+    """Overwrite one line on the terminal; a log file has none."""
     print(f"\r{_line(sample, timeline):<79.79}", end="", file=sys.stderr, flush=True)
-
-
-def _show_nothing(_sample: Sample, _timeline: Timeline) -> None:
-    """A log file has no line to overwrite."""
 
 
 def _line(sample: Sample, timeline: Timeline) -> str:
@@ -70,11 +84,11 @@ def _line(sample: Sample, timeline: Timeline) -> str:
     return "  ".join(parts)
 
 
-def _report(watched: Watched, arguments: argparse.Namespace) -> None:
+def _report(ended: Ended, timeline: Timeline, arguments: argparse.Namespace) -> None:
     """Write what was asked for, then the summary; neither changes the exit code."""
-    samples, plot = watched.timeline.samples(), None if arguments.no_plot else arguments.plot
+    samples, plot = timeline.samples(), None if arguments.no_plot else arguments.plot
     title = "Memory of the command's processes"
-    summary = _summary(watched) | {
+    summary = _summary(ended, timeline) | {
         "plot": _written(plot, lambda path: plot_samples(samples, path, title)),
         "csv": _written(arguments.csv, lambda path: write_csv(samples, path)),
     }
@@ -93,14 +107,14 @@ def _written(path: str | None, write: Callable[[str], object]) -> str | None:
         return None
 
 
-def _summary(watched: Watched) -> dict[str, Any]:
-    samples = watched.timeline.samples()
+def _summary(ended: Ended, timeline: Timeline) -> dict[str, Any]:
+    samples = timeline.samples()
     available = [sample.available_bytes for sample in samples if sample.available_bytes is not None]
     return {
-        "exit_code": exit_code(watched.returncode),
-        "seconds": round(watched.seconds, 3),
+        "exit_code": exit_code(ended.returncode),
+        "seconds": round(ended.seconds, 3),
         "samples": len(samples),
-        "peak_footprint_bytes": watched.timeline.peak("footprint_bytes"),
+        "peak_footprint_bytes": timeline.peak("footprint_bytes"),
         "least_available_bytes": min(available, default=None),
     }
 

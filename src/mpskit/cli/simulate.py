@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
+from mpskit.system.command import run_command
 
 __all__ = ["add_arguments", "run"]
 
@@ -82,13 +82,11 @@ def _run(words: Sequence[str], variables: dict[str, str]) -> int:
     if command[0].startswith("-") or command[0].endswith(".py"):
         command = [sys.executable, *command]
     try:
-        code = subprocess.run(command, env=os.environ | variables, check=False).returncode
+        return run_command(command, os.environ | variables)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except OSError as error:
         raise ArgumentError(f"cannot run {command[0]!r}: {error.strerror}", given=words) from None
-    # A shell tells a child that died of signal 9 by 137.
-    return code if code >= 0 else 128 - code
 
 
 def _list(*, as_json: bool) -> int:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from mpskit.host import Host
 from mpskit.settings import Settings
+from mpskit.system.process import run_bounded
 
 __all__ = ["PROBE_SECONDS", "cache_folder", "probe_mps", "remembered_probe"]
 
@@ -48,17 +48,9 @@ def probe_mps(seconds: float = PROBE_SECONDS) -> str | None:
     Args:
         seconds: the child is killed after this long, and that is a failure too.
     """
-    command = [sys.executable, "-c", _WORK]
     try:
-        child = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
+        child = run_bounded([sys.executable, "-c", _WORK], seconds=seconds)
+    except TimeoutError:
         return f"no answer within {seconds:g} s"
     except OSError as error:
         return f"the child process did not start ({error.strerror or type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Pure rules about Linux: what control groups allow, and the processor's name."""
+"""Pure rules about Linux: what control groups allow, and the kernel's version."""
 
 from __future__ import annotations
 
@@ -6,24 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from mpskit.system.cgroups import NO_LIMIT, count
+
 __all__ = [
-    "cgroup_folders",
-    "cpu_brand",
     "cpu_quota",
     "memory_limit",
-    "physical_cores",
     "system_version",
     "usable_cpus",
 ]
-
-_NUMBER = re.compile(r"\d{1,19}", re.ASCII)
-# Version 1 says "no limit" by the largest page-aligned number; nothing near it is a limit.
-_NO_LIMIT = 1 << 60
-
-
-def _number(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def _named(files: Mapping[str, str], name: str) -> Iterable[tuple[str, str]]:
@@ -32,26 +22,6 @@ def _named(files: Mapping[str, str], name: str) -> Iterable[tuple[str, str]]:
         folder, _, last = path.rpartition("/")
         if last == name:
             yield folder, text
-
-
-def cgroup_folders(membership: str) -> list[str]:
-    """Return the folders under ``/sys/fs/cgroup`` that can limit a process, its own first.
-
-    Args:
-        membership: the text of ``/proc/self/cgroup``. Parents are listed too, because a limit
-            on a parent holds for its children; inside a container the group's own path may not
-            exist, while the root's files are the container's.
-    """
-    found: dict[str, None] = {}
-    for line in membership.splitlines()[:64]:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and not {"cpu", "memory"} & set(controllers.split(",")):
-            continue
-        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-        for depth in range(len(parts), -1, -1):
-            found["/".join([*([controllers] if controllers else []), *parts[:depth]])] = None
-    return list(found)
 
 
 def cpu_quota(files: Mapping[str, str] | None) -> float | None:
@@ -71,15 +41,15 @@ def cpu_quota(files: Mapping[str, str] | None) -> float | None:
 
 
 def _share(quota: str, period: str = "100000") -> float | None:
-    micros, length = _number(quota), _number(period)
+    micros, length = count(quota), count(period)
     return micros / length if micros and length else None
 
 
 def memory_limit(files: Mapping[str, str] | None, memory_total: int | None = None) -> int | None:
     """Return the bytes the control groups allow; None means no limit below the machine's RAM."""
     names = ("memory.max", "memory.limit_in_bytes")
-    limits = [_number(text) for name in names for _, text in _named(files or {}, name)]
-    ceiling = min(memory_total or _NO_LIMIT, _NO_LIMIT)
+    limits = [count(text) for name in names for _, text in _named(files or {}, name)]
+    ceiling = min(memory_total or NO_LIMIT, NO_LIMIT)
     return min((limit for limit in limits if limit and limit < ceiling), default=None)
 
 
@@ -91,21 +61,6 @@ def usable_cpus(counts: Iterable[int | None], quota: float | None) -> int:
     limits = [count for count in counts if count and count > 0]
     limits += [math.ceil(quota)] if quota is not None and quota < 1 << 20 else []
     return max(1, min(limits, default=1))
-
-
-def cpu_brand(cpuinfo: str) -> str | None:
-    """Return the processor's name from the text of ``/proc/cpuinfo``."""
-    for key in ("model name", "Hardware", "cpu model", "Model"):
-        if match := re.search(rf"^{key}\s*:\s*(\S.*)$", cpuinfo, re.MULTILINE):
-            return match[1].strip()
-    return None
-
-
-def physical_cores(cpuinfo: str) -> int | None:
-    """Return how many cores ``/proc/cpuinfo`` lists, hyper-threads not counted."""
-    packages = re.findall(r"^physical id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
-    cores = re.findall(r"^core id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
-    return len(set(zip(packages, cores, strict=False))) or None
 
 
 def system_version(platform_string: str | None) -> str | None:

@@ -22,7 +22,7 @@ from mpskit.memory.working_set import (
     rule_of,
 )
 from mpskit.system.memory import system_memory
-from mpskit.system.programs import MemoryUser, largest_users
+from mpskit.system.process import MemoryUser, largest_users
 
 if TYPE_CHECKING:
     from mpskit.backends.memory import Backend, DeviceLike

@@ -30,6 +30,7 @@ from mpskit.backends.kinds import KINDS, Api, device_type, kind_of
 from mpskit.backends.memory import as_device, backend, present_kinds, torch_has
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
+from mpskit.system.memory import system_memory
 
 if TYPE_CHECKING:
     from mpskit.backends.memory import DeviceLike
@@ -209,14 +210,9 @@ def _threshold(device: DeviceLike, above: Amount) -> int:
     whole = 0
     if not isinstance(above, int):
         asked = backend(device)
-        whole = asked.recommended_bytes() or asked.total_bytes() or _ram()
+        known = asked.recommended_bytes() or asked.total_bytes()
+        whole = known or system_memory().total or 0
     return amount_bytes(above, whole, "above")
-
-
-def _ram() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def _clear(

@@ -24,6 +24,8 @@ from mpskit.backends.kinds import MemoryClass
 from mpskit.errors import ArgumentError, DeviceUnavailableError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import rule_of
+from mpskit.system.limits import can_map, data_limit, set_data_limit
+from mpskit.system.memory import status_bytes
 
 if TYPE_CHECKING:
     from mpskit.backends.memory import Backend, DeviceLike
@@ -255,7 +257,7 @@ def _limit_cpu(asked: Backend, limit: Amount) -> MemoryLimit:
             *_full_notes(_mapped(), size),
         ),
     )
-    applied._undo = lambda: _set_soft_limit(previous)
+    applied._undo = lambda: set_data_limit(previous)
     return applied
 
 
@@ -268,44 +270,19 @@ _RULES: dict[MemoryClass, Callable[[Backend, Amount], MemoryLimit]] = {
 
 def _set_data_limit(size: int, given: Amount) -> int | None:
     """Set the soft limit and return the one before; refuse where the kernel ignores it."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    previous = None if soft == resource.RLIM_INFINITY else soft
-    if hard not in (resource.RLIM_INFINITY, size) and size > hard:
+    previous, hard = data_limit()
+    if hard is not None and size > hard:
         raise ArgumentError(
             f"limit={given!r} is above this process's hard limit of {format_bytes(hard)}",
             given=given,
         )
-    _set_soft_limit(size)
-    if _can_map(size):
-        _set_soft_limit(previous)
+    set_data_limit(size)
+    if can_map(size):
+        set_data_limit(previous)
         raise DeviceUnavailableError("this kernel does not enforce RLIMIT_DATA", given=given)
     return previous
 
 
-def _set_soft_limit(size: int | None) -> None:
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(
-        resource.RLIMIT_DATA, (resource.RLIM_INFINITY if size is None else size, hard)
-    )
-
-
-def _can_map(size: int) -> bool:
-    """Return whether ``size`` bytes can be mapped; no page of them is touched."""
-    import mmap
-
-    try:
-        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
-    except OSError:
-        return False
-    return True
-
-
 def _mapped() -> int:
     """Return the private writable memory of this process (``VmData``), 0 where it is not told."""
-    from mpskit.system.memory import status_bytes
-
     return status_bytes("VmData") or 0

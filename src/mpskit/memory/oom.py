@@ -9,7 +9,7 @@ from mpskit._base.values import Value
 from mpskit.backends.kinds import MemoryClass, kind_of
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory.oom_texts import find_sizes, recognise
-from mpskit.system.programs import MemoryUser, largest_users
+from mpskit.system.process import MemoryUser, largest_users
 
 __all__ = ["OomExplanation", "OomFigures", "explain_oom", "figures_of", "is_oom", "parse_oom"]
 

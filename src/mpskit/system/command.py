@@ -1,4 +1,4 @@
-"""Watching a command from outside: its processes' memory, until it ends, whatever ends it.
+"""Running a user's command to its end, whatever ends it, and looking at its processes meanwhile.
 
 Signals reach the command, not only this process: SIGTERM and SIGHUP are passed on. A first Ctrl-C
 lets it end in its own way, a second one asks it to (SIGTERM), a third kills it with its children.
@@ -14,63 +14,65 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
 import psutil
 
-from mpskit.memory.timeline import Sample, Timeline
-from mpskit.system.gpu import gpu_percent
-from mpskit.system.memory import system_memory
 from mpskit.system.process import footprint_bytes
 
-__all__ = ["Watched", "exit_code", "tree_footprint", "watch_command"]
+__all__ = ["Ended", "exit_code", "run_command", "tree_footprint", "watch_command"]
 
 _GRACE_S = 5.0
 _PASSED_ON = ("SIGTERM", "SIGHUP")
 
 
-class Watched(NamedTuple):
-    """How a command ended, and its memory over time.
+class Ended(NamedTuple):
+    """How a command ended.
 
     Attributes:
         returncode: as :class:`subprocess.Popen` gives it: negative if a signal ended it.
-        timeline: the footprints of all its processes together.
         seconds: how long it ran.
     """
 
     returncode: int
-    timeline: Timeline
     seconds: float
 
 
-def watch_command(
-    command: Sequence[str], interval: float, show: Callable[[Sample, Timeline], None]
-) -> Watched:
-    """Run a command and sample the memory of its whole process tree until it ends.
-
-    Args:
-        command: the program and its arguments; input and output are this process's own.
-        interval: seconds between samples.
-        show: called after each sample.
+def run_command(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run a command with this process's input and output and return its exit code.
 
     Raises:
         OSError: the program cannot be started.
     """
-    started, timeline = time.monotonic(), Timeline()
+    return exit_code(subprocess.run(command, env=environ, check=False).returncode)
+
+
+def watch_command(
+    command: Sequence[str], interval: float, look: Callable[[int, float], None]
+) -> Ended:
+    """Run a command and look at it now and then until it ends.
+
+    Args:
+        command: the program and its arguments; input and output are this process's own.
+        interval: seconds between two looks.
+        look: called with the process's number and the seconds since its start.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    started = time.monotonic()
     child: list[subprocess.Popen[bytes]] = []
     with _signals(child):
         child.append(subprocess.Popen(command))
         try:
             while child[0].poll() is None:
-                sample = _sample(child[0].pid, time.monotonic() - started)
-                timeline.add(sample)
-                show(sample, timeline)
+                look(child[0].pid, time.monotonic() - started)
                 _wait(child[0], interval)
         finally:
             _end(child[0])
-    return Watched(child[0].returncode, timeline, time.monotonic() - started)
+    return Ended(child[0].returncode, time.monotonic() - started)
 
 
 def exit_code(returncode: int) -> int:
@@ -96,15 +98,6 @@ def _family(pid: int) -> list[psutil.Process]:
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(seconds)
-
-
-def _sample(pid: int, seconds: float) -> Sample:
-    return Sample(
-        seconds=seconds,
-        footprint_bytes=tree_footprint(pid),
-        available_bytes=system_memory().available,
-        gpu_percent=gpu_percent(),
-    )
 
 
 @contextlib.contextmanager

@@ -8,18 +8,21 @@ read; the parser was written from them, not run on a Mac.
 from __future__ import annotations
 
 import plistlib
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
+from mpskit.system.process import output_of
+
 __all__ = ["GPU_COMMAND", "card_count", "gpu_percent", "gpu_percent_in"]
 
-GPU_COMMAND = ("ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator", "-a")
+
+# With its whole path, so that no fork of a process that uses Metal starts it: see run_bounded.
+GPU_COMMAND = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator", "-a")
 _KEYS = ("Device Utilization %", "GPU Activity(%)")
-_TIMEOUT_S = 2.0
 _NVIDIA = "0x10de"
+_TIME_LIMIT_S = 2.0
 
 
 def gpu_percent() -> float | None:
@@ -31,14 +34,7 @@ def gpu_percent() -> float | None:
 
 
 def _asked() -> bytes:
-    try:
-        # Without close_fds Python starts it by posix_spawn: a fork after Metal's start is risky.
-        done = subprocess.run(
-            GPU_COMMAND, capture_output=True, timeout=_TIMEOUT_S, check=True, close_fds=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return b""
-    return done.stdout
+    return (output_of(GPU_COMMAND, seconds=_TIME_LIMIT_S) or "").encode()
 
 
 def gpu_percent_in(plist: bytes) -> float | None:

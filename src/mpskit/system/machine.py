@@ -1,4 +1,4 @@
-"""The impure file: asks the operating system what machine this is, and concludes nothing.
+"""Asks the operating system what machine this is, and concludes nothing.
 
 Each reading has two seconds. One that fails or takes longer is None, and the others still come.
 Nothing here touches the MPS allocator or makes a CUDA context, and torch is never imported: its
@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from mpskit.backends import versions
-from mpskit.host import linux
 from mpskit.host.readings import Readings
+from mpskit.system import cgroups
+from mpskit.system.process import output_of
+from mpskit.system.sysctl import read_sysctls
 
-__all__ = ["TIME_LIMIT_S", "read_power", "read_readings", "replace_readings", "replaced_readings"]
+__all__ = [
+    "TIME_LIMIT_S",
+    "affinity",
+    "cpu_brand",
+    "physical_cores",
+    "read_all",
+    "read_readings",
+    "replace_readings",
+    "replaced_readings",
+]
 
 TIME_LIMIT_S = 2.0
 
@@ -61,14 +71,6 @@ _ENVIRON = (
     "RUNNER_ENVIRONMENT",
     "RUNNER_OS",
 )
-_CGROUP_FILES = (
-    "cpu.max",
-    "memory.max",
-    "cpu.cfs_quota_us",
-    "cpu.cfs_period_us",
-    "memory.limit_in_bytes",
-)
-_POWER_COMMANDS = {"batt": ("pmset", "-g", "batt"), "live": ("pmset", "-g", "live")}
 
 _replaced: Readings | None = None
 
@@ -94,29 +96,14 @@ def read_readings() -> Readings:
     if _replaced is not None:
         return _replaced
     readers = _READERS | _BY_SYSTEM.get(platform.system(), _ELSEWHERE)
-    values = _bounded(readers)
+    values = read_all(readers)
     for name in [name for name in values if name.startswith("*")]:
         values |= values.pop(name) or {}
     return Readings(**values)
 
 
-def read_power() -> Mapping[str, str] | None:
-    """Return what the system says about battery and Low Power Mode; None where it says nothing.
-
-    Kept out of :func:`read_readings` because on a Mac it starts two programs (``pmset -g batt``
-    and ``pmset -g live``: the keys are ``batt`` and ``live``). On Linux the keys are the files of
-    ``/sys/class/power_supply``: ``BAT0/status``, ``AC/online``.
-    """
-    if _replaced is not None:
-        return _replaced.power
-    if platform.system() == "Darwin":
-        texts = _bounded({name: partial(_run, words) for name, words in _POWER_COMMANDS.items()})
-        return {name: text for name, text in texts.items() if text} or None
-    return _bounded({"power": _linux_power})["power"] or None
-
-
-def _bounded(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Read everything; a reading that raises or takes too long is None.
+def read_all(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Read everything; a reading that raises or takes over two seconds is None.
 
     One thread does them all, because starting one costs more than most readings do. A reading
     that hangs is left alone with its thread, and another thread takes the rest.
@@ -148,11 +135,6 @@ def _quiet(read: Callable[[], Any]) -> Any:
         return None
 
 
-def _run(words: tuple[str, ...]) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=True)
-    return done.stdout.strip()
-
-
 def _environ() -> dict[str, str]:
     return {name: os.environ[name] for name in _ENVIRON if name in os.environ}
 
@@ -161,54 +143,22 @@ def _python_version() -> str:
     return ".".join(map(str, sys.version_info[:3]))
 
 
-def _affinity() -> int | None:
+def affinity() -> int | None:
+    """Return how many CPUs this process may run on; None where the system has no such bound."""
     ask = getattr(os, "sched_getaffinity", None)
     return len(ask(0)) if ask else None
 
 
 def _sysctls() -> dict[str, str]:
-    """Ask the kernel directly: no process is started, and 21 names take microseconds."""
-    import ctypes
-
-    library = ctypes.CDLL(None, use_errno=True)
-    found = {}
-    for name in (*_TEXT_SYSCTLS, *_NUMBER_SYSCTLS):
-        raw = _sysctl(library, name)
-        if raw is not None and name in _TEXT_SYSCTLS:
-            found[name] = raw.split(b"\0")[0].decode("utf-8", "replace").strip()
-        elif raw:
-            found[name] = str(int.from_bytes(raw, sys.byteorder))
-    return found
+    return read_sysctls(_TEXT_SYSCTLS, _NUMBER_SYSCTLS)
 
 
-def _sysctl(library: Any, name: str) -> bytes | None:
-    """Return the raw value of one name, None if the kernel does not know it."""
-    import ctypes
-
-    size = ctypes.c_size_t(0)
-    if library.sysctlbyname(name.encode(), None, ctypes.byref(size), None, ctypes.c_size_t(0)):
-        return None
-    buffer = ctypes.create_string_buffer(size.value)
-    failed = library.sysctlbyname(
-        name.encode(), buffer, ctypes.byref(size), None, ctypes.c_size_t(0)
-    )
-    return None if failed else buffer.raw[: size.value]
-
-
-def _product_version() -> str:
+def _product_version() -> str | None:
     """Ask the kernel, and else ``sw_vers`` (the variable makes it tell the truth to old SDKs)."""
     if known := _sysctls().get("kern.osproductversion"):
         return known
     environ = os.environ | {"SYSTEM_VERSION_COMPAT": "0"}
-    done = subprocess.run(
-        ("sw_vers", "-productVersion"),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT_S,
-        check=True,
-        env=environ,
-    )
-    return done.stdout.strip()
+    return output_of(("sw_vers", "-productVersion"), seconds=TIME_LIMIT_S, environ=environ)
 
 
 def _metal() -> dict[str, Any]:
@@ -255,34 +205,22 @@ def _linux_memory() -> dict[str, int]:
 
 def _linux_cpu() -> dict[str, Any]:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    return {"cpu_brand": linux.cpu_brand(text), "physical_cpus": linux.physical_cores(text)}
+    return {"cpu_brand": cpu_brand(text), "physical_cpus": physical_cores(text)}
 
 
-def _cgroup() -> dict[str, str]:
-    """Read the limits of this process's control groups and of all their parents."""
-    found = {}
-    for folder in linux.cgroup_folders(_read("/proc/self/cgroup") or ""):
-        for name in _CGROUP_FILES:
-            text = _read(f"/sys/fs/cgroup/{folder}/{name}")
-            if text is not None:
-                found[f"{folder}/{name}".lstrip("/")] = text.strip()
-    return found
+def cpu_brand(cpuinfo: str) -> str | None:
+    """Return the processor's name from the text of ``/proc/cpuinfo``."""
+    for key in ("model name", "Hardware", "cpu model", "Model"):
+        if match := re.search(rf"^{key}\s*:\s*(\S.*)$", cpuinfo, re.MULTILINE):
+            return match[1].strip()
+    return None
 
 
-def _linux_power() -> dict[str, str]:
-    root = Path("/sys/class/power_supply")
-    files = [
-        path for supply in sorted(root.glob("*")) for path in (supply / "status", supply / "online")
-    ]
-    texts = {str(path.relative_to(root)): _read(str(path)) for path in files}
-    return {name: text.strip() for name, text in texts.items() if text is not None}
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
+def physical_cores(cpuinfo: str) -> int | None:
+    """Return how many cores ``/proc/cpuinfo`` lists, hyper-threads not counted."""
+    packages = re.findall(r"^physical id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
+    cores = re.findall(r"^core id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
+    return len(set(zip(packages, cores, strict=False))) or None
 
 
 # A reader whose name starts with a star gives several fields at once.
@@ -291,7 +229,7 @@ _READERS: dict[str, Callable[[], Any]] = {
     "machine": platform.machine,
     "platform_string": platform.platform,
     "environ": _environ,
-    "affinity": _affinity,
+    "affinity": affinity,
     "logical_cpus": os.cpu_count,
     "python_version": _python_version,
     "torch_version": versions.torch_version,
@@ -304,7 +242,7 @@ _ELSEWHERE: dict[str, Callable[[], Any]] = {
 }
 _BY_SYSTEM: dict[str, dict[str, Callable[[], Any]]] = {
     # platform.processor() would start `uname -p`, which says nothing new on Linux.
-    "Linux": {"*memory": _linux_memory, "*cpu": _linux_cpu, "cgroup": _cgroup},
+    "Linux": {"*memory": _linux_memory, "*cpu": _linux_cpu, "cgroup": cgroups.read_limits},
     "Darwin": {
         "processor": platform.processor,
         "product_version": _product_version,

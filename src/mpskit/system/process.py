@@ -1,20 +1,42 @@
-"""How much memory a process really costs the machine.
+"""Processes: what memory they cost, which programs hold most, and running a helper within bounds.
 
-macOS: ``phys_footprint``, the figure of Activity Monitor, which counts what the GPU has mapped for
-the process; the resident size does not. It is read through ``proc_pid_rusage`` of libSystem, laid
-out after ``<sys/resource.h>`` (``struct rusage_info_v0``) and ``<libproc.h>``: written from the
-headers and not run on a Mac. Linux: the resident size less shared pages (``/proc/PID/statm``),
-close to psutil's USS and much cheaper to read. Windows: the private bytes. Elsewhere: the resident
-size.
+A process's memory is its footprint. macOS: ``phys_footprint``, the figure of Activity Monitor,
+which counts what the GPU has mapped for the process; the resident size does not. It is read
+through ``proc_pid_rusage`` of libSystem, laid out after ``<sys/resource.h>``
+(``struct rusage_info_v0``) and ``<libproc.h>``: written from the headers and not run on a Mac.
+Linux: the resident size less shared pages (``/proc/PID/statm``), close to psutil's USS and much
+cheaper to read. Windows: the private bytes. Elsewhere: the resident size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
 import sys
-from typing import Any
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import IO, Any, NamedTuple
 
-__all__ = ["KIND", "footprint_bytes", "footprint_of", "phys_footprint_in"]
+from mpskit._base.sizes import MIB, format_bytes
+from mpskit._base.values import Value
+
+__all__ = [
+    "KIND",
+    "Finished",
+    "Helper",
+    "MemoryUser",
+    "footprint_bytes",
+    "footprint_of",
+    "largest_users",
+    "output_of",
+    "phys_footprint_in",
+    "run_bounded",
+]
 
 _KINDS = {"darwin": "phys_footprint", "linux": "resident less shared", "win32": "private"}
 KIND = _KINDS.get(sys.platform, "resident")
@@ -24,6 +46,10 @@ _UUID_BYTES = 16
 # After the uuid come 64-bit counters; the eighth is ri_phys_footprint.
 _COUNTERS = 10
 _FOOTPRINT_COUNTER = 7
+
+_MOST_OUTPUT = MIB
+# How long a helper may take to end when it is told to, before it is killed.
+_STOP_S = 2.0
 
 
 def footprint_bytes(pid: int | None = None) -> int | None:
@@ -59,3 +85,204 @@ def phys_footprint_in(raw: bytes) -> int:
     """Return ``ri_phys_footprint`` from a ``struct rusage_info_v0`` as the kernel fills it."""
     start = _UUID_BYTES + _FOOTPRINT_COUNTER * 8
     return int.from_bytes(raw[start : start + 8], sys.byteorder)
+
+
+class MemoryUser(Value):
+    """A program and the memory that all its processes hold together.
+
+    Attributes:
+        name: the program's name, without its path or arguments.
+        resident_bytes: the sum of the resident sizes; shared pages count once per process.
+        processes: how many processes have that name.
+    """
+
+    name: str
+    resident_bytes: int
+    processes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {format_bytes(self.resident_bytes)}"
+
+
+def largest_users(count: int = 5) -> tuple[MemoryUser, ...]:
+    """Return the programs other than this process that hold most memory.
+
+    Processes that may not be asked, or end meanwhile, are left out. Only names are kept: no path,
+    no user, no arguments.
+    """
+    held: Counter[str] = Counter()
+    number: Counter[str] = Counter()
+    for process in _others():
+        name, size = _name(process.info.get("name")), _resident(process.info)
+        if name and size:
+            held[name] += size
+            number[name] += 1
+    return tuple(
+        MemoryUser(name=name, resident_bytes=size, processes=number[name])
+        for name, size in held.most_common(count)
+    )
+
+
+def _others() -> list[Any]:
+    import psutil
+
+    try:
+        # Fields that may not be read come as None: process_iter takes AccessDenied upon itself.
+        found = list(psutil.process_iter(["name", "memory_info"]))
+    except (psutil.Error, OSError):
+        return []
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def _name(name: object) -> str:
+    return PurePath(name).name if isinstance(name, str) else ""
+
+
+def _resident(info: dict[str, Any]) -> int:
+    return int(getattr(info.get("memory_info"), "rss", 0))
+
+
+class Finished(NamedTuple):
+    """How a child process ended: its return code as :mod:`subprocess` has it, and its output."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_bounded(
+    command: Sequence[str],
+    *,
+    seconds: float,
+    environ: Mapping[str, str] | None = None,
+    own_session: bool = True,
+) -> Finished:
+    """Run a child process to its end, without input, within bounds of time and output.
+
+    The first MiB of each stream is kept and the rest thrown away; bytes that are not UTF-8 are
+    replaced. Whatever ends the wait, a Ctrl-C too, ends the child.
+
+    Args:
+        command: the program and its arguments.
+        seconds: the child and its descendants are killed after this long.
+        environ: its environment variables; None for this process's own.
+        own_session: start it in a session of its own, so that its descendants can be killed with
+            it and a Ctrl-C at the terminal does not reach it. Without, a program that is given by
+            its whole path is started by ``posix_spawn`` on a Mac, with no fork of this process.
+
+    Raises:
+        TimeoutError: it took longer than ``seconds``.
+        OSError: it cannot be started.
+    """
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environ,
+        close_fds=own_session,
+        start_new_session=own_session,
+    )
+    streams = [_Stream(pipe) for pipe in (child.stdout, child.stderr) if pipe is not None]
+    end = time.monotonic() + seconds
+    try:
+        code = child.wait(seconds)
+        for stream in streams:
+            # A descendant that the child left behind may still hold the pipe.
+            stream.join(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{command[0]} took longer than {seconds:g} s") from None
+    finally:
+        if child.poll() is None or any(stream.is_alive() for stream in streams):
+            _kill(child, own_session=own_session)
+            for stream in streams:
+                stream.join(_STOP_S)
+    stdout, stderr = (bytes(stream.kept).decode("utf-8", "replace") for stream in streams)
+    return Finished(code, stdout, stderr)
+
+
+class _Stream(threading.Thread):
+    """Reads a child's output as it comes: a pipe that nobody empties would block the child."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(daemon=True, name="mpskit-child-output")
+        self.kept = bytearray()
+        self._pipe = pipe
+        self.start()
+
+    def run(self) -> None:
+        with self._pipe:
+            while chunk := os.read(self._pipe.fileno(), 65536):
+                self.kept += chunk[: _MOST_OUTPUT - len(self.kept)]
+
+
+def _kill(child: subprocess.Popen[bytes], *, own_session: bool) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if own_session and hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    child.wait()
+
+
+def output_of(
+    command: Sequence[str], *, seconds: float, environ: Mapping[str, str] | None = None
+) -> str | None:
+    """Return what a program prints, without blanks around it; None if it fails in any way."""
+    try:
+        done = run_bounded(command, seconds=seconds, environ=environ, own_session=False)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout.strip()
+
+
+class Helper:
+    """A program that runs beside this process, in a session of its own, until it is stopped.
+
+    Its own session keeps Ctrl-C from it: the computation that it serves may go on after one.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def says(self, line: str, *, within: float) -> bool:
+        """Wait for its first line; a program that ends without one has failed."""
+        import select
+
+        pipe = self._process.stdout
+        if pipe is None:
+            return False
+        ready, _, _ = select.select([pipe], [], [], within)
+        return bool(ready) and pipe.readline().strip() == line
+
+    def stop(self) -> None:
+        """End it and what it started; it may be gone already."""
+        with self._process as process:  # closes the pipe, and waits
+            for order in (signal.SIGTERM, signal.SIGKILL):
+                if process.poll() is not None:
+                    return
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, order)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_S)

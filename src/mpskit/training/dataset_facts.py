@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mpskit.system.machine import affinity
+
 __all__ = [
     "DatasetFacts",
     "ItemCost",
@@ -214,5 +216,4 @@ def fits_a_worker(dataset: Any) -> bool:
 
 def torch_cpu_count() -> int:
     """Return the CPUs as ``DataLoader`` counts them: it warns when the workers are more."""
-    ask = getattr(os, "sched_getaffinity", None)
-    return len(ask(0)) if ask else os.cpu_count() or 1
+    return affinity() or os.cpu_count() or 1

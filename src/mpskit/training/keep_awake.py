@@ -1,0 +1,131 @@
+"""Keeping the machine awake during a long computation: :func:`keep_awake`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mpskit._base.log import log
+from mpskit.errors import ArgumentTypeError, PowerWarning
+from mpskit.system.process import Helper
+
+__all__ = ["Awake", "keep_awake"]
+
+# How long systemd-inhibit may take to ask logind for the lock.
+_START_S = 2.0
+# Says that the lock is held, and then waits for the process in $1 to end, however it ends.
+_HELD = "held"
+_WATCH = f'echo {_HELD}; while kill -0 "$1" 2>/dev/null; do sleep 1; done'
+
+
+class Awake:
+    """Whether the machine is being kept awake, and by what.
+
+    Attributes:
+        how: ``caffeinate``, ``systemd-inhibit``, or ``none``.
+        note: one sentence: what is done, or why nothing could be.
+        pid: of the process that does it; None without one.
+    """
+
+    __slots__ = ("_helper", "how", "note")
+
+    def __init__(self, how: str, note: str, helper: Helper | None = None) -> None:
+        self.how = how
+        self.note = note
+        self._helper = helper
+
+    @property
+    def active(self) -> bool:
+        """Whether it is being kept awake at this moment."""
+        return self._helper is not None and self._helper.running
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that keeps the machine awake; None without one."""
+        return self._helper.pid if self._helper is not None else None
+
+    def stop(self) -> None:
+        """Let the machine sleep again, before the body ends; a second call does nothing."""
+        if self._helper is not None:
+            self._helper.stop()
+
+    def __repr__(self) -> str:
+        return f"Awake(how={self.how!r}, active={self.active}, note={self.note!r})"
+
+
+@contextlib.contextmanager
+def keep_awake(why: str = "a long computation") -> Iterator[Awake]:
+    """Keep the machine from going to sleep while the body runs; also as a decorator.
+
+    On macOS ``caffeinate -i``, on Linux with logind ``systemd-inhibit``. Where there is neither,
+    or it fails, the body runs all the same: the value says so (``how`` is ``none``, ``active`` is
+    False, ``note`` says why), and so does a log line. The display may still sleep, and closing the
+    lid of a notebook still puts it to sleep.
+
+    The helping process ends with the ``with``, and within a second or two when this process ends
+    in any other way, ``kill -9`` included.
+
+    Args:
+        why: shown by ``systemd-inhibit --list``.
+
+    Raises:
+        ArgumentTypeError: ``why`` is not a str.
+
+    Warns:
+        PowerWarning: the program is installed and cannot be started.
+    """
+    if not isinstance(why, str):
+        raise ArgumentTypeError(f"why is a text, not {why!r}", given=why)
+    awake = _start(why)
+    try:
+        yield awake
+    finally:
+        awake.stop()
+
+
+class _Tool(NamedTuple):
+    """A program that keeps the machine awake.
+
+    Attributes:
+        name: of the program.
+        arguments: up to the process that it watches.
+        announces: whether it prints a line once it holds the lock.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    announces: bool
+
+
+def _tools(why: str) -> tuple[_Tool, ...]:
+    inhibit = ("--what=idle:sleep", "--mode=block", "--who=mpskit", f"--why={why}")
+    return (
+        _Tool("caffeinate", ("-i", "-w"), announces=False),
+        _Tool("systemd-inhibit", (*inhibit, "sh", "-c", _WATCH, "sh"), announces=True),
+    )
+
+
+def _start(why: str) -> Awake:
+    tool = next((tool for tool in _tools(why) if shutil.which(tool.name)), None)
+    if tool is None:
+        return _nothing("this system has neither caffeinate nor systemd-inhibit")
+    try:
+        helper = Helper((tool.name, *tool.arguments, str(os.getpid())))
+    except OSError as error:
+        reason = f"{tool.name} could not be started: {error.strerror}"
+        # It is installed and broken: unlike its absence, that is worth a look.
+        warnings.warn(reason, PowerWarning, stacklevel=4)
+        return _nothing(reason)
+    if tool.announces and not helper.says(_HELD, within=_START_S):
+        helper.stop()
+        return _nothing(f"{tool.name} could not get the lock (no logind, or it refused)")
+    return Awake(tool.name, f"{tool.name} keeps this machine from sleeping", helper)
+
+
+def _nothing(reason: str) -> Awake:
+    log.info("not kept awake", extra={"reason": reason})
+    return Awake("none", f"nothing keeps this machine awake: {reason}")
