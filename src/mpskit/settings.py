@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mpskit.backends.kinds import NAMES
 from mpskit.errors import SettingsError
@@ -64,10 +65,16 @@ class Settings:
     local_rank: int | None = None
 
 
-def fingerprint(environ: Mapping[str, str] = os.environ) -> tuple[str | None, ...]:
-    """Return the raw text of every variable that can change a decision: a cache key."""
-    get = environ.get
-    return tuple([get(name) for name in _DECISIVE])
+# CPython's os.environ encodes and decodes at each look-up, and raises inside for an absent name:
+# nearly 1 us a variable. The dictionary behind it has the same answers as the system takes them.
+_RAW: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+_encode: Callable[[str], Any] = getattr(os.environ, "encodekey", str)
+_RAW_DECISIVE = tuple(_encode(name) for name in _DECISIVE)
+
+
+def fingerprint() -> tuple[object, ...]:
+    """Return the raw value of every variable that can change a decision: a cache key."""
+    return tuple(map(_RAW.get, _RAW_DECISIVE))
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:

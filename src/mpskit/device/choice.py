@@ -72,7 +72,10 @@ def get_optimal_device(
 
     The 71% for MPS: 1,784 published CPU and MPS timings on M1 to M5 (``docs/device.md``).
     """
-    policy = _check(use_gpu, force_mps, workload, policy, strict, refresh)
+    if not (type(use_gpu) is type(force_mps) is type(strict) is type(refresh) is bool):
+        raise _wrong_flag(use_gpu=use_gpu, force_mps=force_mps, strict=strict, refresh=refresh)
+    if workload is not None or policy is not None:
+        policy = _check(workload, policy)
     key = (use_gpu, force_mps, policy, strict, os.getpid(), *fingerprint())
     found = None if refresh else _decisions.get(key)
     if found is None:
@@ -115,20 +118,13 @@ def _probe(host: Host, version: str, settings: Settings, *, refresh: bool) -> st
     return _probed[key]
 
 
-def _check(
-    use_gpu: object,
-    force_mps: object,
-    workload: object,
-    policy: str | Sequence[str] | None,
-    strict: object,
-    refresh: object,
-) -> str | tuple[str, ...] | None:
-    """Refuse wrong types before anything is read; return the policy in its normal form."""
-    flags = (use_gpu, force_mps, strict, refresh)
-    if not all(flag is True or flag is False for flag in flags):
-        names = ("use_gpu", "force_mps", "strict", "refresh")
-        name, value = next((n, f) for n, f in zip(names, flags, strict=True) if type(f) is not bool)
-        raise ArgumentTypeError(f"{name} is True or False, not {value!r}", given=value)
+def _wrong_flag(**flags: object) -> ArgumentTypeError:
+    name, value = next((name, flag) for name, flag in flags.items() if type(flag) is not bool)
+    return ArgumentTypeError(f"{name} is True or False, not {value!r}", given=value)
+
+
+def _check(workload: object, policy: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+    """Refuse a workload, and return the policy in its normal form."""
     if workload is not None:
         raise ArgumentError(
             "workload= is reserved: this version of mpskit decides without it, so leave it None",
