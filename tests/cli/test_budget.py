@@ -89,3 +89,16 @@ def test_another_mac_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["limit_bytes"] == 19470527692
+
+
+def test_another_mac_is_found_without_what_it_does_not_need():
+    """What made the command slow: each of these takes milliseconds, one machine needs none."""
+    code = (
+        "import sys; from mpskit.cli.main import main\n"
+        "assert main(['budget', '--machine', 'm1-8gb']) == 0\n"
+        "needless = {'torch', 'psutil', 'subprocess', 'tomllib', 'importlib.metadata',\n"
+        "    'pydantic.plugin._loader', 'mpskit.host.host', 'mpskit.system.machine'}\n"
+        "assert not needless & set(sys.modules), needless & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

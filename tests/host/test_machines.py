@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
-from mpskit.host import Host, HostKind, Machine, find_machine, machine_names
+from mpskit.host import Chip, Host, HostKind, Machine, find_machine, machine_names
 from mpskit.host.machines import aliases, machines
 
 GIB = 1024**3
@@ -25,6 +25,15 @@ def test_a_profile_round_trips(name):
     if machine.kind is not HostKind.INTEL_MAC:
         assert host.chip.name in machine.chip
         assert host.chip.generation
+
+
+@pytest.mark.parametrize("name", machine_names())
+def test_a_profile_is_valid_as_it_stands(name):
+    """A profile is made without validation: a command that needs one must not pay for 66."""
+    machine = find_machine(name)
+    assert Machine(**machine.model_dump()) == machine
+    chip = machine.chip_facts
+    assert chip is None or Chip(**chip.model_dump()) == chip
 
 
 def test_there_are_enough_of_them():

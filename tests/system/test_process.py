@@ -1,6 +1,7 @@
 """Children within bounds of time and output; nothing that they started outlives the bound."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -77,8 +78,8 @@ def test_an_interrupt_kills_the_child_too(monkeypatch):
             raise KeyboardInterrupt
         return wait(self, timeout)
 
-    wait = process.subprocess.Popen.wait
-    monkeypatch.setattr(process.subprocess.Popen, "wait", interrupted)
+    wait = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         python("import time; time.sleep(60)")
     assert gone(started[0])

@@ -38,13 +38,12 @@ DEFAULT_HIGH = 1.7
 DEFAULT_LOW = 1.4
 HIGHEST = 2.0  # default_high_watermark_upper_bound
 
-_FLOAT = re.compile(
-    r"\s*([+-]?(?:0x(?:[\da-f]+\.?[\da-f]*|\.[\da-f]+)(?:p[+-]?\d+)?"
-    r"|\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf(?:inity)?|nan))",
-    re.IGNORECASE | re.ASCII,
+# Compiled at their first use: a budget of another machine reads no variable.
+_FLOAT = (
+    r"(?ia)\s*([+-]?(?:0x(?:[\da-f]+\.?[\da-f]*|\.[\da-f]+)(?:p[+-]?\d+)?"
+    r"|\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf(?:inity)?|nan))"
 )
-_INT = re.compile(r"\s*([+-]?)0*(\d*)", re.ASCII)
-_STARTS_WITH_INT = re.compile(r"\s*[+-]?\d", re.ASCII)
+_INT = r"(?a)\s*([+-]?)(?=\d)0*(\d*)"
 _INT_DIGITS = 10
 _INT_RANGE = range(-(2**31), 2**31)
 
@@ -74,7 +73,7 @@ def limit_bytes(recommended: int, ratio: float = DEFAULT_HIGH) -> int:
 
 def read_ratio(text: str) -> float | None:
     """Return the number at the start of a text, as C's ``strtod`` finds it; None if none."""
-    match = _FLOAT.match(text)
+    match = re.match(_FLOAT, text)
     if match is None:
         return None
     try:
@@ -88,14 +87,14 @@ def read_int(text: str) -> int | None:
     """Return the int at the start of a text, as ``std::stoi`` finds it; None where that throws."""
     if int_problem(text) is not None:
         return None
-    match = _INT.match(text)
+    match = re.match(_INT, text)
     return int(f"{match[1]}{match[2] or 0}") if match else None
 
 
 def int_problem(text: str) -> str | None:
     """Return why ``std::stoi`` throws on a text, None if it does not."""
-    match = _INT.match(text)
-    if match is None or not _STARTS_WITH_INT.match(text):
+    match = re.match(_INT, text)
+    if match is None:
         return "is not a number"
     fits = len(match[2]) <= _INT_DIGITS and int(f"{match[1]}{match[2] or 0}") in _INT_RANGE
     return None if fits else "is out of an int's range"
@@ -103,5 +102,4 @@ def int_problem(text: str) -> str | None:
 
 def is_whole(text: str, *, ratio: bool) -> bool:
     """Return whether C's reader uses the whole of a text, blanks around the number aside."""
-    pattern = _FLOAT if ratio else _INT
-    return pattern.fullmatch(text.rstrip()) is not None
+    return re.fullmatch(_FLOAT if ratio else _INT, text.rstrip()) is not None

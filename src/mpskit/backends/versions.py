@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -116,6 +115,8 @@ def torch_version() -> str | None:
 
 @functools.cache
 def _installed_version() -> str | None:
+    from importlib import metadata  # imports a dozen modules, and torch itself is rarely absent
+
     try:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:

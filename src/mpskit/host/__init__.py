@@ -8,14 +8,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mpskit.host.chips import Chip
-from mpskit.host.host import Host, HostKind, detect_host
-from mpskit.host.readings import Readings
+from mpskit._base.lazy import resolver
 
 if TYPE_CHECKING:
+    from mpskit.host.chips import Chip
+    from mpskit.host.host import Host, detect_host
+    from mpskit.host.kinds import HostKind
     from mpskit.host.machines import Machine, find_machine, machine_names
+    from mpskit.host.readings import Readings
+
+# Choosing a device does not pay for the machine profiles, nor planning for the readings.
+_PUBLIC = {
+    "Chip": "mpskit.host.chips",
+    "Host": "mpskit.host.host",
+    "HostKind": "mpskit.host.kinds",
+    "Machine": "mpskit.host.machines",
+    "Readings": "mpskit.host.readings",
+    "detect_host": "mpskit.host.host",
+    "find_machine": "mpskit.host.machines",
+    "machine_names": "mpskit.host.machines",
+}
 
 __all__ = [
     "Chip",
@@ -28,11 +42,4 @@ __all__ = [
     "machine_names",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Machines are for planning and simulation: choosing a device does not pay for them.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mpskit.host import machines
-
-    return getattr(machines, name)
+__getattr__ = resolver(__name__, _PUBLIC)

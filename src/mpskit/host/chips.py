@@ -1,4 +1,4 @@
-"""The chip tables: Apple's by name and core counts, and the CUDA cards to compare with.
+"""Apple's chips by name and core counts.
 
 ``data/apple_chips.csv`` has a row for each variant of a chip. A figure is known only where every
 variant that is still possible agrees on it; a chip that is not in the table has a name, a
@@ -10,16 +10,16 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from mpskit._base.data import read_csv
 from mpskit._base.values import Value
 
-__all__ = ["Chip", "ChipRow", "CudaCard", "chip_rows", "cuda_card", "cuda_cards", "parse_chip"]
+__all__ = ["Chip", "ChipRow", "chip_rows", "parse_chip"]
 
 # "Apple M3 Max", "M9 Ultra", "Apple A18 Pro". Intel once sold a "Core m3", hence the refusal.
 _NAME = r"(?i)(?<![A-Za-z0-9-])([MA])(\d{1,3})(?![0-9-])\s*(pro|max|ultra|extreme)?\b"
 _FOREIGN = r"(?i)intel|xeon|amd|radeon|nvidia|ryzen|core\(tm\)"
-_OTHER_CARDS = {"ti", "super", "laptop", "mobile", "max"}
 _APPLE = r"(?i)\bapple\b"
 
 
@@ -59,43 +59,23 @@ class Chip(Value):
         return f"{self.name}{cores}"
 
 
-class ChipRow(Value):
-    """One variant of a chip, and the Macs it is sold in."""
+class ChipRow(NamedTuple):
+    """One variant of a chip, the RAM it is sold with, and where its figures stand."""
 
     chip: Chip
     ram_options_gib: tuple[int, ...]
-    macs: tuple[str, ...]
-    released: str
-    sources: str
-
-
-class CudaCard(Value):
-    """A CUDA card, by its maker's figures.
-
-    Attributes:
-        name: as people write it: ``RTX 3090``, ``A100 80GB``.
-        memory_gb: what is printed on the box.
-        memory_bandwidth_gbs: in 10^9 bytes a second.
-        fp32_tflops: peak outside the tensor cores, 10^12 operations a second.
-        sources: where the figures stand.
-    """
-
-    name: str
-    memory_gb: int
-    memory_bandwidth_gbs: float
-    fp32_tflops: float
     sources: str
 
 
 @functools.cache
-def chip_rows() -> tuple[ChipRow, ...]:
-    """Return every variant in the table, oldest chip first."""
-    return tuple(_row(cells) for cells in read_csv("apple_chips.csv"))
+def chip_rows(name: str) -> tuple[ChipRow, ...]:
+    """Return every variant of a chip, such as ``M3 Max``; none of one that is not in the table."""
+    return tuple(_row(cells) for cells in read_csv("apple_chips.csv") if cells["chip"] == name)
 
 
 def _row(cells: Mapping[str, str]) -> ChipRow:
     generation = cells["generation"]
-    chip = Chip(
+    chip = Chip.model_construct(
         name=cells["chip"],
         family=cells["chip"][0],
         generation=int(generation.lstrip("AM")),
@@ -112,26 +92,8 @@ def _row(cells: Mapping[str, str]) -> ChipRow:
     return ChipRow(
         chip=chip,
         ram_options_gib=tuple(int(size) for size in cells["ram_options_gib"].split("|")),
-        macs=tuple(mac.strip() for mac in cells["macs"].split(";")),
-        released=cells["released"],
         sources=cells["sources"],
     )
-
-
-@functools.cache
-def cuda_cards() -> Mapping[str, CudaCard]:
-    """Return the cards by name, lower case."""
-    cards = [CudaCard.model_validate(cells) for cells in read_csv("cuda_cards.csv")]
-    return {card.name.lower(): card for card in cards}
-
-
-def cuda_card(name: str) -> CudaCard | None:
-    """Return the card whose name stands in ``name`` (``NVIDIA GeForce RTX 3090``), if one does."""
-    words = set(re.sub(r"[^a-z0-9]+", " ", name.lower()).split())
-    if words & _OTHER_CARDS:
-        return None
-    named = [card for key, card in cuda_cards().items() if set(key.split()) <= words]
-    return max(named, key=lambda card: len(card.name), default=None)
 
 
 def parse_chip(
@@ -153,12 +115,18 @@ def parse_chip(
         return None
     match = re.search(_NAME, brand)
     if match is None:
-        return Chip(name=" ".join(brand.split())[:60]) if re.search(_APPLE, brand) else None
+        return (
+            Chip.model_construct(name=" ".join(brand.split())[:60])
+            if re.search(_APPLE, brand)
+            else None
+        )
     tier = (match[3] or "base").lower()
     name = f"{match[1].upper()}{int(match[2])}" + ("" if tier == "base" else f" {tier.title()}")
-    variants = [row for row in chip_rows() if row.chip.name == name]
+    variants = list(chip_rows(name))
     if not variants:
-        return Chip(name=name, family=match[1].upper(), generation=int(match[2]), tier=tier)
+        return Chip.model_construct(
+            name=name, family=match[1].upper(), generation=int(match[2]), tier=tier
+        )
     if "(virtual)" in brand.lower():
         return _known(variants).model_copy(update=_VIRTUAL)
     variants = _narrow(variants, [row.chip.gpu_cores == gpu_cores for row in variants])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any
 
 from mpskit._base.sizes import format_bytes
@@ -10,23 +9,12 @@ from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import apple, linux
 from mpskit.host.chips import Chip, parse_chip
+from mpskit.host.kinds import HostKind
 from mpskit.host.readings import Readings
 
 __all__ = ["Host", "HostKind", "detect_host"]
 
 _GIB = 1024**3
-
-
-class HostKind(StrEnum):
-    """What kind of machine, as far as the choice of a device goes."""
-
-    APPLE_SILICON = "apple-silicon"
-    APPLE_SILICON_ROSETTA = "apple-silicon-rosetta"
-    INTEL_MAC = "intel-mac"
-    MAC_VM = "mac-vm"
-    LINUX = "linux"
-    WINDOWS = "windows"
-    OTHER = "other"
 
 
 _KIND_TEXT = {

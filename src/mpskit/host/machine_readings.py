@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mpskit.host.chips import parse_chip
-from mpskit.host.host import HostKind
+from mpskit.host.kinds import HostKind
 from mpskit.host.readings import Readings
 
 if TYPE_CHECKING:

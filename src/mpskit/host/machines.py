@@ -10,17 +10,19 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from mpskit._base.data import read_toml
+from mpskit._base.data import read_csv, read_toml
 from mpskit._base.sizes import GIB
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
-from mpskit.host.chips import Chip, ChipRow, chip_rows, parse_chip
-from mpskit.host.host import HostKind
-from mpskit.host.readings import Readings
+from mpskit.host.chips import Chip, chip_rows, parse_chip
+from mpskit.host.kinds import HostKind
+
+if TYPE_CHECKING:
+    from mpskit.host.readings import Readings
 
 __all__ = ["Machine", "aliases", "find_machine", "machine_names", "machines"]
 
@@ -83,10 +85,8 @@ class Machine(Value):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, facts: Any) -> Any:
-        if isinstance(facts, dict) and isinstance(facts.get("chip"), str):
-            facts = {"kind": _kind_of(facts["chip"])} | facts
-            facts.setdefault("gpu_cores", _larger_gpu(facts["chip"], facts.get("ram_gib")))
-        return facts
+        known = isinstance(facts, dict) and isinstance(facts.get("chip"), str)
+        return _completed(facts) if known else facts
 
     @field_validator("kind")
     @classmethod
@@ -149,6 +149,13 @@ def _argument_error(
     return kind(f"Machine: {field}: {reason}", given=given)
 
 
+def _completed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what the chip's name says: the kind of Mac, and its GPU."""
+    chip = facts["chip"]
+    defaults = {"kind": _kind_of(chip), "gpu_cores": _larger_gpu(chip, facts.get("ram_gib"))}
+    return defaults | dict(facts)
+
+
 def _kind_of(chip: str) -> HostKind:
     if "virtual" in chip.lower():
         return HostKind.MAC_VM
@@ -165,8 +172,8 @@ def _larger_gpu(chip: str, ram_gib: Any) -> int | None:
     facts = parse_chip(chip)
     if facts is None or "virtual" in chip.lower():
         return None
-    rows = [row for row in chip_rows() if row.chip.name == facts.name]
-    rows = [row for row in rows if ram_gib in row.ram_options_gib] or rows
+    rows = chip_rows(facts.name)
+    rows = tuple(row for row in rows if ram_gib in row.ram_options_gib) or rows
     return max((row.chip.gpu_cores or 0 for row in rows), default=0) or None
 
 
@@ -174,25 +181,47 @@ def _slug(text: str) -> str:
     return re.sub(r"[\s_-]+", "-", text.strip().lower())
 
 
-def _sizes(row: ChipRow) -> list[tuple[str, int]]:
-    return [(f"{_slug(row.chip.name)}-{size}gb", size) for size in row.ram_options_gib]
+def _sizes(cells: Mapping[str, str]) -> dict[str, int]:
+    """Return the profiles of a row of the chip table, each with its RAM in GiB."""
+    sizes = map(int, cells["ram_options_gib"].split("|"))
+    return {f"{_slug(cells['chip'])}-{size}gb": size for size in sizes}
 
 
 @functools.cache
+def _sold() -> Mapping[str, Mapping[str, Any]]:
+    """Return the facts of every chip with every RAM size by name; no machine is made of them."""
+    rows = read_csv("apple_chips.csv")
+    named = {name: (cells, size) for cells in rows for name, size in _sizes(cells).items()}
+    return {
+        name: {"name": name, "chip": cells["chip"], "ram_gib": size}
+        for name, (cells, size) in sorted(named.items(), key=lambda item: _order(*item[1]))
+    }
+
+
+@functools.cache
+def _facts() -> Mapping[str, Mapping[str, Any]]:
+    """Return the facts of every profile by name."""
+    odd = read_toml("machines.toml")["machine"].items()
+    return {**_sold()} | {name: {"name": name, **facts} for name, facts in odd}
+
+
+def _order(cells: Mapping[str, str], size: int) -> tuple[object, ...]:
+    tiers = ("phone", "base", "pro", "max", "ultra")
+    generation = int(cells["generation"].lstrip("AM"))
+    return (cells["chip"].startswith("M"), generation, tiers.index(cells["tier"]), size)
+
+
+@functools.cache
+def _machine(name: str) -> Machine:
+    # The tests validate every profile.
+    facts = _completed(_sold().get(name) or _facts()[name])
+    facts["kind"] = HostKind(facts["kind"])
+    return Machine.model_construct(**facts)
+
+
 def machines() -> Mapping[str, Machine]:
     """Return every profile by name."""
-    named = {name: (row.chip, size) for row in chip_rows() for name, size in _sizes(row)}
-    found = {
-        name: Machine(chip=chip.name, ram_gib=size, name=name)
-        for name, (chip, size) in sorted(named.items(), key=lambda item: _order(*item[1]))
-    }
-    odd = read_toml("machines.toml")["machine"].items()
-    return found | {name: Machine(name=name, **facts) for name, facts in odd}
-
-
-def _order(chip: Chip, size: int) -> tuple[object, ...]:
-    tiers = ("phone", "base", "pro", "max", "ultra")
-    return (chip.family == "M", chip.generation, tiers.index(chip.tier or "base"), size)
+    return {name: _machine(name) for name in _facts()}
 
 
 @functools.cache
@@ -200,17 +229,17 @@ def aliases() -> Mapping[str, str]:
     """Return the other names of profiles, each with the name it stands for."""
     found = {
         f"{_slug(product[0])}-{name}": name
-        for row in chip_rows()
-        for mac in row.macs
-        if (product := _PRODUCT.match(mac))
-        for name, _ in _sizes(row)
+        for cells in read_csv("apple_chips.csv")
+        for mac in cells["macs"].split(";")
+        if (product := _PRODUCT.match(mac.strip()))
+        for name in _sizes(cells)
     }
     return found | dict(read_toml("machines.toml")["alias"])
 
 
 def machine_names() -> tuple[str, ...]:
     """Return the names of all profiles, aliases not included."""
-    return tuple(machines())
+    return tuple(_facts())
 
 
 def find_machine(machine: str | Machine) -> Machine:
@@ -228,19 +257,25 @@ def find_machine(machine: str | Machine) -> Machine:
         return machine
     if not isinstance(machine, str):
         raise ArgumentTypeError(f"a machine is a name or a Machine, not {machine!r}", given=machine)
-    name = re.sub(r"-?g(?:i?b)?$", "gb", _slug(machine).removeprefix("apple-"))
+    slug = _slug(machine)
+    for name in (re.sub(r"-?g(?:i?b)?$", "gb", slug.removeprefix("apple-")), slug):
+        if (profile := _profile(name)) is not None:
+            return _machine(profile)
+    raise _unknown(machine, slug)
+
+
+def _profile(name: str) -> str | None:
+    """Return the profile that a name or alias stands for; most names need no second table."""
+    if name in _sold():
+        return name
     name = aliases().get(name, name)
-    if name not in machines():
-        name = aliases().get(_slug(machine), _slug(machine))
-    if name in machines():
-        return machines()[name]
-    raise _unknown(machine, name)
+    return name if name in _facts() else None
 
 
 def _unknown(machine: str, name: str) -> UnknownMachineError:
     import difflib
 
-    near = difflib.get_close_matches(name, [*machines(), *aliases()], n=4, cutoff=0.5)
+    near = difflib.get_close_matches(name, [*_facts(), *aliases()], n=4, cutoff=0.5)
     hint = f"near: {', '.join(near)}; " if near else ""
     return UnknownMachineError(
         f"no machine is called {machine!r}: {hint}`mpskit simulate --list` shows all, and "

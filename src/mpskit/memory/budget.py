@@ -21,7 +21,6 @@ from mpskit.memory.working_set import (
     recommended_bytes,
     rule_of,
 )
-from mpskit.system.memory import system_memory
 from mpskit.system.process import MemoryUser, largest_users
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def memory_budget_for(
     )
     on_cpu = intel and vram_bytes is None
     known = _of_ram(ram_bytes, None) if on_cpu else _of_working_set(working_set, "table")
-    budget = MemoryBudget(
+    budget = MemoryBudget.model_construct(
         device="cpu" if on_cpu else "mps",
         machine=", ".join(filter(None, [chip, format_bytes(ram_bytes), f"macOS {macos.strip()}"])),
         wired_limit_bytes=None if on_cpu else wired_limit_bytes or None,
@@ -172,6 +171,7 @@ def memory_budget(
     from mpskit.backends.memory import as_device, backend
     from mpskit.device import get_optimal_device
     from mpskit.host import detect_host
+    from mpskit.system.memory import system_memory
 
     chosen = as_device(device) if device is not None else get_optimal_device().device
     host, ram = detect_host(), system_memory()

@@ -105,7 +105,7 @@ def recommended_bytes(
     row = _row(version, ram_bytes)
     stock = _keep(row.keep, ram_bytes)
     size = wired_limit_bytes or stock
-    return WorkingSet(
+    return WorkingSet.model_construct(
         recommended_bytes=size,
         max_buffer_bytes=stock * 3 // 4 // _PAGE * _PAGE,
         limit_bytes=limit_bytes(size),
@@ -128,7 +128,7 @@ def _discrete(vram: int) -> WorkingSet:
     # 8, 16 and 32 GiB cards report 16 MiB less than they have; the one 4 GiB card reported
     # (Fooocus#1152: 6.80 GB = 1.7 x 4.00 GiB) reports all of it.
     size, known = (vram - 16 * MIB, True) if vram >= 8 * GIB else (vram, False)
-    return WorkingSet(
+    return WorkingSet.model_construct(
         recommended_bytes=size,
         max_buffer_bytes=None,
         limit_bytes=limit_bytes(size),

@@ -15,13 +15,15 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpskit.backends import versions
-from mpskit.host.readings import Readings
 from mpskit.system import cgroups
 from mpskit.system.process import output_of
 from mpskit.system.sysctl import read_sysctls
+
+if TYPE_CHECKING:
+    from mpskit.host.readings import Readings
 
 __all__ = [
     "TIME_LIMIT_S",
@@ -95,6 +97,8 @@ def read_readings() -> Readings:
     """Ask the machine; a reading that fails or takes over two seconds is None."""
     if _replaced is not None:
         return _replaced
+    from mpskit.host.readings import Readings
+
     readers = _READERS | _BY_SYSTEM.get(platform.system(), _ELSEWHERE)
     values = read_all(readers)
     for name in [name for name in values if name.startswith("*")]:

@@ -13,17 +13,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from mpskit._base.sizes import MIB, format_bytes
 from mpskit._base.values import Value
+
+if TYPE_CHECKING:
+    import subprocess
 
 __all__ = [
     "KIND",
@@ -174,6 +176,8 @@ def run_bounded(
         TimeoutError: it took longer than ``seconds``.
         OSError: it cannot be started.
     """
+    import subprocess  # here and below: most users of this module start no process
+
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -246,6 +250,8 @@ class Helper:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
+        import subprocess
+
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -278,6 +284,8 @@ class Helper:
 
     def stop(self) -> None:
         """End it and what it started; it may be gone already."""
+        import subprocess
+
         with self._process as process:  # closes the pipe, and waits
             for order in (signal.SIGTERM, signal.SIGKILL):
                 if process.poll() is not None:
