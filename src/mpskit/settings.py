@@ -19,7 +19,6 @@ from mpskit.errors import SettingsError
 __all__ = [
     "POLICIES",
     "SIMULATE",
-    "VARIABLES",
     "Settings",
     "fingerprint",
     "read_settings",
@@ -28,14 +27,6 @@ __all__ = [
 
 POLICIES = ("auto", "conservative")
 SIMULATE = "MPSKIT_SIMULATE"
-VARIABLES = {
-    "MPSKIT_DEVICE": "the device to use: cpu, mps, cuda, cuda:N, or another accelerator's name",
-    "MPSKIT_POLICY": "auto, conservative, or an order such as mps,cuda,cpu",
-    "MPSKIT_DISABLE_MPS": "1 never uses MPS, whatever else is asked",
-    "MPSKIT_NO_CACHE": "1 neither reads nor writes the cache folder",
-    "MPSKIT_CACHE_DIR": "the cache folder, instead of the user's own",
-    "MPSKIT_SIMULATE": "the simulated Mac that child processes are on; mpskit sets it itself",
-}
 # Those that change a decision; LOCAL_RANK is the launcher's (torchrun), not ours.
 _DECISIVE = ("MPSKIT_DEVICE", "MPSKIT_POLICY", "MPSKIT_DISABLE_MPS", "LOCAL_RANK")
 _TRUE = ("1", "true", "yes", "on")

@@ -207,11 +207,10 @@ def test_no_limit_at_a_ratio_of_0(torch: str) -> None:
 @pytest.mark.parametrize("torch", ALL)
 def test_lowering_the_limit_later_changes_only_the_high_one(torch: str) -> None:
     model = mps(torch, GIB)
-    low = model.low_limit_bytes
+    low = model._low_limit
     block = model.allocate(600 * MIB)
     model.set_high_watermark(0.5)
-    assert (model.limit_bytes, model.low_limit_bytes) == (GIB // 2, low)
-    assert (model.high_ratio, model.low_ratio) == (0.5, 1.4)
+    assert (model.limit_bytes, model._low_limit) == (GIB // 2, low)
     model.free(block)
     with pytest.raises(AllocatorLimitError):
         model.allocate(600 * MIB)  # also the cached buffer of that size is refused
@@ -239,9 +238,9 @@ def test_ratios_that_torch_refuses(high: float, low: float, text: str) -> None:
 
 
 def test_ratios_that_torch_takes() -> None:
-    assert mps("2.13.0", GIB, high=0.0, low=2.0).low_limit_bytes == 2 * GIB
+    assert mps("2.13.0", GIB, high=0.0, low=2.0)._low_limit == 2 * GIB
     assert mps("2.13.0", GIB, high=0.8, low=0.8).limit_bytes == int(0.8 * GIB)
-    assert mps("2.13.0", GIB, low=0.0).low_limit_bytes is None
+    assert mps("2.13.0", GIB, low=0.0)._low_limit is None
 
 
 @pytest.mark.parametrize("torch", ALL)
@@ -258,8 +257,8 @@ def test_under_pressure_a_request_gets_its_own_heap(torch: str) -> None:
 @pytest.mark.parametrize(("below", "heap"), [(MIB - 1, 20 * MIB), (MIB, GIB)])
 def test_pressure_starts_1_mib_below_the_low_watermark(torch: str, below: int, heap: int) -> None:
     model = mps(torch, GIB)
-    assert model.low_limit_bytes is not None
-    model.other_bytes = model.low_limit_bytes - below
+    assert model._low_limit is not None
+    model.other_bytes = model._low_limit - below
     model.allocate(20 * MIB)
     assert model.heap_bytes == heap
 

@@ -48,7 +48,7 @@ class MpsAllocator(ABC):
         self._max_buffer = limits.max_buffer_bytes
         self._limit: int | None = None
         self._low_limit: int | None = None
-        self._high = self._low = 0.0
+        self._high = 0.0
         self._live = self._peak_live = 0
         self._heaps = self._peak_driver = 0
         self._keys = NOTHING
@@ -69,7 +69,6 @@ class MpsAllocator(ABC):
 
     def _set_low_watermark(self, ratio: float) -> None:
         self._low_limit = self._watermark("low", ratio, self._high or HIGHEST)
-        self._low = ratio
 
     def _watermark(self, which: str, ratio: float, bound: float) -> int | None:
         if not 0.0 <= ratio <= bound:
@@ -85,21 +84,6 @@ class MpsAllocator(ABC):
     def limit_bytes(self) -> int | None:
         """The hard limit on ``driver_bytes``; None without one."""
         return self._limit
-
-    @property
-    def low_limit_bytes(self) -> int | None:
-        """The soft limit from which on cached memory is collected; None without one."""
-        return self._low_limit
-
-    @property
-    def high_ratio(self) -> float:
-        """The high watermark ratio in force."""
-        return self._high
-
-    @property
-    def low_ratio(self) -> float:
-        """The low watermark ratio in force."""
-        return self._low
 
     @property
     def live_bytes(self) -> int:

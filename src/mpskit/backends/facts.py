@@ -7,6 +7,7 @@ MPS allocator and so leaves its watermarks free.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from mpskit.backends.kinds import KINDS, ROCM, Api, Kind, StatusRule, kind_of
 from mpskit.backends.versions import has
 
-__all__ = ["Found", "TorchFacts", "build_of", "current_accelerator", "read_torch"]
+__all__ = ["Found", "TorchFacts", "build_of", "current_accelerator", "read_metal", "read_torch"]
 
 _T = TypeVar("_T")
 
@@ -152,3 +153,14 @@ def _other_accelerator() -> Found | None:
         return None
     count = int(torch.accelerator.device_count())
     return Found(Kind(name, name.upper()), built=True, count=count) if count else None
+
+
+def read_metal() -> dict[str, Any]:
+    """Return the Metal device's name and cores, if an imported torch tells them (from 2.9)."""
+    torch = sys.modules.get("torch")
+    if torch is None or not has("mps.get_name", str(torch.__version__)):
+        return {}
+    mps = torch.backends.mps
+    if not mps.is_available():
+        return {}
+    return {"metal_device": mps.get_name(), "metal_cores": mps.get_core_count()}

@@ -33,7 +33,5 @@ class ReasonCode(StrEnum):
 class Basis(StrEnum):
     """What a decision rests on."""
 
-    MEASURED = "measured"
-    PREDICTED = "predicted"
     DEFAULT = "default"
     FORCED = "forced"

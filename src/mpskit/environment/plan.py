@@ -18,7 +18,9 @@ from mpskit.allocator.watermarks import (
 )
 from mpskit.environment.rules import low_for, ratio_text
 from mpskit.errors import ArgumentError, SettingsError
+from mpskit.host import HostKind, detect_host
 from mpskit.memory.amounts import Amount, amount_bytes
+from mpskit.memory.working_set import rule_of
 
 __all__ = ["FAST_MATH", "PREFER_METAL", "EnvironmentChange", "OnConflict", "Plan", "plan_limits"]
 
@@ -170,18 +172,12 @@ def _effective(plan: Plan, name: str, default: float) -> float:
 
 def _memory() -> tuple[int, int] | None:
     """Return the RAM and the recommended working set by the rule; None where there is no MPS."""
-    from mpskit.host import HostKind, detect_host
-    from mpskit.memory.working_set import recommended_bytes
-
     host = detect_host()
-    if host.kind not in (HostKind.APPLE_SILICON, HostKind.MAC_VM) or not host.memory_total_bytes:
+    # A Python under Rosetta has no MPS, though its Mac has a working set.
+    rule = rule_of(host) if host.kind in (HostKind.APPLE_SILICON, HostKind.MAC_VM) else None
+    if rule is None or host.memory_total_bytes is None:
         return None
-    found = recommended_bytes(
-        host.memory_total_bytes,
-        host.os_version or "15.6",
-        wired_limit_bytes=host.wired_limit_bytes,
-    )
-    return host.memory_total_bytes, found.recommended_bytes
+    return host.memory_total_bytes, rule.recommended_bytes
 
 
 def _ratio(amount: Amount, ram: int, recommended: int, name: str) -> float:

@@ -1,8 +1,8 @@
 """The ``PYTORCH_*`` variables of the MPS backend: set in time, and explained.
 
 ``docs/environment.md`` has the whole list. Torch reads each of them once: the fallback when it is
-imported, the rest at the first use of MPS. :func:`configure_environment` is the only function of
-mpskit that changes ``os.environ``, and it never overwrites a user's own value in silence.
+imported, the rest at the first use of MPS. :func:`configure_environment` never overwrites a user's
+own value in silence.
 """
 
 from __future__ import annotations

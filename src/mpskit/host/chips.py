@@ -68,9 +68,10 @@ class ChipRow(NamedTuple):
 
 
 @functools.cache
-def chip_rows(name: str) -> tuple[ChipRow, ...]:
-    """Return every variant of a chip, such as ``M3 Max``; none of one that is not in the table."""
-    return tuple(_row(cells) for cells in read_csv("apple_chips.csv") if cells["chip"] == name)
+def chip_rows(name: str | None = None) -> tuple[ChipRow, ...]:
+    """Return every variant of a chip, such as ``M3 Max``; None returns the whole table."""
+    rows = read_csv("apple_chips.csv")
+    return tuple(_row(cells) for cells in rows if name in (None, cells["chip"]))
 
 
 def _row(cells: Mapping[str, str]) -> ChipRow:

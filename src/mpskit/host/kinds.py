@@ -1,10 +1,13 @@
-"""What kinds of machine there are, as far as the choice of a device goes."""
+"""What kinds of machine there are, and what a Mac is taken for that does not say."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["HostKind"]
+__all__ = ["DEFAULT_MACOS", "HostKind"]
+
+# The macOS of a Mac that does not say which it has.
+DEFAULT_MACOS = "15.6"
 
 
 class HostKind(StrEnum):

@@ -19,7 +19,7 @@ from mpskit._base.sizes import GIB
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host.chips import Chip, chip_rows, parse_chip
-from mpskit.host.kinds import HostKind
+from mpskit.host.kinds import DEFAULT_MACOS, HostKind
 
 if TYPE_CHECKING:
     from mpskit.host.readings import Readings
@@ -59,7 +59,7 @@ class Machine(Value):
 
     chip: str = Field(min_length=1, max_length=80)
     ram_gib: int = Field(strict=True, ge=1, le=4096)
-    macos: str = "15.6"
+    macos: str = DEFAULT_MACOS
     kind: HostKind = HostKind.APPLE_SILICON
     gpu_cores: int | None = Field(default=None, strict=True, ge=1, le=1024)
     cpu_cores: int | None = Field(default=None, strict=True, ge=1, le=1024)

@@ -13,6 +13,7 @@ from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.backends.kinds import MemoryClass, kind_of
 from mpskit.errors import ArgumentTypeError
+from mpskit.host.kinds import DEFAULT_MACOS
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import (
     Confidence,
@@ -109,7 +110,7 @@ class MemoryBudget(Value):
 
 def memory_budget_for(
     ram_bytes: int,
-    macos: str = "15.6",
+    macos: str = DEFAULT_MACOS,
     chip: str | None = None,
     *,
     vram_bytes: int | None = None,

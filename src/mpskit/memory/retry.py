@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from mpskit._base.log import log
 from mpskit.backends.memory import backend
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning, OutOfMemory
 from mpskit.memory.cache import check_device, clear, devices_in_use
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["next_batch_size", "run_with_batch_size"]
 
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
 
 # What of the size that the figures allow is tried. The figures are from the middle of a step, so
 # they understate its need: each further failure gives less credit.
@@ -237,7 +236,7 @@ class _Search:
                 return self._give_up(error)
             failures += 1
             smaller = self._smaller(size, figures_of(error), failures)
-            _log.info("batch size %d ran out of memory, trying %d", size, smaller)
+            log.info("batch size %d ran out of memory, trying %d", size, smaller)
             size = smaller
 
     def _attempt(self, size: int, **overrides: Any) -> tuple[Any, Exception | None]:

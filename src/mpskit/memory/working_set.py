@@ -19,6 +19,7 @@ from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.allocator.watermarks import limit_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.host.kinds import DEFAULT_MACOS, HostKind
 
 if TYPE_CHECKING:
     from mpskit.host import Host
@@ -76,7 +77,7 @@ class _Row(NamedTuple):
 
 def recommended_bytes(
     ram_bytes: int,
-    macos: str = "15.6",
+    macos: str = DEFAULT_MACOS,
     *,
     wired_limit_bytes: int | None = None,
     vram_bytes: int | None = None,
@@ -116,11 +117,9 @@ def recommended_bytes(
 
 def rule_of(host: Host) -> WorkingSet | None:
     """Apply the rule to a machine; None if it is no Mac, or its GPU has memory of its own."""
-    from mpskit.host import HostKind
-
     if not host.is_mac or host.kind is HostKind.INTEL_MAC or host.memory_total_bytes is None:
         return None
-    wired, macos = host.wired_limit_bytes, host.os_version or "15.6"
+    wired, macos = host.wired_limit_bytes, host.os_version or DEFAULT_MACOS
     return recommended_bytes(host.memory_total_bytes, macos, wired_limit_bytes=wired)
 
 

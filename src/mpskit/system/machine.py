@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from mpskit.backends import versions
+from mpskit.backends.facts import read_metal
 from mpskit.system import cgroups
 from mpskit.system.process import output_of
 from mpskit.system.sysctl import read_sysctls
@@ -165,17 +166,6 @@ def _product_version() -> str | None:
     return output_of(("sw_vers", "-productVersion"), seconds=TIME_LIMIT_S, environ=environ)
 
 
-def _metal() -> dict[str, Any]:
-    """Ask torch for the GPU's name, if torch is there and built for MPS (2.9 and later)."""
-    torch = sys.modules.get("torch")
-    if torch is None or not versions.has("mps.get_name", str(torch.__version__)):
-        return {}
-    if not torch.backends.mps.is_available():
-        return {}
-    mps = torch.backends.mps
-    return {"metal_device": mps.get_name(), "metal_cores": mps.get_core_count()}
-
-
 def _psutil_memory() -> dict[str, int]:
     import psutil
 
@@ -252,7 +242,7 @@ _BY_SYSTEM: dict[str, dict[str, Callable[[], Any]]] = {
         "product_version": _product_version,
         "mac_ver": lambda: platform.mac_ver()[0],
         "sysctl": _sysctls,
-        "*metal": _metal,
+        "*metal": read_metal,
         "*memory": _psutil_memory,
     },
 }

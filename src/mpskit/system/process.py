@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import subprocess
 
 __all__ = [
-    "KIND",
     "Finished",
     "Helper",
     "MemoryUser",
@@ -39,9 +38,6 @@ __all__ = [
     "phys_footprint_in",
     "run_bounded",
 ]
-
-_KINDS = {"darwin": "phys_footprint", "linux": "resident less shared", "win32": "private"}
-KIND = _KINDS.get(sys.platform, "resident")
 
 _RUSAGE_INFO_V0 = 0
 _UUID_BYTES = 16
