@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit._base.arguments import wrong_type
+from mpskit.errors import ArgumentError
 
 __all__ = ["GIB", "KIB", "MIB", "format_bytes", "parse_bytes"]
 
@@ -40,7 +41,7 @@ def parse_bytes(text: str) -> int:
         ArgumentError: it is not a number with a known unit, or not finite.
     """
     if not isinstance(text, str):
-        raise ArgumentTypeError(f"a size is a text such as '12GiB', not {text!r}", given=text)
+        raise wrong_type("a size", "a str such as '12GiB'", text)
     match = _SIZE.fullmatch(text)
     factor = _UNITS.get(match[2].lower()) if match else None
     number = float(match[1]) if match else math.nan

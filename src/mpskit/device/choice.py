@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mpskit._base.arguments import wrong_type
 from mpskit._base.log import log
 from mpskit._base.state import remembered
 from mpskit.backends import facts as torch_facts
@@ -120,7 +121,7 @@ def _probe(host: Host, version: str, settings: Settings, *, refresh: bool) -> st
 
 def _wrong_flag(**flags: object) -> ArgumentTypeError:
     name, value = next((name, flag) for name, flag in flags.items() if type(flag) is not bool)
-    return ArgumentTypeError(f"{name} is True or False, not {value!r}", given=value)
+    return wrong_type(name, "True or False", value)
 
 
 def _check(workload: object, policy: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
@@ -141,7 +142,7 @@ def _normal_policy(policy: object) -> str | tuple[str, ...]:
     elif isinstance(policy, Sequence) and all(isinstance(part, str) for part in policy):
         text = ",".join(policy)
     else:
-        raise ArgumentTypeError(f"policy is a name or an order, not {policy!r}", given=policy)
+        raise wrong_type("policy", "a name or an order of device types", policy)
     parsed = parse_policy(text)
     if parsed is None:
         raise ArgumentError(

@@ -15,6 +15,7 @@ from typing import get_args
 
 from pydantic import ConfigDict, computed_field
 
+from mpskit._base.arguments import wrong_type
 from mpskit._base.values import Value
 from mpskit.allocator.watermarks import FALLBACK
 from mpskit.backends.versions import torch_version
@@ -27,7 +28,7 @@ from mpskit.environment.plan import (
     Plan,
     plan_limits,
 )
-from mpskit.errors import ArgumentError, ArgumentTypeError, TooLateError
+from mpskit.errors import ArgumentError, TooLateError
 from mpskit.memory.amounts import Amount
 
 __all__ = [
@@ -97,7 +98,7 @@ def current_environment(environ: Mapping[str, str] | None = None) -> Environment
         environ: the variables to explain; None for those of this process.
 
     Raises:
-        ArgumentTypeError: ``environ`` is no mapping of texts to texts.
+        ArgumentTypeError: ``environ`` is not a mapping of str to str.
     """
     environ = os.environ if environ is None else environ
     _check_texts(environ)
@@ -109,10 +110,10 @@ def current_environment(environ: Mapping[str, str] | None = None) -> Environment
 
 def _check_texts(environ: object) -> None:
     if not isinstance(environ, Mapping):
-        raise ArgumentTypeError(f"environ maps names to texts, not {environ!r}", given=environ)
+        raise wrong_type("environ", "a mapping of str to str", environ)
     for one in itertools.chain.from_iterable(environ.items()):
         if not isinstance(one, str):
-            raise ArgumentTypeError(f"environ maps names to texts, not {one!r}", given=one)
+            raise wrong_type("every name and value of environ", "a str", one)
 
 
 def _report(name: str, environ: Mapping[str, str], torch: str | None) -> VariableReport:
@@ -211,8 +212,8 @@ def _check(on_conflict: object, **flags: object) -> None:
     if on_conflict not in get_args(OnConflict):
         choices = ", ".join(map(repr, get_args(OnConflict)))
         raise ArgumentError(
-            f"on_conflict is one of {choices}, not {on_conflict!r}", given=on_conflict
+            f"on_conflict must be one of {choices}, got {on_conflict!r}", given=on_conflict
         )
     for name, flag in flags.items():
         if flag is not None and not isinstance(flag, bool):
-            raise ArgumentTypeError(f"{name} is True, False or None, not {flag!r}", given=flag)
+            raise wrong_type(name, "True, False or None", flag)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from mpskit._base.arguments import wrong_type
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.backends.kinds import MemoryClass, kind_of
-from mpskit.errors import ArgumentTypeError
 from mpskit.host.kinds import DEFAULT_MACOS
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import (
@@ -135,7 +135,7 @@ def memory_budget_for(
         ArgumentError: a size is not positive, or ``macos`` is not a version.
     """
     if not isinstance(chip, str | None):
-        raise ArgumentTypeError(f"chip is a text such as 'M3 Max', not {chip!r}", given=chip)
+        raise wrong_type("chip", "a str such as 'M3 Max'", chip)
     intel = chip is not None and chip.casefold().startswith("intel")
     working_set = recommended_bytes(
         ram_bytes, macos, wired_limit_bytes=wired_limit_bytes, vram_bytes=vram_bytes

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from mpskit._base.arguments import wrong_type
 from mpskit._base.log import log
 from mpskit._base.sizes import GIB, format_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError, MemoryGrowthWarning
@@ -270,7 +271,7 @@ def check_interval(interval: object) -> float:
         ArgumentError: it is below 0.01, or not finite.
     """
     if isinstance(interval, bool) or not isinstance(interval, int | float):
-        raise ArgumentTypeError(f"interval is seconds, not {interval!r}", given=interval)
+        raise wrong_type("interval", "a number of seconds", interval)
     if not _SHORTEST_INTERVAL_S <= interval <= threading.TIMEOUT_MAX:
         raise ArgumentError(
             f"interval={interval!r} is not between {_SHORTEST_INTERVAL_S} s and the longest wait",

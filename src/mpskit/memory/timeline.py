@@ -10,8 +10,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpskit._base.arguments import wrong_type
 from mpskit._base.sizes import GIB, MIB
-from mpskit.errors import ArgumentError, ArgumentTypeError, MissingExtraError
+from mpskit.errors import ArgumentError, MissingExtraError
 
 __all__ = ["Sample", "Timeline", "growth_without_tensors", "plot_samples", "write_csv"]
 
@@ -178,7 +179,7 @@ def _points(samples: Sequence[Sample], field: str, unit: int) -> list[tuple[floa
 
 def _target(path: object) -> Path:
     if not isinstance(path, str | PathLike):
-        raise ArgumentTypeError(f"a file's path is a text or a Path, not {path!r}", given=path)
+        raise wrong_type("path", "a str or a Path", path)
     return Path(path)
 
 

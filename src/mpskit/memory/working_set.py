@@ -14,11 +14,12 @@ import struct
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from mpskit._base.arguments import wrong_type
 from mpskit._base.data import read_csv
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.allocator.watermarks import limit_bytes
-from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.errors import ArgumentError
 from mpskit.host.kinds import DEFAULT_MACOS, HostKind
 
 if TYPE_CHECKING:
@@ -171,14 +172,14 @@ def _parse(cells: dict[str, str]) -> _Row:
 
 def _check_size(name: str, size: object) -> None:
     if not isinstance(size, int) or isinstance(size, bool):
-        raise ArgumentTypeError(f"{name} is a whole number of bytes, not {size!r}", given=size)
+        raise wrong_type(name, "an int of bytes", size)
     if size <= 0:
-        raise ArgumentError(f"{name} is a positive number of bytes, not {size}", given=size)
+        raise ArgumentError(f"{name} must be positive, got {size} bytes", given=size)
 
 
 def _major(macos: str) -> int:
     if not isinstance(macos, str):
-        raise ArgumentTypeError(f"macos is a text such as '15.6', not {macos!r}", given=macos)
+        raise wrong_type("macos", "a str such as '15.6'", macos)
     match = _VERSION.fullmatch(macos)
     if match is None:
         raise ArgumentError(f"macos={macos!r} is not a version: write '15.6' or '26'", given=macos)

@@ -9,8 +9,9 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mpskit._base.arguments import wrong_type
 from mpskit._base.log import log
-from mpskit.errors import ArgumentTypeError, PowerWarning
+from mpskit.errors import PowerWarning
 from mpskit.system.process import Helper
 
 __all__ = ["Awake", "keep_awake"]
@@ -79,7 +80,7 @@ def keep_awake(why: str = "a long computation") -> Iterator[Awake]:
         PowerWarning: the program is installed and cannot be started.
     """
     if not isinstance(why, str):
-        raise ArgumentTypeError(f"why is a text, not {why!r}", given=why)
+        raise wrong_type("why", "a str", why)
     awake = _start(why)
     try:
         yield awake

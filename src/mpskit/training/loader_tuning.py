@@ -11,10 +11,10 @@ from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mpskit._base.arguments import check_count
+from mpskit._base.arguments import check_count, wrong_type
 from mpskit._base.values import Value
 from mpskit.backends.memory import as_device
-from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.errors import ArgumentError
 from mpskit.training.dataset_facts import is_waiting, kept_random_state, private_copy
 
 if TYPE_CHECKING:
@@ -158,9 +158,9 @@ def _check(batch_size: int | None, seconds: float, epochs: int, max_workers: int
         check_count("max_workers", max_workers, least=0)
     check_count("epochs", epochs, least=1)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise ArgumentTypeError(f"seconds is a number, not {seconds!r}", given=seconds)
+        raise wrong_type("seconds", "a number", seconds)
     if not (math.isfinite(seconds) and seconds > 0):
-        raise ArgumentError(f"seconds must be positive and finite, not {seconds}", given=seconds)
+        raise ArgumentError(f"seconds must be positive and finite, got {seconds}", given=seconds)
 
 
 @dataclass(slots=True)

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mpskit._base.arguments import wrong_type
 from mpskit.backends.kinds import Kind, kind_of
 from mpskit.backends.memory import as_device
-from mpskit.errors import ArgumentError, ArgumentTypeError, PrecisionWarning
+from mpskit.errors import ArgumentError, PrecisionWarning
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +60,7 @@ def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | Non
         PrecisionWarning: once a call, if numbers were narrowed for MPS.
     """
     if non_blocking is not None and not isinstance(non_blocking, bool):
-        raise ArgumentTypeError(
-            f"non_blocking is True, False or None, not {non_blocking!r}", given=non_blocking
-        )
+        raise wrong_type("non_blocking", "True, False or None", non_blocking)
     move = _Move(as_device(device), non_blocking)
     try:
         moved: _T = move(batch)
