@@ -163,7 +163,7 @@ def _product_version() -> str | None:
     if known := _sysctls().get("kern.osproductversion"):
         return known
     environ = os.environ | {"SYSTEM_VERSION_COMPAT": "0"}
-    return output_of(("sw_vers", "-productVersion"), seconds=TIME_LIMIT_S, environ=environ)
+    return output_of(("/usr/bin/sw_vers", "-productVersion"), seconds=TIME_LIMIT_S, environ=environ)
 
 
 def _psutil_memory() -> dict[str, int]:

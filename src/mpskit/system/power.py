@@ -12,7 +12,7 @@ from mpskit.system.process import output_of
 __all__ = ["read_power"]
 
 # psutil has no name for Low Power Mode.
-_LOW_POWER_MODE = ("pmset", "-g", "live")
+_LOW_POWER_MODE = ("/usr/bin/pmset", "-g", "live")
 
 
 def read_power() -> Mapping[str, str] | None:
