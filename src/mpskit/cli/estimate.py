@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.data import read_toml
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "none")
 _PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
 _BATCH_HELP = (
     "the batch: name=dtype[sizes] for arguments by name, or dtype[sizes] by position, such as "
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", nargs="+", required=True, metavar="TENSOR", help=_BATCH_HELP)
     parser.add_argument("--inference", action="store_true", help="no gradients and no optimizer")
     parser.add_argument("--generate", type=int, metavar="N", help="inference: decode N tokens")
-    parser.add_argument("--optimizer", choices=_OPTIMIZERS, default="adamw")
+    parser.add_argument("--optimizer", choices=[*_optimizers(), "none"], default="adamw")
     parser.add_argument("--precision", choices=_PRECISIONS, default="fp32")
     parser.add_argument("--accumulate", type=int, default=1, metavar="N")
     parser.add_argument("--device", choices=("mps", "cuda", "cpu"), default="mps")
@@ -89,17 +90,15 @@ def _estimate(arguments: argparse.Namespace, model: Any, batch: Any) -> MemoryEs
     )
 
 
+def _optimizers() -> Mapping[str, Any]:
+    return read_toml("optimizers.toml")
+
+
 def _optimizer(name: str) -> Any:
     import torch
 
-    classes = {
-        "adamw": torch.optim.AdamW,
-        "adam": torch.optim.Adam,
-        "sgd": torch.optim.SGD,
-        "adagrad": torch.optim.Adagrad,
-        "rmsprop": torch.optim.RMSprop,
-    }
-    return classes.get(name)
+    row = _optimizers().get(name)
+    return getattr(torch.optim, row["class"]) if row else None
 
 
 def _batch(words: list[str]) -> Any:
