@@ -1,7 +1,7 @@
 """Pure models of torch's allocators: MPS by version, the CUDA caching allocator, and the CPU's.
 
-One set of models serves the estimates (events of a traced step, replayed) and the simulated Mac
-(every live storage is charged). Importing it imports neither torch nor pydantic.
+The same models serve the estimates, which replay the events of a traced step, and the simulated
+Mac, which charges every live storage. Importing it imports neither torch nor pydantic.
 
 >>> from mpskit.allocator import allocator_for
 >>> mac = allocator_for("mps", torch_version="2.13.0")
@@ -77,15 +77,15 @@ def allocator_for(
     Args:
         device: ``"mps"``, ``"cuda"`` or ``"cpu"``.
         torch_version: the torch whose allocator it is; only MPS differs by version.
-        recommended_bytes: what limits are ratios of on MPS (``recommendedMaxWorkingSetSize``),
-            and the card's memory on CUDA; None for no limit.
+        recommended_bytes: Metal's ``recommendedMaxWorkingSetSize``, to which the ratios apply,
+            or the card's memory on CUDA; None for no limit.
         max_buffer_bytes: Metal's ``maxBufferLength``; None for no such limit.
         high: ``PYTORCH_MPS_HIGH_WATERMARK_RATIO``; 0 for no limit.
         low: ``PYTORCH_MPS_LOW_WATERMARK_RATIO``; 0 for no collection.
         unified: False for a discrete GPU of an Intel Mac (torch to 2.12).
 
     Raises:
-        ArgumentError: the device has no model here.
+        ArgumentError: there is no model of that device's allocator.
         WatermarkError: a ratio that torch refuses, with torch's text.
     """
     if device == "mps":
@@ -101,7 +101,7 @@ def allocator_for(
 
 
 def __getattr__(name: str) -> Any:
-    # events holds a pydantic model: only whoever replays pays for pydantic.
+    # events holds a pydantic model: only a replay pays for importing pydantic.
     if name in {"AllocatorModel", "Event", "Replay", "replay"}:
         from mpskit.allocator import events
 

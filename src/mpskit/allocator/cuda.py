@@ -1,10 +1,11 @@
-"""The CUDA caching allocator: segments from cudaMalloc, cut into blocks and joined again.
+"""The CUDA caching allocator: segments from cudaMalloc, split into blocks and merged again.
 
 Rules and constants of ``c10/cuda/CUDACachingAllocator.cpp`` as it is without settings (no
 expandable segments, no max_split_size, no rounding to powers of two): 512-byte rounding; up to
 1 MiB from 2 MiB segments, below 10 MiB from 20 MiB segments, above in segments of whole 2 MiB;
-the smallest free block that fits; what is left is cut off from 512 bytes in small segments and
-above 1 MiB in large ones. One stream. The CUDA context and library workspaces are not counted.
+the smallest free block that fits; a remainder is split off if it has at least 512 bytes in a small
+segment, more than 1 MiB in a large one. One stream. The CUDA context and library workspaces are
+not counted.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class CudaAllocator:
     """A model of torch's CUDA caching allocator.
 
     Args:
-        total_bytes: the memory that segments may take together; None for no limit.
+        total_bytes: the memory that all segments may take together; None for no limit.
     """
 
     def __init__(self, *, total_bytes: int | None = None) -> None:
@@ -78,14 +79,14 @@ class CudaAllocator:
         return self._peak_reserved
 
     def reset_peaks(self) -> None:
-        """Start both peaks again from what is held now."""
+        """Reset both peaks to the current figures."""
         self._peak_live, self._peak_reserved = self._live, self._reserved
 
     def allocate(self, size: int) -> int:
-        """Take ``size`` bytes and return the block's number (0 for a request of no bytes).
+        """Allocate ``size`` bytes and return the block's number (0 for a request of no bytes).
 
         Raises:
-            AllocatorLimitError: no segment of that size fits, with the cache emptied.
+            AllocatorLimitError: no new segment fits, even after the cache is emptied.
             ArgumentError: ``size`` is negative.
         """
         if size <= 0:
@@ -100,7 +101,7 @@ class CudaAllocator:
         return block.key
 
     def free(self, block: int) -> None:
-        """Give a block back and join it with its free neighbours.
+        """Free a block and merge it with its free neighbours.
 
         Raises:
             ArgumentError: the block is not allocated.
@@ -117,7 +118,7 @@ class CudaAllocator:
         insort(self._free[found.small], (found.size, found.key))
 
     def empty_cache(self) -> None:
-        """Give every segment without a live block back to the driver."""
+        """Return every segment without a live block to the driver."""
         for blocks in self._free.values():
             for entry in blocks.copy():
                 block = self._blocks[entry[1]]
@@ -169,7 +170,7 @@ class CudaAllocator:
         return block
 
     def _absorb(self, block: _Block, neighbour: _Block | None) -> None:
-        """Join a freed block with a neighbour, if that one is free."""
+        """Merge a freed block with a neighbour, if that one is free."""
         if neighbour is None or neighbour.in_use:
             return
         free = self._free[neighbour.small]
