@@ -1,4 +1,4 @@
-"""What machine is this: readings (impure, small), pure rules, chip and machine tables.
+"""What machine this is: the record of readings, the pure rules over it, chips and profiles.
 
 >>> from mpskit.host import Host, Readings
 >>> Host.from_readings(Readings(system="Darwin", machine="x86_64", processor="i386",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Machines are for planning and simulation: choosing a device does not pay for them.
+    # Machines are for planning and simulation; choosing a device need not import them.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mpskit.host import machines

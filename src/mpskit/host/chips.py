@@ -1,8 +1,8 @@
 """The chip tables: Apple's by name and core counts, and the CUDA cards to compare with.
 
-``data/apple_chips.csv`` has a row for each variant of a chip. A figure is known only where every
-variant that is still possible agrees on it; a chip that is not in the table has a name, a
-generation and a tier, and no figures.
+``data/apple_chips.csv`` has a row for each variant of a chip. A figure is given only where all
+variants that are still possible agree on it; a chip that is not in the table has a name, a
+generation and a tier, but no figures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mpskit._base.values import Value
 
 __all__ = ["Chip", "ChipRow", "CudaCard", "chip_rows", "cuda_card", "cuda_cards", "parse_chip"]
 
-# "Apple M3 Max", "M9 Ultra", "Apple A18 Pro". Intel once sold a "Core m3", hence the refusal.
+# "Apple M3 Max", "M9 Ultra", "Apple A18 Pro". _FOREIGN keeps out Intel's "Core m3".
 _NAME = r"(?i)(?<![A-Za-z0-9-])([MA])(\d{1,3})(?![0-9-])\s*(pro|max|ultra|extreme)?\b"
 _FOREIGN = r"(?i)intel|xeon|amd|radeon|nvidia|ryzen|core\(tm\)"
 _OTHER_CARDS = {"ti", "super", "laptop", "mobile", "max"}
@@ -24,21 +24,22 @@ _APPLE = r"(?i)\bapple\b"
 
 
 class Chip(Value):
-    """An Apple chip: what its name says, and the figures that are known for it.
+    """An Apple chip: what its name says, and its known figures.
 
     Attributes:
-        name: without the maker: ``M3 Max``, ``A18 Pro``; ``Apple processor`` if it says no more.
+        name: without the maker: ``M3 Max``, ``A18 Pro``; ``Apple processor`` if nothing more is
+            known.
         family: ``M`` or ``A``; None if the name does not say.
-        generation: 3 for an M3, 18 for an A18 Pro. Compare only within a family.
-        tier: base, pro, max, ultra, phone, or as the name says.
+        generation: 3 for an M3, 18 for an A18 Pro; comparable only within a family.
+        tier: base, pro, max, ultra, phone, or what the name says.
         performance_cores: cores that are not efficiency cores.
         efficiency_cores: efficiency cores.
         gpu_cores: GPU cores.
-        memory_bandwidth_gbs: of the unified memory, in 10^9 bytes a second.
-        fp32_tflops: peak of the GPU in float32, 10^12 operations a second.
+        memory_bandwidth_gbs: bandwidth of the unified memory, in 10^9 bytes per second.
+        fp32_tflops: peak of the GPU in float32, in 10^12 operations per second.
         metal_family: Apple7 (M1) to Apple10 (M5, M6).
-        bf16_native: whether the GPU computes in bfloat16 rather than emulating it.
-        confidence: of the figures, as the table says: high, medium, low.
+        bf16_native: whether the GPU computes in bfloat16 instead of emulating it.
+        confidence: in the figures, as the table rates it: high, medium or low.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Chip(Value):
 
 
 class ChipRow(Value):
-    """One variant of a chip, and the Macs it is sold in."""
+    """One variant of a chip, and the Macs that it is sold in."""
 
     chip: Chip
     ram_options_gib: tuple[int, ...]
@@ -70,14 +71,14 @@ class ChipRow(Value):
 
 
 class CudaCard(Value):
-    """A CUDA card, by its maker's figures.
+    """A CUDA card with its maker's figures.
 
     Attributes:
-        name: as people write it: ``RTX 3090``, ``A100 80GB``.
-        memory_gb: what is printed on the box.
-        memory_bandwidth_gbs: in 10^9 bytes a second.
-        fp32_tflops: peak outside the tensor cores, 10^12 operations a second.
-        sources: where the figures stand.
+        name: the usual short name: ``RTX 3090``, ``A100 80GB``.
+        memory_gb: the nominal memory, as printed on the box.
+        memory_bandwidth_gbs: in 10^9 bytes per second.
+        fp32_tflops: peak without the tensor cores, in 10^12 operations per second.
+        sources: where the figures come from.
     """
 
     name: str
@@ -89,7 +90,7 @@ class CudaCard(Value):
 
 @functools.cache
 def chip_rows() -> tuple[ChipRow, ...]:
-    """Return every variant in the table, oldest chip first."""
+    """Return every variant of the table, the oldest chip first."""
     return tuple(_row(cells) for cells in read_csv("apple_chips.csv"))
 
 
@@ -120,13 +121,13 @@ def _row(cells: Mapping[str, str]) -> ChipRow:
 
 @functools.cache
 def cuda_cards() -> Mapping[str, CudaCard]:
-    """Return the cards by name, lower case."""
+    """Return the cards by name, in lower case."""
     cards = [CudaCard.model_validate(cells) for cells in read_csv("cuda_cards.csv")]
     return {card.name.lower(): card for card in cards}
 
 
 def cuda_card(name: str) -> CudaCard | None:
-    """Return the card whose name stands in ``name`` (``NVIDIA GeForce RTX 3090``), if one does."""
+    """Return the card that a name such as ``NVIDIA GeForce RTX 3090`` contains, or None."""
     words = set(re.sub(r"[^a-z0-9]+", " ", name.lower()).split())
     if words & _OTHER_CARDS:
         return None
@@ -145,9 +146,9 @@ def parse_chip(
 
     Args:
         brand: ``Apple M3 Max``, ``M1``, ``Apple M1 (Virtual)``, ``Apple processor``.
-        gpu_cores: GPU cores, if known: tells the variants apart.
-        cpu_cores: performance and efficiency cores together, if known.
-        ram_gib: RAM in GiB, if known: some variants come with some sizes only.
+        gpu_cores: GPU cores, if known, to tell variants apart.
+        cpu_cores: the sum of performance and efficiency cores, if known.
+        ram_gib: RAM in GiB, if known; some variants are sold with some sizes only.
     """
     if re.search(_FOREIGN, brand):
         return None
@@ -168,7 +169,7 @@ def parse_chip(
     return _known(variants)
 
 
-# A guest is given a share of the cores and of the memory: the chip's own figures say nothing.
+# A guest gets a share of the cores and of the memory, so the chip's figures do not apply.
 _VIRTUAL: dict[str, None] = dict.fromkeys(
     ("performance_cores", "efficiency_cores", "gpu_cores", "memory_bandwidth_gbs", "fp32_tflops")
 )
@@ -179,13 +180,13 @@ def _cpu_cores(chip: Chip) -> int:
 
 
 def _narrow(rows: list[ChipRow], matches: Sequence[bool]) -> list[ChipRow]:
-    """Keep the rows that match; all of them if none does (the fact is then of no help)."""
+    """Keep the rows that match, or all of them if none does."""
     kept = [row for row, match in zip(rows, matches, strict=True) if match]
     return kept or rows
 
 
 def _known(rows: Sequence[ChipRow]) -> Chip:
-    """Return the chip with the figures on which all the rows agree."""
+    """Return the chip with the figures on which all rows agree."""
     first = rows[0].chip
     apart = {
         name: None

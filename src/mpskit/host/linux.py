@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 _NUMBER = re.compile(r"\d{1,19}", re.ASCII)
-# Version 1 says "no limit" by the largest page-aligned number; nothing near it is a limit.
+# Version 1 writes "no limit" as the largest page-aligned integer; values near it are no limits.
 _NO_LIMIT = 1 << 60
 
 
@@ -86,7 +86,7 @@ def memory_limit(files: Mapping[str, str] | None, memory_total: int | None = Non
 def usable_cpus(counts: Iterable[int | None], quota: float | None) -> int:
     """Return how many CPUs this process can use: the least of the counts and the quota, or 1.
 
-    A quota of 1.5 CPUs gives 2: a second thread that waits half of the time still helps.
+    A quota of 1.5 CPUs gives 2: a second thread still helps if it waits half of the time.
     """
     limits = [count for count in counts if count and count > 0]
     limits += [math.ceil(quota)] if quota is not None and quota < 1 << 20 else []
@@ -102,7 +102,7 @@ def cpu_brand(cpuinfo: str) -> str | None:
 
 
 def physical_cores(cpuinfo: str) -> int | None:
-    """Return how many cores ``/proc/cpuinfo`` lists, hyper-threads not counted."""
+    """Return how many cores ``/proc/cpuinfo`` lists, without hyper-threads."""
     packages = re.findall(r"^physical id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     cores = re.findall(r"^core id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     return len(set(zip(packages, cores, strict=False))) or None
