@@ -1,4 +1,4 @@
-"""``mpskit estimate FILE.py:NAME``: how much memory a model will take, before it runs."""
+"""``mpskit estimate FILE.py:NAME``: how much memory a model needs, before it runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BATCH_HELP = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.epilog = "FILE.py is run, as `python FILE.py` would run it, to get at NAME."
+    parser.epilog = "FILE.py is run, as `python FILE.py` would run it, and NAME is taken from it."
     parser.add_argument(
         "model",
         metavar="FILE.py:NAME",
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=_PRECISIONS, default="fp32")
     parser.add_argument("--accumulate", type=int, default=1, metavar="N")
     parser.add_argument("--device", choices=("mps", "cuda", "cpu"), default="mps")
-    parser.add_argument("--machine", metavar="NAME", help="say whether it fits, such as m1-16gb")
+    parser.add_argument("--machine", metavar="NAME", help="a Mac to fit, such as m1-16gb")
     parser.add_argument("--plot", metavar="PATH", help="draw the timeline (needs mpskit[plot])")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
 
@@ -113,16 +113,14 @@ def _batch(words: list[str]) -> Any:
 
 
 def _load(target: str) -> Any:
-    """Run a file and return the name asked for.
+    """Run a file and return the object of that name.
 
     Raises:
         ArgumentError: there is no such file, or no such name in it.
     """
     path, _, name = target.rpartition(":")
     if not path or not Path(path).is_file():
-        raise ArgumentError(
-            f"{target!r}: write FILE.py:NAME, with a file that exists", given=target
-        )
+        raise ArgumentError(f"{target!r} is not FILE.py:NAME with an existing file", given=target)
     sys.path.insert(0, str(Path(path).resolve().parent))
     found = runpy.run_path(path)
     if name not in found:
@@ -132,6 +130,6 @@ def _load(target: str) -> Any:
 
 
 def _progress(text: str) -> None:
-    """Say on a terminal what takes time; the line goes away with the next."""
+    """Show on a terminal what takes time; the next call overwrites the line."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
