@@ -1,4 +1,4 @@
-"""Checks of arguments that several public functions take."""
+"""Checks of arguments that several public functions share."""
 
 from __future__ import annotations
 
@@ -6,32 +6,17 @@ from typing import Any
 
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_count", "check_host"]
+__all__ = ["check_count"]
 
 
 def check_count(name: str, value: Any, *, least: int) -> None:
-    """Raise unless ``value`` is a whole number of at least ``least``.
+    """Raise unless ``value`` is an int of at least ``least``.
 
     Raises:
-        ArgumentTypeError: it is not a whole number.
+        ArgumentTypeError: it is no int.
         ArgumentError: it is too small.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{name} is a whole number, not {value!r}", given=value)
+        raise ArgumentTypeError(f"{name} must be an int, got {value!r}", given=value)
     if value < least:
-        raise ArgumentError(f"{name} must be {least} or more, not {value}", given=value)
-
-
-def check_host(host: Any) -> None:
-    """Raise unless ``host`` is a ``Host`` or None.
-
-    Raises:
-        ArgumentTypeError: it is neither.
-    """
-    from mpskit.host import Host
-
-    if host is not None and not isinstance(host, Host):
-        raise ArgumentTypeError(
-            f"a host is what detect_host() or Host.from_readings() returns, not {host!r}",
-            given=host,
-        )
+        raise ArgumentError(f"{name} must be at least {least}, got {value}", given=value)

@@ -15,6 +15,7 @@ from mpskit._base.values import Value
 from mpskit.backends import versions
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import Chip, Host, detect_host
+from mpskit.host.host import check_host
 
 __all__ = ["KnownIssue", "Severity", "known_issues"]
 
@@ -87,8 +88,7 @@ def known_issues(
     Raises:
         ArgumentTypeError: an argument has the wrong type.
     """
-    if not isinstance(host, Host | None):
-        raise ArgumentTypeError(f"host must be a mpskit.Host, got {host!r}", given=host)
+    check_host(host)
     if not isinstance(torch_version, str | None):
         raise ArgumentTypeError(
             f"torch_version must be a str such as '2.13.0', got {torch_version!r}",

@@ -12,7 +12,7 @@ from mpskit.host import apple, linux
 from mpskit.host.chips import Chip, parse_chip
 from mpskit.host.readings import Readings
 
-__all__ = ["Host", "HostKind", "detect_host"]
+__all__ = ["Host", "HostKind", "check_host", "detect_host"]
 
 _GIB = 1024**3
 
@@ -158,6 +158,19 @@ class Host(Value):
         if not isinstance(readings, Readings):
             raise ArgumentTypeError(f"readings must be Readings, got {readings!r}", given=readings)
         return cls(**_common(readings), **_particular(readings))
+
+
+def check_host(host: object) -> None:
+    """Raise unless ``host`` is a :class:`Host` or None, which stands for this machine.
+
+    Raises:
+        ArgumentTypeError: it is neither.
+    """
+    if not isinstance(host, Host | None):
+        raise ArgumentTypeError(
+            f"host must be a mpskit.Host (see detect_host, Host.from_readings), got {host!r}",
+            given=host,
+        )
 
 
 def _common(readings: Readings) -> dict[str, Any]:

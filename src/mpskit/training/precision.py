@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from mpskit._base.arguments import check_host
 from mpskit._base.data import read_toml
 from mpskit._base.log import log
 from mpskit._base.values import Value
 from mpskit.backends import versions
 from mpskit.backends.facade import as_device
 from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.host.host import check_host
 
 if TYPE_CHECKING:
     import torch

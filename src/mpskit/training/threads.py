@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from mpskit._base.arguments import check_count, check_host
+from mpskit._base.arguments import check_count
 from mpskit.backends.facade import as_device
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def cpu_threads(
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: torch knows no such device, or ``num_workers`` is negative.
     """
+    from mpskit.host.host import check_host
+
     check_count("num_workers", num_workers, least=0)
     check_host(host)
     on_cpu = device is None or as_device(device).type == "cpu"
