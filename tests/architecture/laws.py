@@ -5,6 +5,7 @@ this prints every violation by law; with ``--shrink`` it removes from ``known.to
 """
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -262,13 +263,12 @@ def known() -> dict[str, list[str]]:
 
 
 def _shrink(source: Source) -> None:
-    mended = {
-        f'  "{entry}",'.replace("\\", "\\\\")
-        for law, entries in known().items()
-        for entry in set(entries) - set(findings(law, source))
-    }
-    lines = KNOWN.read_text().splitlines()
-    KNOWN.write_text("\n".join(line for line in lines if line not in mended) + "\n")
+    """Write known.toml again without what is mended; its first lines, the comment, stay."""
+    lines = [KNOWN.read_text(encoding="utf-8").partition("[violations]")[0] + "[violations]"]
+    for law, entries in known().items():
+        if left := [entry for entry in entries if entry in findings(law, source)]:
+            lines += [f'"{law}" = [', *(f"  {json.dumps(entry)}," for entry in left), "]"]
+    KNOWN.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

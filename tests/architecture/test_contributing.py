@@ -110,6 +110,29 @@ CHANGES = (
         {"PYTORCH_MPS_NEW": "1"},
     ),
     Change(
+        "a backend of torch",
+        {
+            "backends/kinds.py": lambda old: before(
+                "_CPU = Kind(", '_MTIA = Kind("mtia", "MTIA", api=Api.MODULE)\n'
+            )(before("_CPU, _META)", "_MTIA, ")(old)),
+            "data/precision.toml": before(
+                "[any]\n",
+                '[mtia]\nstorage = [{ dtype = "float32" }, { dtype = "bfloat16" }]\n'
+                'autocast = [{ dtype = "bfloat16" }]\nscaler = {}\n\n',
+            ),
+            "data/oom_texts.toml": added(
+                '[[text]]\nbackend = "mtia"\nkind = "limit"\npattern = \'MTIA out of memory\'\n'
+                'example = "MTIA out of memory"\nsource = "a thread"\n'
+            ),
+        },
+        "import mpskit\n"
+        "from mpskit.settings import read_settings\n"
+        "policy = read_settings({'MPSKIT_POLICY': 'mtia,cpu'}).policy\n"
+        "text = 'MTIA out of memory. Tried to allocate 2.00 GiB'\n"
+        "print(policy, mpskit.precision_for('mtia').autocast_dtype, mpskit.parse_oom(text).backend)",
+        "('mtia', 'cpu') bfloat16 mtia",
+    ),
+    Change(
         "an optimizer of torch",
         {
             "data/optimizers.toml": added(
@@ -217,6 +240,8 @@ def _run(source: Path, change: Change, folder: Path) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
 def test_the_change_works_in_its_files_alone(change, tmp_path):
+    if change.name == "a backend of torch" and not (SRC / "backends" / "kinds.py").exists():
+        pytest.skip("the table of backends is not there yet")
     copy, folder = tmp_path / "src", tmp_path / "work"
     folder.mkdir()
     ignored = shutil.ignore_patterns("__pycache__")
@@ -237,11 +262,5 @@ def _table() -> dict[str, list[str]]:
     return {name: re.findall(r"`(.*?)`", files) for name, files in rows}
 
 
-# Rows that nothing here tries out, because it takes more than a few lines.
-UNTRIED = {"a backend of torch"}
-
-
 def test_the_page_names_the_same_files():
-    tried = {change.name: list(change.edits) for change in CHANGES}
-    assert tried == {name: files for name, files in _table().items() if name not in UNTRIED}
-    assert set(_table()) >= UNTRIED
+    assert {change.name: list(change.edits) for change in CHANGES} == _table()

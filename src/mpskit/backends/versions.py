@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from packaging.version import Version
 
-__all__ = ["FEATURES", "has", "minimum_macos", "older", "torch_version"]
+__all__ = ["DEFAULT_MACOS", "FEATURES", "has", "minimum_macos", "older", "torch_version"]
 
 FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.device_count": ("2.4", None),
@@ -60,6 +60,9 @@ FEATURES: dict[str, tuple[str, str | None]] = {
 # The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says
 # 12.3 but 13.0 is what it needs (pytorch#139425).
 _MACOS_FLOOR = (("2.15", "15.0"), ("2.9", "14.0"), ("2.5", "13.0"), ("2.0", "12.3"))
+
+# What a Mac is taken to run where nobody says.
+DEFAULT_MACOS = "15.6"
 
 
 def has(feature: str, torch: str | Version) -> bool:

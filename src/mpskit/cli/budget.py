@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 
 from mpskit._base.sizes import GIB
+from mpskit.backends.versions import DEFAULT_MACOS
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
 from mpskit.memory.budget import MemoryBudget, memory_budget, memory_budget_for
 
 __all__ = ["add_arguments", "run"]
-
-_DEFAULT_MACOS = "15.6"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +38,7 @@ def _budget(arguments: argparse.Namespace) -> MemoryBudget:
     if arguments.machine is not None:
         return _of_machine(arguments.machine, arguments.macos, arguments.reserve)
     if arguments.ram_gib is not None:
-        macos = arguments.macos or _DEFAULT_MACOS
+        macos = arguments.macos or DEFAULT_MACOS
         return memory_budget_for(arguments.ram_gib * GIB, macos, reserve=arguments.reserve)
     if arguments.macos is not None:
         raise ArgumentError(

@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from typing import Literal, TypeAlias
 
 from mpskit._base.values import Value
+from mpskit.backends.versions import DEFAULT_MACOS
 from mpskit.environment import rules
 from mpskit.environment.rules import FALLBACK, HIGH, LOW, low_for, ratio_text
 from mpskit.errors import ArgumentError, SettingsError
@@ -170,7 +171,7 @@ def _memory() -> tuple[int, int] | None:
         return None
     found = recommended_bytes(
         host.memory_total_bytes,
-        host.os_version or "15.6",
+        host.os_version or DEFAULT_MACOS,
         wired_limit_bytes=host.wired_limit_bytes,
     )
     return host.memory_total_bytes, found.recommended_bytes

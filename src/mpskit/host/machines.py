@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from mpskit._base.data import read_toml
 from mpskit._base.sizes import GIB
 from mpskit._base.values import Value
+from mpskit.backends.versions import DEFAULT_MACOS
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host.chips import Chip, ChipRow, chip_rows, parse_chip
 from mpskit.host.host import HostKind
@@ -58,7 +59,7 @@ class Machine(Value):
 
     chip: str = Field(min_length=1, max_length=80)
     ram_gib: int = Field(strict=True, ge=1, le=4096)
-    macos: str = "15.6"
+    macos: str = DEFAULT_MACOS
     kind: HostKind = HostKind.APPLE_SILICON
     gpu_cores: int | None = Field(default=None, strict=True, ge=1, le=1024)
     cpu_cores: int | None = Field(default=None, strict=True, ge=1, le=1024)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
+from mpskit.backends.versions import DEFAULT_MACOS
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import (
@@ -111,7 +112,7 @@ class MemoryBudget(Value):
 
 def memory_budget_for(
     ram_bytes: int,
-    macos: str = "15.6",
+    macos: str = DEFAULT_MACOS,
     chip: str | None = None,
     *,
     vram_bytes: int | None = None,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from mpskit._base.data import read_csv
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
+from mpskit.backends.versions import DEFAULT_MACOS
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class _Row(NamedTuple):
 
 def recommended_bytes(
     ram_bytes: int,
-    macos: str = "15.6",
+    macos: str = DEFAULT_MACOS,
     *,
     wired_limit_bytes: int | None = None,
     vram_bytes: int | None = None,
@@ -125,7 +126,7 @@ def rule_of(host: Host) -> WorkingSet | None:
 
     if not host.is_mac or host.kind is HostKind.INTEL_MAC or host.memory_total_bytes is None:
         return None
-    wired, macos = host.wired_limit_bytes, host.os_version or "15.6"
+    wired, macos = host.wired_limit_bytes, host.os_version or DEFAULT_MACOS
     return recommended_bytes(host.memory_total_bytes, macos, wired_limit_bytes=wired)
 
 
@@ -192,7 +193,7 @@ def _check_size(name: str, size: object) -> None:
 
 def _major(macos: str) -> int:
     if not isinstance(macos, str):
-        raise ArgumentTypeError(f"macos is a text such as '15.6', not {macos!r}", given=macos)
+        raise ArgumentTypeError(f"macos must be a str such as '15.6', got {macos!r}", given=macos)
     match = _VERSION.fullmatch(macos)
     if match is None:
         raise ArgumentError(f"macos={macos!r} is not a version: write '15.6' or '26'", given=macos)
