@@ -142,7 +142,7 @@ def test_a_device_that_fails_is_a_failed_check(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "FAIL device test: FAIL: RuntimeError: out of luck" in printed
     assert "why it matters" in printed
-    assert "to mend it: export MPSKIT_DEVICE=cpu" in printed
+    assert "fix: export MPSKIT_DEVICE=cpu" in printed
 
 
 def test_colour_needs_a_terminal(monkeypatch):

@@ -1,7 +1,7 @@
 """Pure models of torch's allocators: MPS by version, CUDA's and XPU's caching one, the CPU's.
 
-One set of models serves the estimates (events of a traced step, replayed) and the simulated Mac
-(every live storage is charged). Importing it imports neither torch nor pydantic.
+The same models serve the estimates, which replay the events of a traced step, and the simulated
+Mac, which charges every live storage. Importing it imports neither torch nor pydantic.
 
 >>> from mpskit.allocator import allocator_for
 >>> mac = allocator_for("mps", torch_version="2.13.0")

@@ -1,7 +1,7 @@
-"""The CPU allocator: every request goes to ``malloc`` and straight back.
+"""The CPU allocator: every request goes to ``malloc``, every release to ``free``; no cache.
 
-torch aligns to 64 bytes (``c10/core/alignment.h``) and reports, to its profiler too, the bytes as
-requested (``c10/core/CPUAllocator.cpp``); what malloc adds is not counted by torch, nor here.
+torch aligns to 64 bytes (``c10/core/alignment.h``) and reports the requested bytes, also to its
+profiler (``c10/core/CPUAllocator.cpp``). Neither torch nor this model counts malloc's overhead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["CpuAllocator"]
 
 
 class CpuAllocator:
-    """A model of torch's CPU allocator: live bytes are the bytes requested, driver the same."""
+    """A model of torch's CPU allocator: live and driver bytes are both the requested bytes."""
 
     def __init__(self) -> None:
         self._sizes: dict[int, int] = {}
@@ -21,7 +21,7 @@ class CpuAllocator:
         self._peak = 0
 
     def allocate(self, size: int) -> int:
-        """Take ``size`` bytes and return the block's number."""
+        """Allocate ``size`` bytes and return the block's number."""
         if size < 0:
             raise ArgumentError(f"cannot allocate {size} bytes", given=size)
         self._next += 1
@@ -31,7 +31,7 @@ class CpuAllocator:
         return self._next
 
     def free(self, block: int) -> None:
-        """Give a block back.
+        """Free a block.
 
         Raises:
             ArgumentError: the block is not allocated.
@@ -45,7 +45,7 @@ class CpuAllocator:
         """Do nothing: there is no cache."""
 
     def reset_peaks(self) -> None:
-        """Start the peak again from what is held now."""
+        """Reset the peak to the current figure."""
         self._peak = self._live
 
     @property

@@ -81,14 +81,14 @@ class CudaAllocator:
         return self._peak_reserved
 
     def reset_peaks(self) -> None:
-        """Start both peaks again from what is held now."""
+        """Reset both peaks to the current figures."""
         self._peak_live, self._peak_reserved = self._live, self._reserved
 
     def allocate(self, size: int) -> int:
-        """Take ``size`` bytes and return the block's number (0 for a request of no bytes).
+        """Allocate ``size`` bytes and return the block's number (0 for a request of no bytes).
 
         Raises:
-            AllocatorLimitError: no segment of that size fits, with the cache emptied.
+            AllocatorLimitError: no new segment fits, even after the cache is emptied.
             ArgumentError: ``size`` is negative.
         """
         if size <= 0:
@@ -103,7 +103,7 @@ class CudaAllocator:
         return block.key
 
     def free(self, block: int) -> None:
-        """Give a block back and join it with its free neighbours.
+        """Free a block and merge it with its free neighbours.
 
         Raises:
             ArgumentError: the block is not allocated.
@@ -120,7 +120,7 @@ class CudaAllocator:
         insort(self._free[found.small], (found.size, found.key))
 
     def empty_cache(self) -> None:
-        """Give every segment without a live block back to the driver."""
+        """Return every segment without a live block to the driver."""
         for blocks in self._free.values():
             for entry in blocks.copy():
                 block = self._blocks[entry[1]]
@@ -172,7 +172,7 @@ class CudaAllocator:
         return block
 
     def _absorb(self, block: _Block, neighbour: _Block | None) -> None:
-        """Join a freed block with a neighbour, if that one is free."""
+        """Merge a freed block with a neighbour, if that one is free."""
         if neighbour is None or neighbour.in_use:
             return
         free = self._free[neighbour.small]

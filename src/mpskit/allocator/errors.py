@@ -1,4 +1,4 @@
-"""What a model of an allocator raises where the real allocator would fail."""
+"""Errors that the allocator models raise where the real allocators fail."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["AllocatorLimitError", "BufferTooLargeError", "WatermarkError"]
 
 
 class AllocatorLimitError(OutOfMemory):
-    """An allocation would go over the allocator's limit.
+    """An allocation would exceed the allocator's limit.
 
     Attributes:
         message: the text that torch raises in the same state, also ``str()`` of this error.
         allocated: bytes that the allocator holds from the driver (whole heaps or segments).
-        other: bytes of the driver's that the allocator did not ask for.
-        max_allowed: the limit in bytes; None where there is none.
+        other: bytes that the driver counts beside the allocator's own.
+        max_allowed: the limit in bytes; None without one.
         requested: bytes asked for, after rounding.
         pool: ``"private"`` or ``"shared"`` on MPS, ``""`` elsewhere.
     """
@@ -42,7 +42,7 @@ class AllocatorLimitError(OutOfMemory):
 
 
 class BufferTooLargeError(OutOfMemory):
-    """One buffer is as large as, or larger than, the largest that Metal makes.
+    """A buffer would reach or exceed the largest that Metal makes.
 
     Attributes:
         message: the text that torch raises, also ``str()`` of this error.
@@ -58,4 +58,4 @@ class BufferTooLargeError(OutOfMemory):
 
 
 class WatermarkError(ArgumentError, RuntimeError):
-    """A watermark ratio that torch refuses; the text is torch's own, the type its too."""
+    """A watermark ratio that torch refuses, with torch's text; a RuntimeError, as in torch."""

@@ -1,4 +1,4 @@
-"""The language between whoever allocates and the models: events, the model's face, a replay."""
+"""Allocation events, the interface of an allocator model, and replaying events on a model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["AllocatorModel", "Event", "Replay", "replay"]
 
 
 class Event(NamedTuple):
-    """One allocation or release, in time order.
+    """The allocation or the release of one storage.
 
-    ``id`` names the storage (any number, used again only after its release), ``size`` is its
-    bytes as requested; the size of a release is not looked at.
+    ``id`` identifies the storage and may be reused after its release; ``size`` is the requested
+    size in bytes, and is ignored for a release.
     """
 
     kind: Literal["alloc", "free"]
@@ -25,27 +25,27 @@ class Event(NamedTuple):
 
 
 class AllocatorModel(Protocol):
-    """What every model of an allocator answers. All figures are bytes; no model is thread-safe."""
+    """The interface of every allocator model. Sizes are in bytes; no model is thread-safe."""
 
     def allocate(self, size: int) -> int:
-        """Take ``size`` bytes and return the block's number.
+        """Allocate ``size`` bytes and return the block's number.
 
         Raises:
             AllocatorLimitError: the allocator's limit is reached.
-            BufferTooLargeError: no single buffer may be that large (MPS).
+            BufferTooLargeError: ``size`` reaches the largest buffer that Metal makes (MPS).
         """
         ...
 
     def free(self, block: int) -> None:
-        """Give a block back to the allocator's cache."""
+        """Free a block; the allocator keeps its memory in the cache."""
         ...
 
     def empty_cache(self) -> None:
-        """Give back to the driver what holds no live block."""
+        """Return all memory without a live block to the driver."""
         ...
 
     def reset_peaks(self) -> None:
-        """Start both peaks again from what is held now."""
+        """Reset both peaks to the current figures."""
         ...
 
     @property
@@ -55,12 +55,12 @@ class AllocatorModel(Protocol):
 
     @property
     def heap_bytes(self) -> int:
-        """Bytes that the allocator holds from the driver: ``memory_reserved``."""
+        """Bytes that the allocator has reserved from the driver: ``memory_reserved``."""
         ...
 
     @property
     def driver_bytes(self) -> int:
-        """Bytes that the driver counts for the process: heaps and what is beside them."""
+        """Bytes that the driver counts for the process: the heaps and all other allocations."""
         ...
 
     @property
@@ -75,9 +75,9 @@ class AllocatorModel(Protocol):
 
 
 class Replay(Value):
-    """What a list of events came to on one allocator.
+    """The peaks that a sequence of events reaches on one allocator, in bytes.
 
-    ``timeline`` has one pair (live bytes, driver bytes) after each event.
+    ``timeline`` has a pair (live bytes, driver bytes) after each event.
     """
 
     peak_live_bytes: int
@@ -97,17 +97,17 @@ def replay(
     *,
     timeline: bool = True,
 ) -> Replay:
-    """Run events through a model and return the peaks.
+    """Replay events on a model and return the peaks.
 
     Args:
         events: ``(kind, id, size)`` in time order.
-        model: a model, usually a fresh one; it keeps what the events left allocated.
-        timeline: whether to keep the pair of figures after each event (costs memory).
+        model: a model, usually a fresh one; blocks that the events do not free stay allocated.
+        timeline: whether to keep the pair of figures after each event, which costs memory.
 
     Raises:
         ArgumentError: an event of another kind, a release of an unknown id, or an id that is
             allocated twice.
-        AllocatorLimitError: the model has a limit and the events go over it.
+        AllocatorLimitError: the events exceed the model's limit.
     """
     blocks: dict[int, int] = {}
     points: list[tuple[int, int]] = []

@@ -1,7 +1,7 @@
-"""MPSAllocator as torch has it: to 2.12, 2.13, and 2.14 and later.
+"""MPSAllocator by torch version: up to 2.12, 2.13, and from 2.14.
 
 The order of steps follows ATen/mps/MPSAllocator.mm (``alloc_buffer_block``); the rules of the
-pools stand in ``mps_heaps`` (to 2.13) and ``mps_placement`` (from 2.14).
+pools are in ``mps_heaps`` (up to 2.13) and ``mps_placement`` (from 2.14).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SCALAR = 8  # requests up to this many bytes are shared even where tensors are 
 
 
 class CachingMps(MpsAllocator):
-    """MPSAllocator to torch 2.13: whole buffers are cached and never cut.
+    """MPSAllocator up to torch 2.13: whole buffers are cached and never split.
 
-    To 2.12 tensors live in private storage and requests up to 8 bytes, on unified memory, in
-    shared storage; from 2.13 everything is shared.
+    Up to 2.12 tensors are in private storage and, on unified memory, requests of up to 8 bytes in
+    shared storage; in 2.13 everything is shared.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CachingMps(MpsAllocator):
             self._scalars = CachingPool(self, small=True, shared=True, xlarge=xlarge)
         self._pools = tuple(dict.fromkeys((self._small, self._large, self._scalars)))
 
-    def allocate(self, size: int) -> int:  # noqa: D102 - the base says it
+    def allocate(self, size: int) -> int:  # noqa: D102 - documented in the base
         if size <= 0 or (self._max_buffer is not None and size >= self._max_buffer):
             self._check(size)
             return NOTHING
@@ -59,13 +59,13 @@ class CachingMps(MpsAllocator):
         if buffer is None:
             buffer = self._obtain(pool, aligned, pressure=pressure and not carved)
         buffer.in_use = True
-        # A buffer taken from the cache counts with its own size, which may be the larger one.
+        # A buffer from the cache counts with its own size, which may be larger than the request.
         self._live += buffer.size
         if self._live > self._peak_live:
             self._peak_live = self._live
         return buffer.key
 
-    def free(self, block: int) -> None:  # noqa: D102 - the base says it
+    def free(self, block: int) -> None:  # noqa: D102 - documented in the base
         if block == NOTHING:
             return
         buffer = self.buffers.get(block)
@@ -75,7 +75,7 @@ class CachingMps(MpsAllocator):
         self._live -= buffer.size
         buffer.pool.give(buffer)
 
-    def empty_cache(self) -> None:  # noqa: D102 - the base says it
+    def empty_cache(self) -> None:  # noqa: D102 - documented in the base
         for pool in self._pools:
             pool.release_all()
 
@@ -99,7 +99,7 @@ class CachingMps(MpsAllocator):
 
 
 class PlacementMps(MpsAllocator):
-    """MPSAllocator from torch 2.14: sizes in buckets, heaps that are cut and joined."""
+    """MPSAllocator from torch 2.14: bucketed sizes, heaps that are split and coalesced."""
 
     def __init__(self, torch_version: str, limits: Limits = UNBOUNDED) -> None:
         super().__init__(torch_version, limits)
@@ -107,7 +107,7 @@ class PlacementMps(MpsAllocator):
         self._small = PlacementPool(self, small=True)
         self._large = PlacementPool(self, small=False)
 
-    def allocate(self, size: int) -> int:  # noqa: D102 - the base says it
+    def allocate(self, size: int) -> int:  # noqa: D102 - documented in the base
         if size <= 0 or (self._max_buffer is not None and size >= self._max_buffer):
             self._check(size)
             return NOTHING
@@ -123,7 +123,7 @@ class PlacementMps(MpsAllocator):
             self._peak_live = self._live
         return block.key
 
-    def free(self, block: int) -> None:  # noqa: D102 - the base says it
+    def free(self, block: int) -> None:  # noqa: D102 - documented in the base
         if block == NOTHING:
             return
         found = self.blocks.get(block)
@@ -133,7 +133,7 @@ class PlacementMps(MpsAllocator):
         self._live -= found.size
         found.pool.give(found)
 
-    def empty_cache(self) -> None:  # noqa: D102 - the base says it
+    def empty_cache(self) -> None:  # noqa: D102 - documented in the base
         self._small.release_heaps()
         self._large.release_heaps()
 

@@ -1,8 +1,8 @@
-"""What every version of MPSAllocator has: counters, watermarks and the out-of-memory error.
+"""What all versions of MPSAllocator share: counters, watermarks and the out-of-memory error.
 
-Rules: ATen/mps/MPSAllocator.{h,mm}, the same in every torch from 2.1 to 2.15 but for the texts'
-units. The GPU's work counts as finished at once (a real allocator also waits for buffers in
-flight), and what Metal and MPSGraph allocate for themselves is ``other_bytes``, 0 unless set.
+Rules: ATen/mps/MPSAllocator.{h,mm}, the same in every torch from 2.1 to 2.15 except for the units
+in the texts. GPU work is taken to finish at once (a real allocator also waits for buffers in
+flight). ``other_bytes`` is what Metal and MPSGraph allocate for themselves, 0 unless set.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mpskit.errors import ArgumentError
 
 __all__ = ["NOTHING", "UNBOUNDED", "Limits", "MpsAllocator"]
 
-# The block that stands for a request of no bytes: torch makes no buffer for it.
+# The block that a request of no bytes gets: torch makes no buffer for it.
 NOTHING = 0
 
 
 class Limits(NamedTuple):
-    """What bounds an MPSAllocator: sizes in bytes (None: unknown, no bound), ratios of torch's."""
+    """The bounds of an MPSAllocator: sizes in bytes (None: unbounded) and torch's two ratios."""
 
     recommended_bytes: int | None = None
     max_buffer_bytes: int | None = None
@@ -35,10 +35,10 @@ UNBOUNDED = Limits()
 
 
 class MpsAllocator(ABC):
-    """What every version of MPSAllocator has: counters, watermarks and the out-of-memory text.
+    """The base of both versions of MPSAllocator.
 
     ``other_bytes`` is what Metal counts for the process beside the heaps (MPSGraph's own buffers);
-    whoever knows it may set it.
+    a caller that knows it may set it.
     """
 
     def __init__(self, torch_version: str, limits: Limits = UNBOUNDED) -> None:
@@ -111,7 +111,7 @@ class MpsAllocator(ABC):
         return max(self._peak_driver, self.driver_bytes)
 
     def reset_peaks(self) -> None:
-        """Start both peaks again from what is held now."""
+        """Reset both peaks to the current figures."""
         self._peak_live = self._live
         self._peak_driver = self.driver_bytes
 
@@ -125,7 +125,7 @@ class MpsAllocator(ABC):
         self._peak_driver = max(self._peak_driver, self.driver_bytes)
 
     def shrink(self, size: int) -> None:
-        """Count a heap that went back to Metal."""
+        """Count a heap that is released to Metal."""
         self._peak_driver = max(self._peak_driver, self.driver_bytes)
         self._heaps -= size
 
@@ -136,17 +136,17 @@ class MpsAllocator(ABC):
 
     @abstractmethod
     def allocate(self, size: int) -> int:
-        """Take ``size`` bytes and return the block's number (0 for a request of no bytes).
+        """Allocate ``size`` bytes and return the block's number (0 for a request of no bytes).
 
         Raises:
-            AllocatorLimitError: the high watermark is reached even with the cache emptied.
+            AllocatorLimitError: the high watermark is reached even after the cache is emptied.
             BufferTooLargeError: ``size`` is Metal's ``maxBufferLength`` or more.
             ArgumentError: ``size`` is negative.
         """
 
     @abstractmethod
     def free(self, block: int) -> None:
-        """Give a block back to its pool's cache.
+        """Free a block; its pool caches it.
 
         Raises:
             ArgumentError: the block is not allocated.
@@ -154,7 +154,7 @@ class MpsAllocator(ABC):
 
     @abstractmethod
     def empty_cache(self) -> None:
-        """Give back to Metal every heap that no live buffer is in."""
+        """Release every heap without a live buffer to Metal."""
 
     def _pressed(self, *, small: bool) -> bool:
         """Return whether less than 1 MiB is left below the low watermark (large requests only)."""

@@ -1,11 +1,11 @@
 """Pools of whole buffers: MPSAllocator up to torch 2.13.
 
-Heaps are of Metal's automatic kind: torch asks a heap for a buffer and Metal places it. A freed
-buffer stays where it is, whole, in the pool's cache; only a release gives its range back to its
-heap. Rules: ``get_free_buffer``, ``get_free_heap``, ``release_buffer`` and
+Heaps are of Metal's automatic type: torch asks a heap for a buffer and Metal places it. A freed
+buffer stays whole and in place in the pool's cache; only a release returns its range to the heap.
+Rules: ``get_free_buffer``, ``get_free_heap``, ``release_buffer`` and
 ``garbage_collect_cached_buffers`` of ATen/mps/MPSAllocator.mm (seen at pytorch 57ba412 and in
 the 2.13.0 wheel's header). Where Metal puts a buffer inside an automatic heap is not public:
-the lowest place that fits is taken here.
+this model takes the lowest range that fits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class HeapAccount(Protocol):
         """Count a heap that Metal has made."""
 
     def shrink(self, size: int) -> None:
-        """Count a heap that went back to Metal."""
+        """Count a heap that is released to Metal."""
 
     def fits(self, size: int) -> bool:
         """Return whether a buffer of that size stays under the high watermark."""
@@ -39,7 +39,7 @@ class HeapAccount(Protocol):
 
 
 class Heap:
-    """One Metal heap: its free ranges by offset, and the largest that a page-aligned buffer has."""
+    """One Metal heap: its free ranges by offset, and the largest page-aligned buffer that fits."""
 
     __slots__ = ("available", "buffers", "free", "key", "shared", "total")
 
@@ -64,7 +64,7 @@ class Heap:
         return start
 
     def release(self, offset: int, size: int) -> None:
-        """Give a range back, joined with its free neighbours."""
+        """Free a range and merge it with its free neighbours."""
         start, end = offset, offset + size
         index = bisect_left(self.free, (offset, 0))
         last = index
@@ -118,10 +118,10 @@ class CachingPool:
         self._requests = 0
 
     def reuse(self, size: int) -> tuple[Buffer | None, bool]:
-        """Return a cached buffer that serves ``size`` bytes, and whether room was made for one.
+        """Return a cached buffer for ``size`` bytes, and whether one was released to make room.
 
         The smallest cached buffer that is large enough is taken if it is at most 32 MiB larger.
-        A larger one is released to carve the request from its heap, unless another heap has room.
+        A larger one is released, so that its heap has room, unless another heap has room already.
         """
         self._requests += 1
         index = bisect_left(self._cached, (size, 0))
@@ -158,7 +158,7 @@ class CachingPool:
         return buffer
 
     def release(self, buffer: Buffer, *, drop_heap: bool = True) -> None:
-        """Give a cached buffer's range back to its heap, and the heap back if that empties it."""
+        """Return a cached buffer's range to its heap, and the heap to Metal if that empties it."""
         heap = buffer.heap
         del self._cached[bisect_left(self._cached, (buffer.size, buffer.key))]
         del self._account.buffers[buffer.key]
@@ -172,7 +172,7 @@ class CachingPool:
             insort(self._by_available, (heap.available, heap.key))
 
     def release_enough(self, size: int) -> bool:
-        """Release the cached buffer that would do, or the largest ones until they sum to it."""
+        """Release one cached buffer that is large enough, or the largest until their sum is."""
         if not self._cached:
             return False
         index = bisect_left(self._cached, (size, 0))
@@ -187,12 +187,12 @@ class CachingPool:
         return released >= size
 
     def release_all(self) -> None:
-        """Release every cached buffer; heaps that others still live in stay."""
+        """Release every cached buffer; heaps with live buffers stay."""
         for _, key in self._cached.copy():
             self.release(self._account.buffers[key])
 
     def collect(self, target: int) -> None:
-        """Release cached buffers of at least average age until ``target`` bytes are back.
+        """Release cached buffers of at least average age until ``target`` bytes are released.
 
         A buffer's age is the number of requests to the pool since it was freed. A heap that
         several buffers share is kept even if this empties it, as torch keeps it.

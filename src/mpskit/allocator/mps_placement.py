@@ -1,10 +1,10 @@
 """Pools that place buffers themselves: MPSAllocator from torch 2.14.
 
-Heaps are of Metal's placement kind: the pool keeps each heap as a chain of blocks by offset, cuts
-a request out of a free one and joins neighbours only when no single block serves. A block that
-was used keeps its Metal buffer until its range is cut or joined. Rules: pytorch#190438 and
-ATen/mps/MPSAllocator.mm of 2.15-dev (``get_free_buffer``, ``split_free_block``,
-``coalesce_free_blocks``, ``release_free_heaps``). One stream, and work that is always finished.
+Heaps are of Metal's placement type. The pool keeps each heap as a chain of blocks by offset, splits
+a request off a free block and coalesces neighbours only when no single block is large enough. A
+block that was used keeps its Metal buffer until its range is split or coalesced. Rules:
+pytorch#190438 and ATen/mps/MPSAllocator.mm of 2.15-dev (``get_free_buffer``, ``split_free_block``,
+``coalesce_free_blocks``, ``release_free_heaps``). One stream; GPU work is taken to finish at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class BlockAccount(Protocol):
         """Count a heap that Metal has made."""
 
     def shrink(self, size: int) -> None:
-        """Count a heap that went back to Metal."""
+        """Count a heap that is released to Metal."""
 
     def next_key(self) -> int:
         """Return a new number; numbers stand for addresses where torch sorts by address."""
@@ -34,7 +34,7 @@ class BlockAccount(Protocol):
 
 
 class PlacementHeap:
-    """One heap: the first of its chained blocks, its free bytes and a bound on its longest run."""
+    """One heap: the first block of its chain, its free bytes, a bound on its longest free run."""
 
     __slots__ = ("first", "free_bytes", "key", "longest_run", "total")
 
@@ -47,7 +47,7 @@ class PlacementHeap:
 
 
 class Block:
-    """A range of a heap; ``placed`` says whether a Metal buffer stands on exactly this range."""
+    """A range of a heap; ``placed`` says whether a Metal buffer covers exactly this range."""
 
     __slots__ = ("heap", "in_use", "key", "next", "offset", "placed", "pool", "size")
 
@@ -74,13 +74,13 @@ class PlacementPool:
         self.free_bytes = 0
         self.heaps: dict[int, PlacementHeap] = {}
         self._account = account
-        # What is left of a block becomes a block of its own from this size on.
+        # A remainder of at least this size becomes a block of its own.
         self._min_split = ALIGNMENT if small else MAX_SMALL
         self._free: list[tuple[int, int]] = []  # (size, block key)
         self._placed: list[tuple[int, int]] = []  # those of _free that still have their buffer
 
     def reuse(self, size: int) -> Block | None:
-        """Return free memory for ``size`` bytes: a buffer as it is, a cut block, or joined ones."""
+        """Return a free block for ``size`` bytes: a placed, a split or a coalesced one."""
         index = bisect_left(self._placed, (size, 0))
         if index < len(self._placed) and self._placed[index][0] - size < self._min_split:
             return self._cut(self._account.blocks[self._placed[index][1]], size)
@@ -90,7 +90,7 @@ class PlacementPool:
         return self._join(size)
 
     def place(self, size: int, *, pressure: bool) -> Block:
-        """Make a heap and cut the request out of it."""
+        """Make a heap and split the request off it."""
         total, _ = heap_size(size, pressure=pressure)
         heap = PlacementHeap(self._account.next_key(), total)
         heap.first = self._new_block(0, total, heap)
@@ -100,7 +100,7 @@ class PlacementPool:
         return self._cut(heap.first, size)
 
     def give(self, block: Block) -> None:
-        """Put a freed block back; it is joined with its neighbours only when needed."""
+        """Put a freed block back; neighbours are coalesced only when needed."""
         insort(self._free, (block.size, block.key))
         if block.placed:
             insort(self._placed, (block.size, block.key))
@@ -110,7 +110,7 @@ class PlacementPool:
         heap.longest_run = heap.free_bytes
 
     def release_heaps(self, target: int | None = None) -> int:
-        """Give heaps without a live block back, oldest first, until ``target`` bytes are."""
+        """Release heaps without a live block, the oldest first, until ``target`` bytes are."""
         released = 0
         for heap in [heap for heap in self.heaps.values() if heap.free_bytes == heap.total]:
             if target is not None and released >= target:
@@ -130,7 +130,7 @@ class PlacementPool:
         self._account.shrink(heap.total)
 
     def _cut(self, block: Block, size: int) -> Block:
-        """Take a free block for ``size`` bytes and leave a large remainder free."""
+        """Take a free block for ``size`` bytes and split off a large remainder."""
         self._take(block)
         heap, rest = block.heap, block.size - size
         used = size if rest >= self._min_split else block.size
@@ -145,7 +145,7 @@ class PlacementPool:
         return block
 
     def _join(self, size: int) -> Block | None:
-        """Find neighbours that together serve ``size`` bytes and make one block of them."""
+        """Coalesce free neighbours that are large enough together, if there are any."""
         for heap in self.heaps.values():
             if heap.longest_run < size:
                 continue

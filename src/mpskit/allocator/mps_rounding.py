@@ -1,11 +1,11 @@
 """How MPSAllocator rounds a request, and how large a heap it asks Metal for.
 
-The constants stand in torch's ``ATen/mps/MPSAllocator.h`` and are the same in every macOS wheel
-from 2.1.2 to 2.15.0. The bucket rule came with pytorch#187441 and is in the wheels from 2.14.
+The constants are those of torch's ``ATen/mps/MPSAllocator.h``, the same in every macOS wheel from
+2.1.2 to 2.15.0. The bucket rule came with pytorch#187441 and is in the wheels from 2.14.
 
-The alignment is what Metal's ``heapBufferSizeAndAlignWithLength:`` answers. Apple GPUs were seen
-to turn tiny requests into 256 bytes (torch's "Tried to allocate 256 bytes" in many reports) and
-1 KiB into 1024 (pytorch#193838), so every size is rounded to 256 here.
+Metal's ``heapBufferSizeAndAlignWithLength:`` decides the alignment. Reports show Apple GPUs turn
+tiny requests into 256 bytes (torch's "Tried to allocate 256 bytes") and keep 1 KiB at 1024
+(pytorch#193838), so every size is rounded to 256 here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BUCKETS_PER_POWER = 32
 
 
 def aligned_size(size: int) -> int:
-    """Return the bytes that a buffer of ``size`` bytes takes in a heap (256-byte multiple)."""
+    """Return the bytes that a buffer of ``size`` bytes takes in a heap (a multiple of 256)."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -47,9 +47,9 @@ def aligned_size(size: int) -> int:
 def bucketed_size(aligned: int, max_buffer: int | None) -> int:
     """Return the size that torch 2.14 and later round an aligned size up to.
 
-    Sizes over 1 MiB go up to the next of 32 steps per power of two (one page at least), so a
-    buffer that grows a little at each step finds the one it left. The size stays as it is where
-    rounding would need a larger kind of heap or reach the largest buffer.
+    Sizes over 1 MiB are rounded up to one of 32 steps per power of two, at least a page apart, so
+    that a tensor that grows a little at each step reuses its old buffer. The size is kept where
+    rounding would need a larger heap or reach the largest buffer.
     """
     if aligned <= MAX_SMALL:
         return aligned
@@ -60,12 +60,13 @@ def bucketed_size(aligned: int, max_buffer: int | None) -> int:
 
 
 def heap_size(size: int, *, pressure: bool = False, xlarge: int = XLARGE_HEAP) -> tuple[int, bool]:
-    """Return the bytes of the heap that a new buffer of ``size`` bytes needs, and if it is shared.
+    """Return the size of the heap that a new buffer of ``size`` bytes needs, and if it is shared.
 
     Args:
         size: aligned bytes of the buffer.
-        pressure: whether the low watermark is reached, when 10 to 512 MiB get their own heap.
-        xlarge: the largest shared heap: 1 GiB, or 128 MiB on a discrete GPU (torch to 2.12).
+        pressure: whether the low watermark is reached; buffers of 10 to 512 MiB then get a heap
+            of their own.
+        xlarge: the largest shared heap: 1 GiB, or 128 MiB on a discrete GPU (up to torch 2.12).
     """
     tier = _tier(size, pressure=pressure, xlarge=xlarge)
     if tier is None:
@@ -74,7 +75,7 @@ def heap_size(size: int, *, pressure: bool = False, xlarge: int = XLARGE_HEAP) -
 
 
 def _tier(size: int, *, pressure: bool = False, xlarge: int = XLARGE_HEAP) -> int | None:
-    """Return the size of the shared heap for such a buffer; None if it gets one of its own."""
+    """Return the size of the shared heap for such a buffer; None if it gets its own heap."""
     if size <= MAX_SMALL:
         return SMALL_HEAP
     if size < MIN_XLARGE:

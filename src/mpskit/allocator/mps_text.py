@@ -1,7 +1,7 @@
 """The texts that MPSAllocator raises, by torch version (ATen/mps/MPSAllocator.mm).
 
-Read from the strings of the macOS wheels: ``KB``, ``MB`` and ``GB`` to 2.7.1, ``KiB``, ``MiB``
-and ``GiB`` from 2.8.0; both count in powers of two.
+Read from the strings of the macOS wheels: ``KB``, ``MB`` and ``GB`` up to 2.7.1, ``KiB``, ``MiB``
+and ``GiB`` from 2.8.0; both mean powers of two.
 """
 
 from __future__ import annotations

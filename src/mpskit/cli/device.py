@@ -1,4 +1,4 @@
-"""``mpskit device``: one bare word for shell scripts."""
+"""``mpskit device``: print the device to use as one word, for shell scripts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
+    """Add the command's arguments."""
     parser.add_argument("--why", action="store_true", help="add a paragraph that says why")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--cpu", action="store_true", help="as use_gpu=False")
-    parser.add_argument("--force-mps", action="store_true", help="as force_mps=True")
+    parser.add_argument("--cpu", action="store_true", help="like use_gpu=False")
+    parser.add_argument("--force-mps", action="store_true", help="like force_mps=True")
     parser.add_argument("--policy", help="auto, conservative, or an order such as mps,cuda,cpu")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the device; 0 always, since there is always a CPU."""
+    """Print the device; the exit code is always 0, because there is always a CPU."""
     from mpskit.device import get_optimal_device
 
     device, info = get_optimal_device(

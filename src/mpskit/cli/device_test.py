@@ -1,4 +1,4 @@
-"""A real training step, small enough for any machine."""
+"""A real training step that is small enough for any machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def train_one_step(device: str) -> str | None:
     """
     try:
         _step(device)
-    except Exception as error:  # noqa: BLE001 - whatever a backend raises is what is asked for
+    except Exception as error:  # noqa: BLE001 - the answer is whatever the backend raises
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 

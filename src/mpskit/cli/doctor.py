@@ -1,4 +1,4 @@
-"""``mpskit doctor``: what this machine has, what works, and what would mend the rest."""
+"""``mpskit doctor``: what this machine has, what works, and what fixes the rest."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
+    """Add the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--quiet", action="store_true", help="print only what failed")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report; 1 if a check failed. Having no accelerator is no failed check."""
+    """Print the report; return 1 if a check failed. A missing accelerator fails no check."""
     found = gather()
     if arguments.json:
         checks = [check.model_dump(mode="json") for check in found.checks]
@@ -44,4 +44,4 @@ def _show_rest(check: Check, show: Callable[[str, str], None]) -> None:
     if check.why:
         show("", f"       why it matters: {check.why}")
     if check.fix:
-        show("", f"       to mend it: {check.fix}")
+        show("", f"       fix: {check.fix}")

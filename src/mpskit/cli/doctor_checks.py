@@ -1,4 +1,4 @@
-"""The doctor's findings: gathered one by one, so that one that fails hides no other."""
+"""The checks of ``mpskit doctor``, each run on its own, so that a failing one hides no other."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _Mark = Literal["ok", "note", "warn", "fail"]
 
 
 class Check(Value):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what was looked at.
+        name: what was checked.
         mark: ``ok``, ``note``, ``warn`` or ``fail``.
-        seen: what was seen.
+        seen: what was found.
         why: why it matters, for a warning or a failure.
-        fix: one command or line that mends it.
+        fix: one command or line that fixes it.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Check(Value):
 
 
 class Findings:
-    """The checks in order, and the facts behind them for ``--json``."""
+    """The results in order, and the facts behind them for ``--json``."""
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
         self.facts: dict[str, Any] = {}
 
     def add(self, name: str, mark: _Mark, seen: str, **rest: str | None) -> None:
-        """Add one check; its texts lose the user's name and home folder."""
+        """Add one result, with the names of user, host and home folder removed from its texts."""
         cleaned = {key: scrub(text) if text else None for key, text in rest.items()}
         self.checks.append(Check(name=name, mark=mark, seen=scrub(seen), **cleaned))
 
@@ -55,7 +55,7 @@ class Findings:
 
 
 def gather() -> Findings:
-    """Look at everything; an error in one look becomes a failed check and stops no other."""
+    """Run all checks; an exception in one becomes a failed check and stops no other."""
     found = Findings()
     for look in (_machine, _torch, _backends, _device, _memory, _environment, _bugs, _power):
         _survive(look, found)
@@ -63,7 +63,7 @@ def gather() -> Findings:
 
 
 def scrub(text: str) -> str:
-    """Take the home folder, the user's name and the host's name out of a text."""
+    """Return a text without the home folder, the user's name and the host's name."""
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
     names = {os.environ.get("USER"), os.environ.get("LOGNAME"), platform.node()}
     cleaned = text.replace(home, "~") if len(home) > 1 else text
@@ -79,16 +79,16 @@ def _survive(look: Callable[[Findings], None], found: Findings) -> None:
     try:
         look(found)
     except MpskitError as error:
-        why, fix = "mpskit cannot go on with it as it is", _mend(str(error))
+        why, fix = "mpskit cannot work until this is fixed", _unset(str(error))
         found.add(name, "fail", str(error), why=why, fix=fix)
-    except Exception as error:  # noqa: BLE001 - a report must come out on any machine
+    except Exception as error:  # noqa: BLE001 - any machine must get a report
         seen = f"{type(error).__name__}: {error}"
-        why = "this is a fault of mpskit or of the installation"
+        why = "this is a bug of mpskit or a broken installation"
         found.add(name, "fail", seen, why=why, fix=_reinstall("mpskit"))
 
 
-def _mend(message: str) -> str | None:
-    """A variable is what can be wrong here: the message begins with its name."""
+def _unset(message: str) -> str | None:
+    """Return the command that unsets the variable with which the message begins, if one does."""
     variable = re.match(r"[A-Z_]{4,}(?==)", message)
     return f"unset {variable[0]}" if variable else None
 
@@ -111,8 +111,8 @@ def _torch(found: Findings) -> None:
         import torch
 
         version = str(torch.__version__)
-    except Exception as error:  # noqa: BLE001 - a broken torch fails in any way
-        why = "without torch there is nothing to choose a device for"
+    except Exception as error:  # noqa: BLE001 - a broken torch can raise anything
+        why = "mpskit chooses devices for torch"
         found.add("torch", "fail", f"{python}; torch: {error}", why=why, fix=_reinstall("torch"))
         return
     found.facts["torch"] = {"version": version, "python": platform.python_version()}
@@ -120,7 +120,7 @@ def _torch(found: Findings) -> None:
 
 
 def _backends(found: Findings) -> None:
-    """No accelerator is no fault: a backend that cannot be used is a note, with what would help."""
+    """An unusable backend is a note with its fix, not a failure."""
     from mpskit.backends.facts import read_torch
     from mpskit.device.choice import backend_statuses
     from mpskit.host import detect_host
@@ -153,7 +153,7 @@ def _device(found: Findings) -> None:
     import warnings
 
     with warnings.catch_warnings():
-        # The same facts stand among the backends; a second voice on stderr helps nobody.
+        # The report has the same facts among the backends; stderr need not repeat them.
         warnings.simplefilter("ignore")
         device, info = get_optimal_device()
     found.facts["device"] = info.model_dump(mode="json")
@@ -164,7 +164,7 @@ def _device(found: Findings) -> None:
 
 
 def _device_test(found: Findings, device: str) -> None:
-    """Forward, backward and an optimizer step: PASS, or FAIL with the exception."""
+    """Run forward, backward and an optimizer step: PASS, or FAIL with the exception."""
     from mpskit.cli.device_test import train_one_step
 
     failure = train_one_step(device)

@@ -1,10 +1,11 @@
-"""``mpskit estimate FILE.py:NAME``: how much memory a model will take, before it runs."""
+"""``mpskit estimate FILE.py:NAME``: how much memory a model needs, before it runs."""
 
 from __future__ import annotations
 
 import argparse
 import runpy
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "none")
 _PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
 _BATCH_HELP = (
     "the batch: name=dtype[sizes] for arguments by name, or dtype[sizes] by position, such as "
@@ -27,7 +27,7 @@ _BATCH_HELP = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.epilog = "FILE.py is run, as `python FILE.py` would run it, to get at NAME."
+    parser.epilog = "FILE.py is run, as `python FILE.py` would run it, and NAME is taken from it."
     parser.add_argument(
         "model",
         metavar="FILE.py:NAME",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", nargs="+", required=True, metavar="TENSOR", help=_BATCH_HELP)
     parser.add_argument("--inference", action="store_true", help="no gradients and no optimizer")
     parser.add_argument("--generate", type=int, metavar="N", help="inference: decode N tokens")
-    parser.add_argument("--optimizer", choices=_OPTIMIZERS, default="adamw")
+    parser.add_argument("--optimizer", choices=[*_optimizers(), "none"], default="adamw")
     parser.add_argument("--precision", choices=_PRECISIONS, default="fp32")
     parser.add_argument("--accumulate", type=int, default=1, metavar="N")
     parser.add_argument("--device", choices=ESTIMATED, default="mps")
@@ -90,17 +90,15 @@ def _estimate(arguments: argparse.Namespace, model: Any, batch: Any) -> MemoryEs
     )
 
 
+def _optimizers() -> Mapping[str, Any]:
+    return read_toml("optimizers.toml")
+
+
 def _optimizer(name: str) -> Any:
     import torch
 
-    classes = {
-        "adamw": torch.optim.AdamW,
-        "adam": torch.optim.Adam,
-        "sgd": torch.optim.SGD,
-        "adagrad": torch.optim.Adagrad,
-        "rmsprop": torch.optim.RMSprop,
-    }
-    return classes.get(name)
+    row = _optimizers().get(name)
+    return getattr(torch.optim, row["class"]) if row else None
 
 
 def _batch(words: list[str]) -> Any:
@@ -115,16 +113,14 @@ def _batch(words: list[str]) -> Any:
 
 
 def _load(target: str) -> Any:
-    """Run a file and return the name asked for.
+    """Run a file and return the object of that name.
 
     Raises:
         ArgumentError: there is no such file, or no such name in it.
     """
     path, _, name = target.rpartition(":")
     if not path or not Path(path).is_file():
-        raise ArgumentError(
-            f"{target!r}: write FILE.py:NAME, with a file that exists", given=target
-        )
+        raise ArgumentError(f"{target!r} is not FILE.py:NAME with an existing file", given=target)
     sys.path.insert(0, str(Path(path).resolve().parent))
     found = runpy.run_path(path)
     if name not in found:
@@ -134,6 +130,6 @@ def _load(target: str) -> Any:
 
 
 def _progress(text: str) -> None:
-    """Say on a terminal what takes time; the line goes away with the next."""
+    """Show on a terminal what takes time; the next call overwrites the line."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

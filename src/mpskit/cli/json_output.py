@@ -1,4 +1,4 @@
-"""The ``--json`` twin of what a person reads: one shape for every command."""
+"""The ``--json`` output: one form for all commands."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 __all__ = ["SCHEMA", "print_json"]
 
-# Keys are only added within a major version of mpskit; a removed or changed key raises this.
+# A major version of mpskit only adds keys; a removed or changed key increments this.
 SCHEMA = 1
 
 
 def print_json(command: str, payload: Mapping[str, Any]) -> None:
-    """Print ``payload`` on stdout with the schema version and the command's name first."""
+    """Print ``payload`` as JSON, with the schema version and the command's name first."""
     document = {"schema": SCHEMA, "command": command, **payload}
     print(json.dumps(document, indent=2, default=str, allow_nan=False))

@@ -1,7 +1,8 @@
-"""``mpskit COMMAND``: finds the command's module, and imports no other.
+"""``mpskit COMMAND``: import the command's module, and no other, and run it.
 
 A command's module has two functions: ``add_arguments(parser)`` and ``run(arguments) -> int``.
-Exit codes: 0 fine, 1 the answer is no, 2 usage. Errors of mpskit's own are one line on stderr.
+Exit codes: 0 success, 1 the answer is no, 2 wrong usage. An MpskitError is printed as one line
+on stderr.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from mpskit.errors import MpskitError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "doctor": "what this machine has, what works, and what would mend the rest",
-    "device": "print the device to use, as one bare word",
+    "doctor": "what this machine has, what works, and what fixes the rest",
+    "device": "print the device to use, as one word",
     "budget": "how much memory a job may use, here or on another machine",
     "monitor": "run a command and watch its memory",
-    "estimate": "how much memory a model will take, before it runs",
+    "estimate": "how much memory a model needs, before it runs",
     "simulate": "run a script on a simulated Mac",
 }
 
@@ -33,7 +34,7 @@ class _Command(Protocol):
 
 
 class _Version(argparse.Action):
-    """``--version`` that asks the package metadata only when it is used."""
+    """``--version``, which reads the package metadata only when it is used."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
@@ -56,17 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mpskit {arguments.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader (head, say) has gone: nothing is left to tell it.
+        # The reader of the pipe, such as head, has exited: there is nobody to tell.
         sys.stderr.close()
         return 1
     except (ImportError, OSError) as error:
-        # A torch that is missing or cannot be loaded, or a disk that is full.
+        # Such as a missing or broken torch, or a full disk.
         print(f"mpskit {arguments.command}: {error} (see: mpskit doctor)", file=sys.stderr)
         return 1
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Build the parser; only the chosen command's module is imported for its arguments."""
+    """Build the parser; only the chosen command's module is imported, for its arguments."""
     parser = argparse.ArgumentParser(
         prog="mpskit", description="Know the machine, choose the device, know what fits."
     )

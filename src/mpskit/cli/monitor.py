@@ -1,4 +1,4 @@
-"""``mpskit monitor -- python train.py``: run a command, watch its memory, draw it."""
+"""``mpskit monitor -- python train.py``: run a command, watch and plot its memory."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mpskit.system.memory import system_memory
 __all__ = ["add_arguments", "run"]
 
 _PLOT = "mpskit-monitor.png"
-_NOT_FOUND, _NOT_RUNNABLE = 127, 126  # as shells have it
+_NOT_FOUND, _NOT_RUNNABLE = 127, 126  # the exit codes of a shell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
+    """Add the command's arguments."""
     parser.add_argument("--interval", type=float, default=0.5, metavar="S", help="seconds (0.5)")
     parser.add_argument("--plot", metavar="PNG", default=_PLOT, help=f"the plot ({_PLOT})")
-    parser.add_argument("--no-plot", action="store_true", help="draw nothing")
-    parser.add_argument("--csv", metavar="FILE", help="write the samples too")
+    parser.add_argument("--no-plot", action="store_true", help="write no plot")
+    parser.add_argument("--csv", metavar="FILE", help="also write the samples")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; its exit code is passed on (128 + N if signal N ended it)."""
+    """Run the command and return its exit code (128 + N if signal N ended it)."""
     command = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     if not command:
         raise ArgumentError("no command: write mpskit monitor -- python train.py", given=command)
@@ -99,7 +99,7 @@ def _report(ended: Ended, timeline: Timeline, arguments: argparse.Namespace) -> 
 
 
 def _written(path: str | None, write: Callable[[str], object]) -> str | None:
-    """Return the path of a file once it is written; None if none is wanted, or it failed."""
+    """Write a file and return its path; None if none is wanted or writing failed."""
     try:
         return None if path is None else str(write(path))
     except MpskitError as error:

@@ -1,4 +1,4 @@
-"""Plain text everywhere, colour only where a person looks at a terminal and rich is there."""
+"""Plain text, in colour on a terminal if rich is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["MARKS", "printer"]
 
-# What a check says, and the colour that rich gives it.
+# A check's mark: its word, and its colour in rich.
 MARKS = {
     "ok": ("ok  ", "green"),
     "note": ("note", "cyan"),

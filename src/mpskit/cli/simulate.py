@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.usage = "mpskit simulate MACHINE [options] -- SCRIPT [ARGUMENTS]"
     _add_options(parser)
-    # argparse cannot be told where the script's own options begin: see _own_options.
+    # argparse cannot tell where the script's own options begin: see _own_options.
     parser.add_argument("words", nargs=argparse.REMAINDER, help="machine, -- and what to run")
 
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _own_options(arguments: argparse.Namespace) -> list[str]:
-    """Take what is ours out of the words; return those from the script on."""
+    """Parse mpskit's own options out of the words; return the words from the script on."""
     words: list[str] = arguments.words
     cut = words.index("--") if "--" in words else 1
     options = argparse.ArgumentParser(prog="mpskit simulate", add_help=False)

@@ -1,7 +1,7 @@
-"""Known bugs of torch's MPS backend that apply to a machine: wrong numbers, crashes, leaks.
+"""Known bugs of torch's MPS backend that apply to a machine: wrong results, crashes, leaks.
 
-The table is ``data/known_issues.toml``, each row with its threads. Neither torch nor the machine
-is asked for more than its version.
+The table is ``data/known_issues.toml``, each row with its GitHub threads. Only the versions of
+torch and macOS and the chip decide; nothing is run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mpskit._base.values import Value
 from mpskit.backends import versions
 from mpskit.errors import ArgumentTypeError
 from mpskit.host import Chip, Host, detect_host
+from mpskit.host.host import check_host
 
 __all__ = ["KnownIssue", "Severity", "known_issues"]
 
@@ -24,7 +25,7 @@ _ORDER = ("serious", "moderate", "minor")
 
 
 class Range(Value):
-    """Versions from ``since`` up to, but not with, ``until``; None leaves a side open."""
+    """Versions from ``since`` up to, but excluding, ``until``; None leaves a side open."""
 
     since: str | None = None
     until: str | None = None
@@ -43,16 +44,16 @@ class KnownIssue(Value):
     """A bug, and where it applies.
 
     Attributes:
-        key: a short name that does not change.
-        summary: what goes wrong, one clause without a full stop.
-        severity: ``serious`` (wrong numbers without a word in ordinary work), ``moderate`` (with
-            unusual shapes, layouts or calls) or ``minor`` (seldom, or not confirmed).
+        key: a short name that never changes.
+        summary: what goes wrong, in one clause without a full stop.
+        severity: ``serious`` (silently wrong results in ordinary use), ``moderate`` (wrong results
+            or a crash with unusual shapes, layouts or calls) or ``minor`` (rare, or unconfirmed).
         workaround: what to do about it.
         torch: the torch versions that have it.
         macos: the macOS versions that have it.
-        chips: the Apple generations that have it (``M1``); none for all.
-        source: the threads, as ``pytorch#193487``.
-        links: the same as addresses.
+        chips: the Apple generations that have it (``M1``); empty for all.
+        source: the GitHub threads, such as ``pytorch#193487``.
+        links: the addresses of these threads.
     """
 
     key: str
@@ -74,21 +75,21 @@ def known_issues(
 ) -> tuple[KnownIssue, ...]:
     """Return the known bugs of the MPS backend that apply, the most serious first.
 
-    Only Macs have any. A machine whose macOS or chip is not known gets those that cannot be ruled
-    out. Imports no torch.
+    Only Macs have any. A machine whose macOS or chip is unknown gets all bugs that cannot be ruled
+    out. This imports no torch.
 
     Args:
         host: the machine; None for this one.
-        torch_version: as ``"2.13.0"``; None for the installed one.
+        torch_version: such as ``"2.13.0"``; None for the installed one.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
     """
-    if not isinstance(host, Host | None):
-        raise ArgumentTypeError(f"host is a mpskit.Host, not {host!r}", given=host)
+    check_host(host)
     if not isinstance(torch_version, str | None):
         raise ArgumentTypeError(
-            f"torch_version is a text such as '2.13.0', not {torch_version!r}", given=torch_version
+            f"torch_version must be a str such as '2.13.0', got {torch_version!r}",
+            given=torch_version,
         )
     host = detect_host() if host is None else host
     torch = torch_version or versions.torch_version()
@@ -105,7 +106,7 @@ def _applies(issue: KnownIssue, host: Host, torch: str) -> bool:
 def _is_one_of(chip: Chip | None, generations: Sequence[str]) -> bool:
     """Return whether a chip is of one of the generations, ``M1`` for an M1 Max too."""
     if chip is None or chip.generation is None:
-        # An Intel Mac has no Apple chip; one that only says "Apple" may be any.
+        # An Intel Mac has no Apple chip; a chip that is only called "Apple" may be any of them.
         return chip is not None
     return f"{chip.family}{chip.generation}" in generations
 

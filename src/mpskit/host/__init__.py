@@ -1,4 +1,4 @@
-"""What machine is this: readings (impure, small), pure rules, chip and machine tables.
+"""What machine this is: the record of readings, the pure rules over it, chips and profiles.
 
 >>> from mpskit.host import Host, Readings
 >>> Host.from_readings(Readings(system="Darwin", machine="x86_64", processor="i386",

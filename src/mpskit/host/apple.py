@@ -1,7 +1,7 @@
 """Pure rules about Macs: the real macOS version, Rosetta, virtual machines, cores.
 
-Each rule takes :class:`Readings` and names what it saw, so that a verdict can be checked. What
-the rules rest on is described in ``docs/host.md``.
+Each rule takes :class:`Readings` and names the signs that it found, so that a verdict can be
+checked. ``docs/host.md`` describes the evidence for the rules.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = [
     "wired_limit_bytes",
 ]
 
-# Patterns are texts: `re` compiles one, and keeps it, when it is first used.
+# Patterns are strings: `re` compiles and caches each on its first use, not at import.
 _VERSION = r"(?i)(?:^|mac\s?os(?:\s?x)?[\s-]*|version[\s:]*)(\d{2}(?:\.\d{1,3}){0,2})(?!\d)"
 _DARWIN = r"(?i)darwin(?: kernel version)?[\s-]*(\d{2})\.\d+"
 _KERNEL = r"(\d{2})\.\d+(?:\.\d+)?"
 _MAC_TEXT = r"(?i)\s*(?:mac\s?os|os ?x\b|darwin)"
 _MAC_MODEL = r"(MacBookAir|MacBookPro|Macmini|iMacPro|iMac|MacPro|MacBook|Mac|ADP)(\d+),\d+"
 # The first model number of each product with an Apple chip; a plain "Mac13,1" always has one.
-# ADP3,2 was the developers' kit of 2020.
+# ADP3,2 is the Developer Transition Kit of 2020.
 _FIRST_APPLE_MODEL = {
     "MacBookAir": 10,
     "MacBookPro": 17,
@@ -62,25 +62,25 @@ _CPU_TYPES = {"16777228": "arm64", "16777223": "x86_64"}
 
 
 def number(text: str | None) -> int | None:
-    """Return the whole number that a text is, or None."""
+    """Return the integer that a text is, or None if it is none."""
     text = (text or "").strip()
     return int(text) if re.fullmatch(r"-?\d{1,20}", text, re.ASCII) else None
 
 
 def sysctl(readings: Readings, name: str) -> str:
-    """Return one sysctl as text, empty if it is not known."""
+    """Return the text of one sysctl, empty if it is not known."""
     return (readings.sysctl or {}).get(name, "").strip()
 
 
 def is_mac(readings: Readings) -> bool:
-    """Return whether the readings come from macOS; ``system`` decides if it is there."""
+    """Return whether the readings come from macOS; ``system`` decides where it is known."""
     if readings.system:
         return re.match(_MAC_TEXT, readings.system) is not None
     return any(_mac_evidence(readings))
 
 
 def foreign_system(text: str) -> str | None:
-    """Return Linux or Windows if a system's description names it, with or without its maker."""
+    """Return Linux or Windows if a description of a system names one, else None."""
     found = re.search(_FOREIGN_SYSTEM, text)
     return found and ("Windows" if found["windows"] else "Linux")
 
@@ -106,11 +106,11 @@ def _mac_evidence(readings: Readings) -> Iterable[bool]:
 
 
 def macos_version(readings: Readings) -> str | None:
-    """Return the real macOS version, or None if all that is known is what cannot be.
+    """Return the real macOS version; None if only impossible versions are known.
 
-    A Python linked against an old SDK is told 10.16 (11 and later) or 16.x (26.x) whatever the
-    system. 16.x can be undone, as the minor number is kept; 10.16 cannot. The kernel's version
-    gives the major number when nothing better is there.
+    macOS tells a Python that is linked against an old SDK 10.16 (for 11 and later) or 16.x (for
+    26.x). 16.x can be mapped back, because it keeps the minor number; 10.16 cannot. The kernel's
+    version gives the major number where nothing better is known.
     """
     kernel = sysctl(readings, "kern.osproductversion")
     texts = [kernel, readings.product_version, readings.platform_string, readings.mac_ver]
@@ -142,9 +142,10 @@ def model(readings: Readings) -> str:
 
 
 def brand(readings: Readings) -> str:
-    """Return the processor's brand, empty if no field carries one.
+    """Return the processor's brand, empty if no field has one.
 
-    One that names a chip goes before ``VirtualApple``, which is all CPUID says under Rosetta.
+    A brand that names a chip is preferred to ``VirtualApple``, which is all that CPUID shows under
+    Rosetta.
     """
     texts = (sysctl(readings, "machdep.cpu.brand_string"), readings.cpu_brand, readings.processor)
     stripped = [(text or "").strip() for text in texts]
@@ -156,7 +157,7 @@ def brand(readings: Readings) -> str:
 
 
 def hardware_signs(readings: Readings) -> list[tuple[str, str]]:
-    """Return what says which processor the Mac has: pairs of architecture and sign."""
+    """Return the signs of the Mac's processor, as pairs of architecture and sign."""
     name = brand(readings)
     lower = name.lower()
     second = number(sysctl(readings, "hw.perflevel1.physicalcpu"))
@@ -190,14 +191,14 @@ def _version_signs(readings: Readings) -> list[tuple[str, str]]:
 
 
 def _translation(readings: Readings) -> str:
-    """An Intel Mac does not know the name at all, so that 0 is a sign too, if not to an x86 one."""
+    """Return the sign of Rosetta's sysctl. Intel Macs lack it, so that 0 is a sign of arm64 too."""
     value = sysctl(readings, "sysctl.proc_translated")
     telling = value == "1" or (value == "0" and not _is(readings.machine, _X86))
     return f"sysctl.proc_translated is {value}" if telling else ""
 
 
 def _kernel_signs(readings: Readings) -> list[tuple[str, str]]:
-    """The kernel names the processor it was built for, also to a translated process."""
+    """Return what the kernel shows: its build's architecture, also to a translated process."""
     texts = (sysctl(readings, "kern.version"), readings.platform_string, readings.product_version)
     found = [re.search(r"RELEASE_(ARM64|X86_64)", text or "") for text in texts]
     return [(match[1].lower(), f"the kernel is {match[0]}") for match in found if match]
@@ -221,7 +222,7 @@ def _metal_signs(readings: Readings) -> list[tuple[str, str]]:
 
 
 def process_signs(readings: Readings) -> list[tuple[str, str]]:
-    """Return what says for which processor this Python was built: architecture and sign."""
+    """Return the signs of this Python's own architecture, as pairs of architecture and sign."""
     signs = [
         ("x86_64", "sysctl.proc_translated is 1" if _translation(readings)[-1:] == "1" else ""),
         ("x86_64", "CPUID says VirtualApple" if _says_virtual_apple(readings) else ""),
@@ -271,7 +272,7 @@ def _cpu_type_signs(readings: Readings) -> list[tuple[str, str]]:
 
 
 def _machine_signs(readings: Readings) -> list[tuple[str, str]]:
-    """Ask what may speak of another program than this Python, where Python itself is silent."""
+    """Return signs that may be those of another process, where Python's own are missing."""
     if readings.machine or readings.processor:
         return []
     kernel = sysctl(readings, "hw.machine")
@@ -284,7 +285,7 @@ def _machine_signs(readings: Readings) -> list[tuple[str, str]]:
 
 
 def vm_signs(readings: Readings) -> list[str]:
-    """Return what says that macOS runs in a virtual machine."""
+    """Return the signs that macOS runs in a virtual machine."""
     identifier, name = model(readings), brand(readings)
     features = sysctl(readings, "machdep.cpu.features").split()
     said = (readings.product_version, readings.platform_string, sysctl(readings, "kern.version"))
@@ -309,10 +310,10 @@ def wired_limit_bytes(readings: Readings) -> int | None:
 
 
 def core_counts(readings: Readings, chip: Chip | None) -> tuple[int | None, int | None]:
-    """Return the performance and the efficiency cores, by sysctl and else by the chip table.
+    """Return the numbers of performance and efficiency cores, by sysctl or else by the chip table.
 
-    A chip may have no efficiency cores and two performance levels all the same (M5 Pro and Max:
-    super and performance). The levels' names tell, and where they are missing the table does.
+    A chip without efficiency cores may still have two performance levels (M5 Pro and Max: super
+    and performance). The levels' names tell them apart or, where they are missing, the table.
     """
     levels = [number(sysctl(readings, f"hw.perflevel{i}.physicalcpu")) for i in range(3)]
     names = [sysctl(readings, f"hw.perflevel{i}.name").lower() for i in range(3)]

@@ -1,8 +1,8 @@
 """Apple's chips by name and core counts.
 
-``data/apple_chips.csv`` has a row for each variant of a chip. A figure is known only where every
-variant that is still possible agrees on it; a chip that is not in the table has a name, a
-generation and a tier, and no figures.
+``data/apple_chips.csv`` has a row for each variant of a chip. A figure is given only where all
+variants that are still possible agree on it; a chip that is not in the table has a name, a
+generation and a tier, but no figures.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from mpskit._base.values import Value
 
 __all__ = ["Chip", "ChipRow", "chip_rows", "parse_chip"]
 
-# "Apple M3 Max", "M9 Ultra", "Apple A18 Pro". Intel once sold a "Core m3", hence the refusal.
+# "Apple M3 Max", "M9 Ultra", "Apple A18 Pro". _FOREIGN keeps out Intel's "Core m3".
 _NAME = r"(?i)(?<![A-Za-z0-9-])([MA])(\d{1,3})(?![0-9-])\s*(pro|max|ultra|extreme)?\b"
 _FOREIGN = r"(?i)intel|xeon|amd|radeon|nvidia|ryzen|core\(tm\)"
 _APPLE = r"(?i)\bapple\b"
 
 
 class Chip(Value):
-    """An Apple chip: what its name says, and the figures that are known for it.
+    """An Apple chip: what its name says, and its known figures.
 
     Attributes:
-        name: without the maker: ``M3 Max``, ``A18 Pro``; ``Apple processor`` if it says no more.
+        name: without the maker: ``M3 Max``, ``A18 Pro``; ``Apple processor`` if nothing more is
+            known.
         family: ``M`` or ``A``; None if the name does not say.
-        generation: 3 for an M3, 18 for an A18 Pro. Compare only within a family.
-        tier: base, pro, max, ultra, phone, or as the name says.
+        generation: 3 for an M3, 18 for an A18 Pro; comparable only within a family.
+        tier: base, pro, max, ultra, phone, or what the name says.
         performance_cores: cores that are not efficiency cores.
         efficiency_cores: efficiency cores.
         gpu_cores: GPU cores.
-        memory_bandwidth_gbs: of the unified memory, in 10^9 bytes a second.
-        fp32_tflops: peak of the GPU in float32, 10^12 operations a second.
+        memory_bandwidth_gbs: bandwidth of the unified memory, in 10^9 bytes per second.
+        fp32_tflops: peak of the GPU in float32, in 10^12 operations per second.
         metal_family: Apple7 (M1) to Apple10 (M5, M6).
-        bf16_native: whether the GPU computes in bfloat16 rather than emulating it.
-        confidence: of the figures, as the table says: high, medium, low.
+        bf16_native: whether the GPU computes in bfloat16 instead of emulating it.
+        confidence: in the figures, as the table rates it: high, medium or low.
     """
 
     name: str
@@ -108,9 +109,9 @@ def parse_chip(
 
     Args:
         brand: ``Apple M3 Max``, ``M1``, ``Apple M1 (Virtual)``, ``Apple processor``.
-        gpu_cores: GPU cores, if known: tells the variants apart.
-        cpu_cores: performance and efficiency cores together, if known.
-        ram_gib: RAM in GiB, if known: some variants come with some sizes only.
+        gpu_cores: GPU cores, if known, to tell variants apart.
+        cpu_cores: the sum of performance and efficiency cores, if known.
+        ram_gib: RAM in GiB, if known; some variants are sold with some sizes only.
     """
     if re.search(_FOREIGN, brand):
         return None
@@ -137,7 +138,7 @@ def parse_chip(
     return _known(variants)
 
 
-# A guest is given a share of the cores and of the memory: the chip's own figures say nothing.
+# A guest gets a share of the cores and of the memory, so the chip's figures do not apply.
 _VIRTUAL: dict[str, None] = dict.fromkeys(
     ("performance_cores", "efficiency_cores", "gpu_cores", "memory_bandwidth_gbs", "fp32_tflops")
 )
@@ -148,13 +149,13 @@ def _cpu_cores(chip: Chip) -> int:
 
 
 def _narrow(rows: list[ChipRow], matches: Sequence[bool]) -> list[ChipRow]:
-    """Keep the rows that match; all of them if none does (the fact is then of no help)."""
+    """Keep the rows that match, or all of them if none does."""
     kept = [row for row, match in zip(rows, matches, strict=True) if match]
     return kept or rows
 
 
 def _known(rows: Sequence[ChipRow]) -> Chip:
-    """Return the chip with the figures on which all the rows agree."""
+    """Return the chip with the figures on which all rows agree."""
     first = rows[0].chip
     apart = {
         name: None

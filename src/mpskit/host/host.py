@@ -1,4 +1,4 @@
-"""``Host``: what machine this is, concluded from readings by pure rules."""
+"""``Host``: what machine this is, derived from readings by pure rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpskit.host.chips import Chip, parse_chip
 from mpskit.host.kinds import HostKind
 from mpskit.host.readings import Readings
 
-__all__ = ["Host", "HostKind", "detect_host"]
+__all__ = ["Host", "HostKind", "check_host", "detect_host"]
 
 _GIB = 1024**3
 
@@ -32,30 +32,30 @@ class Host(Value):
     """The machine this process runs on.
 
     Attributes:
-        kind: what kind of machine; :attr:`is_mac` for "is it macOS at all".
-        os_name: macOS, Linux, Windows, or as the system calls itself.
-        os_version: the real macOS version, the kernel's on Linux; None if it cannot be known.
+        kind: what kind of machine; :attr:`is_mac` says whether it is macOS at all.
+        os_name: macOS, Linux, Windows, or what the system calls itself.
+        os_version: the real macOS version, or the kernel's on Linux; None if unknown.
         chip: the Apple chip, on a Mac with one.
         cpu_name: the processor's brand.
         model: the Mac's model identifier, ``Mac16,5``.
         memory_total_bytes: RAM.
-        memory_available_bytes: what a new program could take without swapping, when it was read.
-        memory_limit_bytes: the container's limit, if it is below the RAM.
+        memory_available_bytes: what a new process could take without swapping, when read.
+        memory_limit_bytes: the container's limit; None if it is not below the RAM.
         swap_total_bytes: swap space.
-        swap_used_bytes: swap in use, when it was read.
-        usable_cpus: CPUs for this process: the least of the machine's, the affinity's and the
-            control groups' quota, rounded up.
+        swap_used_bytes: swap in use, when read.
+        usable_cpus: CPUs that this process may use: the least of the machine's CPUs, its CPU
+            affinity and the control groups' quota, rounded up.
         logical_cpus: CPUs of the machine.
         performance_cores: cores of an Apple chip that are not efficiency cores.
         efficiency_cores: its efficiency cores.
-        gpu_cores: its GPU cores, if one can know.
-        is_vm: whether the machine is known to be virtual (on Linux few signs are looked for).
+        gpu_cores: its GPU cores, if known.
+        is_vm: whether the machine is known to be virtual (few signs are checked on Linux).
         is_hosted_runner: whether it is a CI provider's machine (GitHub Actions, Azure Pipelines).
-        signs: what the verdict rests on, one short sentence each.
-        metal_device: the Metal device's name, if torch was asked.
+        signs: the evidence for ``kind``, one short sentence each.
+        metal_device: the name of the Metal device, if torch was asked.
         wired_limit_bytes: the user's ``iogpu.wired_limit_mb``, if set.
-        python_version: as ``3.12.4``.
-        torch_version: the installed torch, None without one.
+        python_version: such as ``3.12.4``.
+        torch_version: the installed torch; None without one.
     """
 
     kind: HostKind
@@ -136,21 +136,33 @@ class Host(Value):
 
     @classmethod
     def from_readings(cls, readings: Readings) -> Host:
-        """Return the host that the readings describe; pure, and total over all readings.
+        """Return the host that the readings describe, a pure function of them.
 
-        Whatever the texts in them say, there is an answer: what cannot be told is None, or
-        ``other`` for the kind.
+        No text in them raises: what cannot be derived is None, or ``other`` for the kind.
 
         Raises:
             ArgumentTypeError: ``readings`` is not a :class:`Readings`.
         """
         if not isinstance(readings, Readings):
-            raise ArgumentTypeError(f"not Readings but {readings!r}", given=readings)
+            raise ArgumentTypeError(f"readings must be Readings, got {readings!r}", given=readings)
         return cls(**_common(readings), **_particular(readings))
 
 
+def check_host(host: object) -> None:
+    """Raise unless ``host`` is a :class:`Host` or None, which stands for this machine.
+
+    Raises:
+        ArgumentTypeError: it is neither.
+    """
+    if not isinstance(host, Host | None):
+        raise ArgumentTypeError(
+            f"host must be a mpskit.Host (see detect_host, Host.from_readings), got {host!r}",
+            given=host,
+        )
+
+
 def _common(readings: Readings) -> dict[str, Any]:
-    """Return what every system has: memory, swap, versions."""
+    """Return the fields that every system has: memory, swap, versions."""
     total = _positive(readings.memory_total)
     total = total or _positive(apple.number(apple.sysctl(readings, "hw.memsize")))
     return {
@@ -175,9 +187,9 @@ def _count(value: int | None) -> int | None:
 
 
 def is_hosted_runner(readings: Readings) -> bool:
-    """Return whether the variables are those of a machine that GitHub or Azure lends out.
+    """Return whether the variables are those of a runner that GitHub or Azure hosts.
 
-    ``RUNNER_ENVIRONMENT`` says it outright; images older than it have ``ImageOS``.
+    ``RUNNER_ENVIRONMENT`` says so directly; older images only have ``ImageOS``.
     """
     environ = {name.lower(): text.lower() for name, text in (readings.environ or {}).items()}
     environment = environ.get("runner_environment")
@@ -187,7 +199,7 @@ def is_hosted_runner(readings: Readings) -> bool:
 
 
 def _particular(readings: Readings) -> dict[str, Any]:
-    """Return what depends on the system."""
+    """Return the fields that depend on the system."""
     if apple.is_mac(readings):
         return _mac(readings)
     name = _system_name(readings)
@@ -251,7 +263,7 @@ def _mac(readings: Readings) -> dict[str, Any]:
 
 
 def _mac_vm_signs(readings: Readings) -> list[str]:
-    """GitHub's and Azure's Macs are virtual ones, unless the kernel says that it is not a guest."""
+    """Return the signs of a virtual Mac; a hosted runner is one unless its kernel denies it."""
     signs = apple.vm_signs(readings)
     bare = apple.sysctl(readings, "kern.hv_vmm_present") == "0"
     return signs if signs or bare else _runner_signs(readings)
@@ -261,17 +273,17 @@ def _mac_kind(readings: Readings, virtual: list[str]) -> tuple[HostKind, list[st
     hardware, process = apple.hardware_signs(readings), apple.process_signs(readings)
     signs = [*virtual, *(sign for _, sign in (*hardware, *process))]
     architectures = {architecture for architecture, _ in process}
-    # No Intel Mac runs ARM code, so that one ARM sign settles it where the hardware is silent.
+    # No Intel Mac runs ARM code, so one ARM sign is enough where the hardware shows nothing.
     apple_chip = hardware[0][0] == "arm64" if hardware else architectures != {"x86_64"}
     if virtual:
         return HostKind.MAC_VM, signs
     if not hardware and not process:
-        return HostKind.OTHER, ["undetermined: macOS, and nothing that tells the processor"]
+        return HostKind.OTHER, ["undetermined: macOS, and no sign of the processor"]
     if apple_chip:
         translated = "x86_64" in architectures
         return (HostKind.APPLE_SILICON_ROSETTA if translated else HostKind.APPLE_SILICON), signs
     if not hardware:
-        signs.append("undetermined: an x86-64 Python, and nothing that tells Rosetta from Intel")
+        signs.append("undetermined: an x86-64 Python, and no sign that tells Rosetta from Intel")
     return HostKind.INTEL_MAC, signs
 
 
@@ -303,7 +315,7 @@ _cached: tuple[Readings | None, Host] | None = None
 def detect_host(*, refresh: bool = False) -> Host:
     """Return the machine this process runs on; never raises.
 
-    The answer is kept for the process, so that its available memory is that of the first call.
+    The answer is kept for the process, so its available memory is that of the first call.
 
     Args:
         refresh: read the machine again.

@@ -56,7 +56,7 @@ def memory_limit(files: Mapping[str, str] | None, memory_total: int | None = Non
 def usable_cpus(counts: Iterable[int | None], quota: float | None) -> int:
     """Return how many CPUs this process can use: the least of the counts and the quota, or 1.
 
-    A quota of 1.5 CPUs gives 2: a second thread that waits half of the time still helps.
+    A quota of 1.5 CPUs gives 2: a second thread still helps if it waits half of the time.
     """
     limits = [count for count in counts if count and count > 0]
     limits += [math.ceil(quota)] if quota is not None and quota < 1 << 20 else []

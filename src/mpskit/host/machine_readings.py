@@ -1,4 +1,4 @@
-"""What a described machine would say about itself: the inverse of ``Host.from_readings``."""
+"""The readings that a described machine would give: the inverse of ``Host.from_readings``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """``Machine``: a Mac to plan for or to simulate, and the profiles known by name.
 
-Profiles come from the chip table, ``<chip>-<ram>gb`` for each chip and each RAM size it is sold
-with (``m1-8gb``, ``m3-max-64gb``), with the products as aliases (``macbook-air-m1-8gb``). The few
-that a chip table cannot give (Intel, Rosetta, hosted runner) stand in ``data/machines.toml``.
+The chip table gives a profile ``<chip>-<ram>gb`` for each chip and each RAM size that it is sold
+with (``m1-8gb``, ``m3-max-64gb``), and the products as aliases (``macbook-air-m1-8gb``).
+``data/machines.toml`` has the few others: Intel Macs, Rosetta and hosted runners.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from mpskit._base.data import read_csv, read_toml
 from mpskit._base.sizes import GIB
 from mpskit._base.values import Value
+from mpskit.backends.versions import DEFAULT_MACOS
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host.chips import Chip, chip_rows, parse_chip
 from mpskit.host.kinds import DEFAULT_MACOS, HostKind
@@ -44,17 +45,18 @@ class Machine(Value):
     Attributes:
         chip: ``M3 Max``, ``A18 Pro``, ``Apple M1 (Virtual)``, ``Intel Core i9-9980HK``.
         ram_gib: RAM in GiB.
-        macos: the version, ``15.6`` or just ``26``.
-        kind: what kind of Mac; by default what the chip's name says.
-        gpu_cores: of an Apple chip; by default the larger GPU sold with that much RAM.
-        cpu_cores: CPUs that macOS shows; by default those of the chip table.
+        macos: the macOS version, ``15.6`` or just ``26``.
+        kind: what kind of Mac; derived from the chip's name by default.
+        gpu_cores: GPU cores of an Apple chip; by default the largest sold with that much RAM.
+        cpu_cores: CPUs that macOS shows; by default the chip table's.
         gpu: the name of a discrete GPU.
-        vram_gib: its memory in GiB.
-        model: the model identifier, ``MacBookPro16,1``, where one is known.
-        name: the profile's name, None for a machine made by hand.
+        vram_gib: the memory of a discrete GPU in GiB.
+        model: the model identifier, ``MacBookPro16,1``, if known.
+        name: the profile's name; None for a machine that is no profile.
 
     Raises:
-        ArgumentError: a value nobody can use; ArgumentTypeError: a wrong type.
+        ArgumentError: a value is invalid.
+        ArgumentTypeError: a value has the wrong type, or a field is missing or unknown.
     """
 
     chip: str = Field(min_length=1, max_length=80)
@@ -113,24 +115,24 @@ class Machine(Value):
 
     @property
     def is_apple_silicon(self) -> bool:
-        """Whether the chip is Apple's, also under Rosetta or in a virtual machine."""
+        """Whether the chip is Apple's, including under Rosetta and in a virtual machine."""
         return self.kind is not HostKind.INTEL_MAC
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Other names that :func:`find_machine` takes for this profile."""
+        """Other names that :func:`find_machine` accepts for this profile."""
         return tuple(alias for alias, name in aliases().items() if name == self.name)
 
     @property
     def chip_facts(self) -> Chip | None:
-        """What the chip table knows of it; None for an Intel Mac."""
+        """The chip with its figures from the chip table; None for an Intel Mac."""
         return parse_chip(self.chip, gpu_cores=self.gpu_cores, ram_gib=self.ram_gib)
 
     def readings(self) -> Readings:
-        """Return what such a machine would say about itself; pure.
+        """Return the readings that such a machine would give.
 
-        Three quarters of the RAM count as available: macOS and open programs take the rest. That
-        is an assumption, the one figure here that no table gives.
+        Three quarters of the RAM count as available: macOS and open programs take the rest. This
+        share is an assumption, the only figure here without a source.
         """
         from mpskit.host.machine_readings import readings_of
 
@@ -163,7 +165,7 @@ def _kind_of(chip: str) -> HostKind:
 
 
 def _branded(chip: str) -> str:
-    """Return the brand string: an Apple chip's name has its maker before it."""
+    """Return the brand string: an Apple chip's name gets its maker in front."""
     foreign = re.search(r"apple|intel|amd", chip, re.IGNORECASE)
     return chip if foreign or parse_chip(chip) is None else f"Apple {chip}"
 
@@ -226,7 +228,7 @@ def machines() -> Mapping[str, Machine]:
 
 @functools.cache
 def aliases() -> Mapping[str, str]:
-    """Return the other names of profiles, each with the name it stands for."""
+    """Return the aliases of profiles, each with the profile's name."""
     found = {
         f"{_slug(product[0])}-{name}": name
         for cells in read_csv("apple_chips.csv")
@@ -243,15 +245,15 @@ def machine_names() -> tuple[str, ...]:
 
 
 def find_machine(machine: str | Machine) -> Machine:
-    """Return the profile of that name or alias, or the machine itself if it is one.
+    """Return the profile of a name or alias; a :class:`Machine` is returned as it is.
 
     Args:
-        machine: ``m1-8gb``, ``macbook-air-m1-8gb``, ``M3 Max 64GB``; case, spaces and underscores
-            do not matter.
+        machine: ``m1-8gb``, ``macbook-air-m1-8gb``, ``M3 Max 64GB``; case does not matter, and
+            spaces and underscores count as hyphens.
 
     Raises:
-        UnknownMachineError: no profile has that name; the message lists near ones.
-        ArgumentTypeError: neither a name nor a machine.
+        UnknownMachineError: no profile has that name; the message lists similar ones.
+        ArgumentTypeError: ``machine`` is neither a str nor a Machine.
     """
     if isinstance(machine, Machine):
         return machine

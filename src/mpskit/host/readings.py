@@ -1,4 +1,4 @@
-"""``Readings``: what a machine said about itself, before anything is concluded from it."""
+"""``Readings``: the raw answers of a machine about itself, before any rule is applied."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ _MAPPINGS = ("sysctl", "environ", "cgroup", "power")
 
 
 class Readings(Value):
-    """What a machine said about itself; every field is optional.
+    """The raw answers of a machine about itself; every field is optional.
 
-    A field of the wrong type becomes None, as a reading that failed does, so that making one
-    never fails for the sake of a single bad text.
+    A value of the wrong type becomes None, like a reading that failed, so one malformed answer
+    does not lose the others.
 
     Attributes:
         system: ``platform.system()``: Darwin, Linux, Windows.
         machine: ``platform.machine()``: arm64, x86_64, AMD64.
         processor: ``platform.processor()``: arm or i386 on a Mac.
-        platform_string: ``platform.platform()``, or as ``macOS 15.3.1 (24D70) (arm64)``.
+        platform_string: ``platform.platform()``, or a text like ``macOS 15.3.1 (24D70) (arm64)``.
         product_version: the real macOS version, from ``kern.osproductversion`` or ``sw_vers``.
-        mac_ver: ``platform.mac_ver()[0]``, which is 10.16 under some Pythons whatever the system.
-        sysctl: names and texts; the output of ``sysctl`` as one text is understood too.
+        mac_ver: ``platform.mac_ver()[0]``, which some Python builds give as 10.16 on any macOS.
+        sysctl: names and values; the output of the ``sysctl`` command is parsed too.
         metal_device: the name of the Metal device, if torch was asked.
-        metal_cores: how many cores that GPU has, if torch was asked.
+        metal_cores: the GPU's number of cores, if torch was asked.
         memory_total: bytes of RAM.
-        memory_available: bytes that a new program could take without swapping.
+        memory_available: bytes that a new process could take without swapping.
         swap_total: bytes of swap space.
-        swap_used: bytes of it in use.
-        environ: the few variables that tell a hosted runner.
+        swap_used: bytes of swap in use.
+        environ: the environment variables that tell a hosted CI runner.
         cpu_brand: the processor's brand on Linux or Windows.
-        cgroup: file name to text, the limits of the control groups this process is in.
+        cgroup: file name to text, for the limits of the control groups of this process.
         affinity: how many CPUs this process may run on.
-        logical_cpus: how many CPUs the machine has, hyper-threads counted.
-        physical_cpus: how many cores.
-        python_version: as ``3.12.4``.
-        torch_version: as ``2.13.0``.
-        power: name to text, what the system says about battery and Low Power Mode.
+        logical_cpus: how many CPUs the machine has, hyper-threads included.
+        physical_cpus: how many cores the machine has.
+        python_version: such as ``3.12.4``.
+        torch_version: such as ``2.13.0``.
+        power: name to text, for what the system reports about battery and Low Power Mode.
     """
 
     system: str | None = None
@@ -95,7 +95,7 @@ class Readings(Value):
 
 
 def _lines(text: str) -> dict[str, str]:
-    """Split ``name: value`` or ``name=value`` lines; others are left out."""
+    """Split ``name: value`` and ``name=value`` lines; other lines are ignored."""
     found = {}
     for line in text.splitlines():
         ends = [index for index in (line.find(":"), line.find("=")) if index > 0]

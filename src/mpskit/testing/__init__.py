@@ -1,4 +1,4 @@
-"""Tools for tests: assert_close, and the pytest plugin with its simulated machines."""
+"""Tools for tests: assert_close, and the pytest plugin with fixtures and simulated Macs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Comparing a result on a device with the CPU's: :func:`assert_close`.
+"""Compare a result on a device with the CPU's: :func:`assert_close`.
 
-A GPU adds the same terms in another order and rounds its elementary functions otherwise, so two
-right answers differ in the last digits. How much is allowed for each device and dtype stands, with
-its reasoning, in ``data/tolerances.toml``; integers and booleans must be equal.
+A GPU sums in another order and rounds its elementary functions differently, so two correct results
+differ in the last digits. ``data/tolerances.toml`` has the tolerance for each device and dtype,
+with its reasoning; integers and booleans must be equal.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Tolerance(Value):
     """How far two values may differ: ``|actual - expected| <= atol + rtol * |expected|``.
 
     Attributes:
-        rtol: relative to the expected value.
-        atol: absolute.
+        rtol: the relative tolerance.
+        atol: the absolute tolerance.
     """
 
     rtol: float
@@ -41,15 +41,15 @@ class Tolerance(Value):
 def tolerance_for(device: str, dtype: str) -> Tolerance:
     """Return the tolerance for a device type (``"mps"``) and a dtype's name (``"float32"``).
 
-    A dtype without a row (float8, quantized) is compared as bfloat16 is, the coarsest there is;
-    float64 on a device without it as float32.
+    A dtype without a row (float8, quantized) gets the tolerance of bfloat16, the coarsest; float64
+    on a device without it gets that of float32.
 
     Raises:
-        ArgumentTypeError: either is not a string.
+        ArgumentTypeError: an argument is not a str.
     """
     if not all(isinstance(text, str) for text in (device, dtype)):
         raise ArgumentTypeError(
-            "a device type and a dtype's name are texts such as 'mps' and 'float32'",
+            f"device and dtype must be str such as 'mps' and 'float32', got {device!r}, {dtype!r}",
             given=(device, dtype),
         )
     if dtype in _EXACT:
@@ -68,23 +68,23 @@ def assert_close(
     rtol: float | None = None,
     atol: float | None = None,
 ) -> None:
-    """Raise an ``AssertionError`` unless ``actual`` is ``expected`` within the device's tolerance.
+    """Raise an ``AssertionError`` unless ``actual`` equals ``expected`` within the tolerance.
 
-    Both are brought to the CPU first. They may be tensors, arrays, numbers, or lists, tuples and
-    mappings of them; shapes must agree. Floating dtypes may differ (a float32 result against a
-    float64 reference): the coarser one says the tolerance. NaN equals NaN at the same place.
+    Both are copied to the CPU first. They may be tensors, arrays, numbers, or lists, tuples and
+    mappings of them; shapes must be equal. Floating dtypes may differ (a float32 result against a
+    float64 reference), and the coarser one then decides the tolerance. NaN equals NaN.
 
     Args:
         actual: what was computed.
-        expected: what it should be, usually the same computation on the CPU.
-        device: the device whose tolerances apply; None takes the first tensor's that is not on
-            the CPU, else the CPU.
-        rtol: instead of the table's relative tolerance.
-        atol: instead of the table's absolute tolerance.
+        expected: the reference, usually the same computation on the CPU.
+        device: the device whose tolerances apply; None for that of the first tensor that is not
+            on the CPU, else the CPU.
+        rtol: replaces the table's relative tolerance.
+        atol: replaces the table's absolute tolerance.
 
     Raises:
         AssertionError: they differ; the message names the element, the device and the tolerance.
-        ArgumentError: a tolerance is negative or not finite, or torch knows no such device.
+        ArgumentError: a tolerance is negative or not finite, or torch does not know the device.
         ArgumentTypeError: a tolerance is not a number, or a value cannot be compared.
     """
     __tracebackhide__ = True
@@ -100,26 +100,26 @@ def _checked(name: str, value: float | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ArgumentTypeError(f"{name} is a number, not {value!r}", given=value)
+        raise ArgumentTypeError(f"{name} must be a number, got {value!r}", given=value)
     if not math.isfinite(value) or value < 0:
-        raise ArgumentError(f"{name} must be 0 or more and finite, not {value!r}", given=value)
+        raise ArgumentError(f"{name} must be finite and at least 0, got {value!r}", given=value)
     return float(value)
 
 
 def _pairs(actual: Any, expected: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield where it stands, actual and expected for each leaf of two equal structures."""
+    """Yield path, actual and expected value of each leaf; the structures must be equal."""
     if isinstance(actual, Mapping) and isinstance(expected, Mapping):
         if actual.keys() != expected.keys():
             raise AssertionError(
-                f"{path or 'the mappings'}: keys {sorted(map(repr, actual))} "
-                f"are not {sorted(map(repr, expected))}"
+                f"{path or 'the mappings'}: got the keys {sorted(map(repr, actual))}, "
+                f"expected {sorted(map(repr, expected))}"
             )
         for key, value in actual.items():
             yield from _pairs(value, expected[key], f"{path}[{key!r}]")
     elif _is_sequence(actual) and _is_sequence(expected):
         if len(actual) != len(expected):
             raise AssertionError(
-                f"{path or 'the sequences'}: {len(actual)} elements are not {len(expected)}"
+                f"{path or 'the sequences'}: got {len(actual)} elements, expected {len(expected)}"
             )
         for index, (left, right) in enumerate(zip(actual, expected, strict=True)):
             yield from _pairs(left, right, f"{path}[{index}]")
@@ -157,7 +157,7 @@ def _compare(
     dtypes = [str(side.dtype).removeprefix("torch.") for side in (left, right)]
     coarsest = max((tolerance_for(device, name) for name in dtypes), key=lambda t: t.rtol)
     tolerance = coarsest.model_copy(update=dict(given))
-    title = f"{subject} on {device} is not what was expected ({dtypes[0]}, {tolerance})."
+    title = f"{subject} on {device} differs from what was expected ({dtypes[0]}, {tolerance})."
     torch.testing.assert_close(
         left,
         right,
@@ -176,7 +176,7 @@ def _both_inexact(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _on_cpu(value: Any, other: Any, subject: str) -> torch.Tensor:
-    """Return a value as a CPU tensor; a plain number takes the other side's dtype."""
+    """Return a value as a CPU tensor; a plain number gets the other side's dtype."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -186,5 +186,5 @@ def _on_cpu(value: Any, other: Any, subject: str) -> torch.Tensor:
         return torch.as_tensor(value, dtype=other.dtype if plain else None)
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentTypeError(
-            f"{subject} is neither a tensor, an array nor a number: {value!r}", given=value
+            f"{subject} must be a tensor, an array or a number, got {value!r}", given=value
         ) from None

@@ -1,7 +1,7 @@
 """The pytest plugin: device fixtures and markers, and simulated machines.
 
-Importing it imports neither torch nor pydantic, because every pytest run in the environment
-imports it. Torch is imported when a test first asks for a device.
+Every pytest run in the environment imports this file, so it imports neither torch nor pydantic
+until a test asks for a device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-# Simulated machines: a file of its own, which imports no torch either.
+# The simulated machines have their own file, which imports no torch either.
 pytest_plugins = ("mpskit.testing.simulation",)
 
 _ANY = "accelerator"
@@ -31,12 +31,12 @@ _MARKER = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, so that --strict-markers accepts it."""
+    """Register the marker for ``--strict-markers``."""
     config.addinivalue_line("markers", _MARKER)
 
 
 def pytest_report_header() -> str:
-    """Name the device that the tests will get."""
+    """Name the device that the tests get."""
     from mpskit.errors import MpskitError
 
     try:
@@ -63,7 +63,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a device that this machine has not."""
+    """Skip a test whose required device this machine lacks."""
     for mark in item.iter_markers("mpskit_requires"):
         if len(mark.args) != 1 or mark.args[0] not in _REQUIREMENTS:
             raise pytest.UsageError(
@@ -76,7 +76,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def mpskit_device() -> torch.device:
-    """The best device here, as `mpskit.get_optimal_device` chooses it."""
+    """The device that `mpskit.get_optimal_device` chooses."""
     from mpskit.device import get_optimal_device
 
     return get_optimal_device().device
@@ -84,7 +84,7 @@ def mpskit_device() -> torch.device:
 
 @pytest.fixture
 def mpskit_each_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Every usable device in turn; the machine's cache of it is emptied afterwards."""
+    """Every usable device in turn; its cache is emptied after each test."""
     import torch
 
     device = torch.device(request.param)

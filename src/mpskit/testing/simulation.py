@@ -1,6 +1,6 @@
 """The pytest plugin's simulated machines: fixture, option and markers.
 
-Loaded by ``mpskit.testing.plugin`` in every pytest run, so that it imports neither torch nor
+``mpskit.testing.plugin`` loads this file in every pytest run, so it imports neither torch nor
 pydantic until a test or the option asks for a machine.
 """
 
@@ -26,8 +26,8 @@ _FIXTURE = "mpskit_mac"
 _FALLBACK_WARNING = ".*will fall back to run on the CPU.*"
 _MARKERS = (
     "mpskit_machine(*machines, **options): run on each simulated Mac; options of mpskit.simulate",
-    "mpskit_no_cpu_fallback: fail if an operator that MPS lacks ran on the CPU instead",
-    "mpskit_max_memory(size): fail if the tensors on the device took more at once, as '2GiB'",
+    "mpskit_no_cpu_fallback: fail if an operator that MPS lacks runs on the CPU instead",
+    "mpskit_max_memory(size): fail if tensors on the device take more at once than a size ('2GiB')",
 )
 
 
@@ -53,14 +53,14 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, so that --strict-markers accepts them."""
+    """Register the markers for ``--strict-markers``."""
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> None:
-    """Let a test with the marker use the fixture, whether it names it or not."""
+    """Give a test with the marker the fixture, whether or not it names it."""
     if not callable(obj) or isinstance(obj, type):
         return
     own = (mark.name for mark in getattr(obj, "pytestmark", ()))
@@ -84,10 +84,10 @@ def _name(machine: object) -> str:
 
 @pytest.fixture
 def mpskit_mac(request: pytest.FixtureRequest) -> Iterator[SimulatedMac]:
-    """A simulated Mac (m1-8gb, or the suite's own) that the test runs on.
+    """The simulated Mac that the test runs on: m1-8gb, or the suite's ``--mpskit-machine``.
 
-    Parametrise it indirectly with names, ``Machine`` objects or dictionaries of what
-    ``mpskit.simulate`` takes, or use the marker ``mpskit_machine``.
+    Parametrise it indirectly with names, ``Machine`` objects or dictionaries of the arguments of
+    ``mpskit.simulate``, or use the marker ``mpskit_machine``.
     """
     given = getattr(request, "param", None)
     options = dict(given) if isinstance(given, Mapping) else {"machine": given} if given else {}
@@ -112,10 +112,10 @@ def _usage_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on(options: dict[str, Any]) -> Iterator[SimulatedMac]:
-    """Run the block on a machine; one that is already on is left for that time, unless it will do.
+    """Run the block on a machine; an active one is left for that time, unless it is the same.
 
     Args:
-        options: what ``simulate`` takes; without any, the machine that is on, else the default.
+        options: arguments of ``simulate``; if empty, the active machine is used, or the default.
     """
     from mpskit.simulation import active, simulate
 
@@ -142,7 +142,7 @@ def _will_do(mac: SimulatedMac, options: dict[str, Any]) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a test that passed but did what its markers forbid."""
+    """Fail a test that passes but breaks a limit of its markers."""
     limit = item.get_closest_marker("mpskit_max_memory")
     no_fallback = item.get_closest_marker("mpskit_no_cpu_fallback")
     with contextlib.ExitStack() as stack:
@@ -155,7 +155,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 @contextlib.contextmanager
 def _without_fallback() -> Iterator[None]:
-    """Fail on the fallbacks of a simulated Mac; on a real one torch's warning is an error."""
+    """Fail on a simulated Mac's fallbacks; on a real Mac, turn torch's warning into an error."""
     mac = _active()
     before = len(mac.fallbacks) if mac is not None else 0
     with warnings.catch_warnings():
@@ -169,7 +169,7 @@ def _without_fallback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited(mark: pytest.Mark) -> Iterator[None]:
-    """Fail if the peak of live tensors is above the limit; where no peak is kept, nothing fails."""
+    """Fail if the peak of live tensors is above the limit; a backend without peaks never fails."""
     from mpskit._base.sizes import format_bytes, parse_bytes
 
     with _usage_errors():

@@ -23,6 +23,7 @@ from mpskit.backends import versions
 from mpskit.backends.kinds import MemoryClass, kind_of
 from mpskit.backends.memory import as_device, backend
 from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.host.host import check_host
 
 if TYPE_CHECKING:
     import torch

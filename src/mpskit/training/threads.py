@@ -39,6 +39,8 @@ def cpu_threads(
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: torch knows no such device, or ``num_workers`` is negative.
     """
+    from mpskit.host.host import check_host
+
     check_count("num_workers", num_workers, least=0)
     check_host(host)
     on_cpu = device is None or as_device(device).type == "cpu"
