@@ -6,7 +6,7 @@ from typing import Any
 
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_count", "check_host", "wrong_type"]
+__all__ = ["check_count", "wrong_type"]
 
 
 def wrong_type(name: str, wanted: str, value: Any) -> ArgumentTypeError:
@@ -26,18 +26,3 @@ def check_count(name: str, value: Any, *, least: int) -> None:
         raise wrong_type(name, "an int", value)
     if value < least:
         raise ArgumentError(f"{name} must be at least {least}, got {value}", given=value)
-
-
-def check_host(host: Any) -> None:
-    """Raise unless ``host`` is a ``Host`` or None.
-
-    Raises:
-        ArgumentTypeError: it is neither.
-    """
-    from mpskit.host import Host
-
-    if host is not None and not isinstance(host, Host):
-        raise ArgumentTypeError(
-            f"a host is what detect_host() or Host.from_readings() returns, not {host!r}",
-            given=host,
-        )

@@ -63,9 +63,6 @@ FEATURES: dict[str, tuple[str, str | None]] = {
 # 12.3 but 13.0 is what it needs (pytorch#139425).
 _MACOS_FLOOR = (("2.15", "15.0"), ("2.9", "14.0"), ("2.5", "13.0"), (None, "12.3"))
 
-# What a Mac is taken to run where nobody says.
-DEFAULT_MACOS = "15.6"
-
 
 def has(feature: str, torch: str | Version) -> bool:
     """Return whether a torch version has a feature of the table.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from mpskit._base.sizes import GIB
-from mpskit.backends.versions import DEFAULT_MACOS
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
 from mpskit.host.kinds import DEFAULT_MACOS

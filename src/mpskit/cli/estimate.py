@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.data import read_toml
 from mpskit.backends.kinds import ESTIMATED
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError

@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from mpskit._base.data import read_csv, read_toml
 from mpskit._base.sizes import GIB
 from mpskit._base.values import Value
-from mpskit.backends.versions import DEFAULT_MACOS
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host.chips import Chip, chip_rows, parse_chip
 from mpskit.host.kinds import DEFAULT_MACOS, HostKind

@@ -15,7 +15,6 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mpskit._base.arguments import check_host
 from mpskit._base.data import read_toml
 from mpskit._base.log import log
 from mpskit._base.values import Value

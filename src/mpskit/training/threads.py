@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from mpskit._base.arguments import check_count, check_host
+from mpskit._base.arguments import check_count
 from mpskit.backends.memory import as_device
 
 if TYPE_CHECKING:
