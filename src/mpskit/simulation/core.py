@@ -65,16 +65,14 @@ class ThreadState:
         call: arguments of the C++ function that the function mode is inside of; None between.
         target: the device that a transfer is moving to; None outside transfers.
         bridge: the handler as a mode, for users' modes and subclasses; None outside.
-        last_on_mac: whether the last operator that took tensors ran on the simulated device.
     """
 
-    __slots__ = ("bridge", "call", "last_on_mac", "target")
+    __slots__ = ("bridge", "call", "target")
 
     def __init__(self) -> None:
         self.call: tuple[tuple[object, ...], dict[str, object]] | None = None
         self.target: torch.device | None = None
         self.bridge: Bridge | None = None
-        self.last_on_mac = False
 
 
 def asks_mps(device: object) -> bool:

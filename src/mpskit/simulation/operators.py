@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpskit.dispatch.intercept import intercepting, registered_key, seen_again
 from mpskit.dispatch.patches import Patches
 from mpskit.simulation import charges, messages
+from mpskit.simulation.autograd import runs_on_mac
 from mpskit.simulation.core import CPU, Simulation, ThreadState, asks_mps
 from mpskit.simulation.device_mismatch import check_mix
 from mpskit.simulation.functions import FunctionMode
@@ -58,8 +59,6 @@ class Dispatch:
         where = self._scan(args)
         if kwargs:
             where |= self._scan(kwargs.values())
-        if where:
-            self._state.last_on_mac = bool(where & ON_MAC)
         on_mac = self._target(facts, where, kwargs) if facts.has_device else bool(where & ON_MAC)
         if on_mac and not self._simulation.closed:
             return self._run(func, facts, where, args, kwargs)
@@ -155,13 +154,14 @@ class Dispatch:
         """Return whether C++ code that works on mps tensors asked for a tensor "on the CPU".
 
         It copies the options of its arguments, whose device it takes for the CPU. A call from
-        Python always carries ``pin_memory``, one from C++ never does.
+        Python always carries ``pin_memory``, one from C++ never does. Between calls from Python it
+        is autograd's engine that runs C++ code: the side is then that of the node under execution.
         """
         if where:
             return bool(where & ON_MAC)
         call = self._state.call
         if call is None:
-            return self._state.last_on_mac
+            return runs_on_mac(self._tags, torch._C._current_autograd_node())
         args, kwargs = call
         return bool((self._scan(args) | self._scan(kwargs.values())) & ON_MAC)
 
