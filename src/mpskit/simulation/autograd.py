@@ -32,7 +32,7 @@ def install(simulation: Simulation, patches: Patches) -> None:
     apply: Any = vars(torch.autograd.Function)["apply"]
 
     def remembering(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = apply.__func__(cls, *args, **kwargs)
+        outputs = apply.__get__(None, cls)(*args, **kwargs)
         for output in outputs if isinstance(outputs, tuple) else (outputs,):
             if isinstance(output, torch.Tensor) and output.grad_fn is not None:
                 _outputs_of(output.grad_fn, simulation.tags)[output.output_nr] = output.is_mps
