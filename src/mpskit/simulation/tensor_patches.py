@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mpskit.dispatch.patches import Patches
-from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps
+from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps, device_of
 from mpskit.simulation.tags import address_of
 from mpskit.simulation.transfer import move
 
@@ -145,4 +145,4 @@ def _parse(
     if other is not None:
         given |= {"device": other.device, "dtype": other.dtype}
     device, dtype = given.pop("device", None), given.pop("dtype", None)
-    return (None if device is None else torch.device(device)), dtype, given
+    return (None if device is None else torch.device(device_of(device))), dtype, given
