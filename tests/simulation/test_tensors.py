@@ -324,3 +324,30 @@ def test_a_wrong_integer():
     with pytest.raises(RuntimeError, match="negative"):
         torch.zeros(2, device=-1)
     assert torch.zeros(2, device="cpu").to(dtype=torch.int64).sum().item() == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+@pytest.mark.parametrize("before", ["cpu", "mps"])
+def test_lazy_modules_move(before, device):
+    model = torch.nn.Sequential(torch.nn.LazyBatchNorm1d(), torch.nn.LazyLinear(4))
+    model = model.to(before).to(device).to(torch.float16)
+    x = torch.ones(2, 3, device=device, dtype=torch.float16)
+    assert model(x).device.type == device
+    assert {p.device.type for p in model.state_dict().values()} == {device}
+    assert model[1].weight.dtype is torch.float16
+
+
+class Named(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_a_subclass_stays_one_when_it_moves(device):
+    named = torch.ones(2).as_subclass(Named).requires_grad_()
+    moved = named.to(device)
+    assert type(moved) is Named
+    assert moved.device.type == device
+    assert type(moved.cpu()) is Named
+    moved.sum().backward()
+    assert named.grad.is_cpu
+    assert type(torch.nn.Parameter(torch.ones(2)).to(device).detach()) is torch.Tensor

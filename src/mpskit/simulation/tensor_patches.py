@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedTensorMixin
 
 from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps, device_of
@@ -34,8 +35,13 @@ def install(simulation: Simulation, patches: Patches) -> None:
         "type": _typer(has),
         "numpy": _numpy(has),
     }
+    # What may be asked of a lazy module's parameters is a list of the functions themselves.
+    allowed = list(UninitializedTensorMixin._allowed_methods)
     for name, value in attributes.items():
+        if getattr(torch.Tensor, name) in allowed:
+            allowed.append(value)
         patches.set(torch.Tensor, name, value)
+    patches.set(UninitializedTensorMixin, "_allowed_methods", allowed)
 
 
 def _device_getter(simulation: Simulation) -> Callable[[torch.Tensor], torch.device]:
@@ -124,9 +130,20 @@ def _mover(simulation: Simulation) -> Callable[..., torch.Tensor]:
         if asks_mps(device) == on_mac:
             return _raw_to(self, dtype=dtype or self.dtype, **options)
         memory_format = options.get("memory_format")
-        return move(simulation, self, device, dtype=dtype, memory_format=memory_format)
+        moved = move(simulation, self, device, dtype=dtype, memory_format=memory_format)
+        return moved if type(self) in _PLAIN else _of_class(moved, type(self))
 
     return to
+
+
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def _of_class(tensor: torch.Tensor, kind: type[torch.Tensor]) -> torch.Tensor:
+    """Return a tensor as the subclass that torch's own ``__torch_function__`` would make of it."""
+    if kind.__torch_function__ is torch._C._disabled_torch_function_impl:
+        return tensor
+    return tensor.as_subclass(kind)
 
 
 def _parse(
