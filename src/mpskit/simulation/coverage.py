@@ -69,7 +69,7 @@ class Table:
 
     Attributes:
         named: the operator that torch speaks of in place of one.
-        narrowed: torch functions whose C++ takes float32 on MPS in place of float64.
+        narrowed: torch functions and autograd nodes whose C++ takes float32 on MPS, not float64.
     """
 
     status: Mapping[str, str]
@@ -77,6 +77,10 @@ class Table:
     limits: Mapping[str, tuple[Limit, ...]]
     named: Mapping[str, str]
     narrowed: frozenset[str]
+
+
+# Operators with a dtype to compute in, and rows among those of ``narrowed``.
+_CASTING = frozenset({"_to_copy", "linalg_vector_norm", "sum.dim_IntList"})
 
 
 @functools.cache
@@ -197,7 +201,7 @@ class Coverage:
         if self._has_collectives(op) and "barrier" not in op._schema.name:
             return self._refuse_collective(op)
         name = _short_name(op)
-        if name == "_to_copy" and self._table.narrowed:
+        if name in _CASTING and self._table.narrowed:
             return self._narrow
         call = self._table.calls.get(name)
         rows = self._table.limits.get(name, ())
@@ -225,8 +229,9 @@ class Coverage:
         return check
 
     def _narrow(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Copy to float32 where C++, unlike its caller, would not ask a Mac for float64."""
-        wide = str(kwargs.get("dtype")) == "torch.float64"
+        """Choose float32 where C++, unlike its caller, would not ask a Mac for float64."""
+        dtype = kwargs.get("dtype")
+        wide = dtype is not None and str(dtype) == "torch.float64"
         if wide and _calling_function() in self._table.narrowed:
             import torch
 
@@ -274,10 +279,15 @@ def _calling_function() -> str:
     """Return the torch function that is being called, as the nearest function mode sees it.
 
     Composite kernels call one another in C++, where a dispatch mode sees only the last; the
-    function mode's frame on the stack holds the first.
+    function mode's frame on the stack holds the first. In autograd's engine it is the node.
     """
+    import torch
+
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
+        if frame.f_code.co_name == "_engine_run_backward":
+            node: Any = torch._C._current_autograd_node()
+            return node.name() if node is not None else ""
         if frame.f_code.co_name == "__torch_function__" and "func" in frame.f_locals:
             return str(getattr(frame.f_locals["func"], "__name__", ""))
         frame = frame.f_back

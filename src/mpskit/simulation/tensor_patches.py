@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps, device_of
@@ -19,6 +19,7 @@ _base = torch._C.TensorBase
 _raw_device: Callable[[torch.Tensor], torch.device] = _base.device.__get__
 _raw_to = _base.to
 _CPU_OR_MPS = frozenset({"cpu", "mps"})
+_LIST = "_allowed_methods"
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
@@ -36,12 +37,13 @@ def install(simulation: Simulation, patches: Patches) -> None:
         "numpy": _numpy(has),
     }
     # What may be asked of a lazy module's parameters is a list of the functions themselves.
-    allowed = list(UninitializedTensorMixin._allowed_methods)
+    lazy: Any = next(kind for kind in UninitializedParameter.__mro__ if _LIST in vars(kind))
+    allowed = list(lazy._allowed_methods)
     for name, value in attributes.items():
         if getattr(torch.Tensor, name) in allowed:
             allowed.append(value)
         patches.set(torch.Tensor, name, value)
-    patches.set(UninitializedTensorMixin, "_allowed_methods", allowed)
+    patches.set(lazy, _LIST, allowed)
 
 
 def _device_getter(simulation: Simulation) -> Callable[[torch.Tensor], torch.device]:
