@@ -106,6 +106,7 @@ LEGAL = {
     "copy_": lambda x: x.copy_(torch.zeros(2, 2)),
     "assignment": lambda x: x.__setitem__(0, torch.zeros(2)),
     "assignment at an index": lambda x: x.__setitem__(torch.tensor([0]), 3.0),
+    "assignment at a mask": lambda x: x.__setitem__(torch.tensor([True, False]), 3.0),
     "packing": lambda x: torch.nn.utils.rnn.pack_padded_sequence(
         x[..., None], torch.tensor([2, 1])
     ),

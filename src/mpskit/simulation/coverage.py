@@ -21,7 +21,16 @@ from mpskit.simulation.yaml_index import Index, Kind, installed_index
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
-__all__ = ["Call", "Check", "Coverage", "Limit", "Status", "Table", "table_for"]
+__all__ = [
+    "Call",
+    "Check",
+    "Coverage",
+    "Limit",
+    "Status",
+    "Table",
+    "calling_function",
+    "table_for",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -232,7 +241,7 @@ class Coverage:
         """Choose float32 where C++, unlike its caller, would not ask a Mac for float64."""
         dtype = kwargs.get("dtype")
         wide = dtype is not None and str(dtype) == "torch.float64"
-        if wide and _calling_function() in self._table.narrowed:
+        if wide and calling_function() in self._table.narrowed:
             import torch
 
             cast("dict[str, Any]", kwargs)["dtype"] = torch.float32
@@ -243,7 +252,7 @@ class Coverage:
     def _raise_for_gap(self, gap: Call | None, arguments: Mapping[str, Any]) -> None:
         if gap is None or (gap.argument and arguments[gap.argument] != gap.value):
             return
-        if not gap.callers or _calling_function() in gap.callers:
+        if not gap.callers or calling_function() in gap.callers:
             raise self._missing(f"aten::{gap.inner}")
 
     def missing_error(self, op: OpOverload) -> NotImplementedError:
@@ -275,7 +284,7 @@ def _raise_for_limits(rows: Sequence[Limit], arguments: Mapping[str, Any]) -> No
             raise getattr(builtins, limit.error)(text)
 
 
-def _calling_function() -> str:
+def calling_function() -> str:
     """Return the torch function that is being called, as the nearest function mode sees it.
 
     Composite kernels call one another in C++, where a dispatch mode sees only the last; the

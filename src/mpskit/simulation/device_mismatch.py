@@ -16,6 +16,7 @@ import torch
 
 from mpskit.simulation import messages
 from mpskit.simulation.argument_limits import bind
+from mpskit.simulation.coverage import calling_function
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
@@ -129,11 +130,20 @@ def check_mix(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has: Has
             of a CPU argument's device is called, and MPS has none.
     """
     for position, name, tensor in _on_cpu(func, args, kwargs, has):
-        if allowed(func, name):
+        if allowed(func, name) or _is_assignment(func, name):
             continue
         if func._schema.name == "aten::convolution" and name == "input":
             raise _convolution_of_cpu_input(bind(func, args, kwargs))
         raise RuntimeError(_text(func, position, name, tensor))
+
+
+def _is_assignment(func: Any, name: str) -> bool:
+    """Return whether ``x[index] = 1.0`` came to a kernel that it takes within one device only.
+
+    With an index on the CPU it moves the index, or takes ``index_put_`` (TensorIndexing.h).
+    """
+    argument = {"aten::masked_fill_": "mask", "aten::index_fill_": "index"}.get(func._schema.name)
+    return name == argument and calling_function() == "__setitem__"
 
 
 def _convolution_of_cpu_input(arguments: Mapping[str, Any]) -> RuntimeError:
