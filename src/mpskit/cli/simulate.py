@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -16,8 +15,6 @@ from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
 
 __all__ = ["add_arguments", "run"]
-
-_INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,17 +75,15 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _run(words: Sequence[str], variables: dict[str, str]) -> int:
+    from mpskit.system.command import exit_code, run_command
+
     command = list(words)
     if command[0].startswith("-") or command[0].endswith(".py"):
         command = [sys.executable, *command]
     try:
-        code = subprocess.run(command, env=os.environ | variables, check=False).returncode
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+        return exit_code(run_command(command, os.environ | variables))
     except OSError as error:
         raise ArgumentError(f"cannot run {command[0]!r}: {error.strerror}", given=words) from None
-    # A shell tells a child that died of signal 9 by 137.
-    return code if code >= 0 else 128 - code
 
 
 def _list(*, as_json: bool) -> int:

@@ -1,7 +1,9 @@
-"""Watching a command from outside: its processes' memory, until it ends, whatever ends it.
+"""Running a command until it ends, whatever ends it, and watching its processes' memory.
 
-Signals reach the command, not only this process: SIGTERM and SIGHUP are passed on. A first Ctrl-C
-lets it end in its own way, a second one asks it to (SIGTERM), a third kills it with its children.
+Signals reach the command once, not only this process: SIGTERM and SIGHUP are passed on. A first
+Ctrl-C lets it end in its own way, a second one asks it to (SIGTERM), a third kills it with its
+children. On a terminal the command gets Ctrl-C from there; elsewhere it has a process group of its
+own, so that a signal to this process's group does not reach it twice.
 Nothing but the command and its descendants is ever signalled.
 """
 
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from mpskit.system.gpu import gpu_percent
 from mpskit.system.memory import system_memory
 from mpskit.system.process import footprint_bytes
 
-__all__ = ["Watched", "exit_code", "tree_footprint", "watch_command"]
+__all__ = ["Watched", "exit_code", "run_command", "tree_footprint", "watch_command"]
 
 _GRACE_S = 5.0
 _PASSED_ON = ("SIGTERM", "SIGHUP")
@@ -59,18 +61,43 @@ def watch_command(
         OSError: the program cannot be started.
     """
     started, timeline = time.monotonic(), Timeline()
+    with _running(command) as child:
+        while child.poll() is None:
+            sample = _sample(child.pid, time.monotonic() - started)
+            timeline.add(sample)
+            show(sample, timeline)
+            _wait(child, interval)
+    return Watched(child.returncode, timeline, time.monotonic() - started)
+
+
+def run_command(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run a command until it ends and return its return code, negative if a signal ended it.
+
+    Args:
+        command: the program and its arguments; input and output are this process's own.
+        environ: all of its environment.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    with _running(command, environ) as child:
+        return child.wait()
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], environ: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command, send signals on to it during the block, and see that it ends."""
     child: list[subprocess.Popen[bytes]] = []
-    with _signals(child):
-        child.append(subprocess.Popen(command))
+    from_terminal = _from_terminal()
+    with _signals(child, from_terminal=from_terminal):
+        group = None if from_terminal else 0
+        child.append(subprocess.Popen(command, env=environ, process_group=group))
         try:
-            while child[0].poll() is None:
-                sample = _sample(child[0].pid, time.monotonic() - started)
-                timeline.add(sample)
-                show(sample, timeline)
-                _wait(child[0], interval)
+            yield child[0]
         finally:
             _end(child[0])
-    return Watched(child[0].returncode, timeline, time.monotonic() - started)
 
 
 def exit_code(returncode: int) -> int:
@@ -108,12 +135,12 @@ def _sample(pid: int, seconds: float) -> Sample:
 
 
 @contextlib.contextmanager
-def _signals(child: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _signals(child: list[subprocess.Popen[bytes]], *, from_terminal: bool) -> Iterator[None]:
     """Send signals on to the command while it runs; only the main thread may say so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers: dict[int, Any] = {signal.SIGINT: _interrupting(child)}
+    handlers: dict[int, Any] = {signal.SIGINT: _interrupting(child, from_terminal)}
     for name in _PASSED_ON:
         if hasattr(signal, name):
             handlers[getattr(signal, name)] = _passing(child)
@@ -133,14 +160,16 @@ def _passing(child: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType |
     return pass_on
 
 
-def _interrupting(child: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+def _interrupting(
+    child: list[subprocess.Popen[bytes]], from_terminal: bool
+) -> Callable[[int, FrameType | None], None]:
     presses = 0
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         nonlocal presses
         presses += 1
         for process in child:
-            if presses == 1 and not _from_terminal():
+            if presses == 1 and not from_terminal:
                 process.send_signal(number)
             elif presses == 2:
                 process.terminate()
