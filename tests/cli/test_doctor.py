@@ -13,6 +13,9 @@ from mpskit.cli import device_test as _device_test
 from mpskit.cli import doctor_checks as _checks
 from mpskit.cli.main import main
 from mpskit.errors import SettingsError
+from mpskit.host import HostKind
+from mpskit.host.machines import machines
+from mpskit.simulation import simulate
 
 
 def _run(*words, **variables):
@@ -153,3 +156,13 @@ def test_colour_needs_a_terminal(monkeypatch):
     assert _print._console() is not None
     monkeypatch.setenv("NO_COLOR", "1")
     assert _print._console() is None
+
+
+@pytest.mark.parametrize("machine", machines().values(), ids=machines().keys())
+def test_it_comes_to_a_verdict_on_every_machine(machine):
+    with simulate(machine):
+        found = _checks.gather()
+    usable = machine.kind is HostKind.APPLE_SILICON
+    assert [check.seen for check in found.checks if check.mark == "fail"] == []
+    assert found.facts["device"]["device"] == ("mps" if usable else "cpu")
+    assert found.facts["device_test"]["passed"]

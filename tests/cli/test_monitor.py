@@ -185,11 +185,10 @@ class Child:
 @pytest.mark.parametrize(("at_terminal", "first"), [(True, []), (False, [signal.SIGINT])])
 def test_ctrl_c_at_a_terminal_is_not_sent_twice(monkeypatch, at_terminal, first):
     # The terminal sends it to the monitor and its child alike.
-    monkeypatch.setattr(command_module, "_from_terminal", lambda: at_terminal)
     killed = []
     monkeypatch.setattr(command_module, "_kill", killed.append)
     child = Child()
-    interrupt = command_module._interrupting([child])
+    interrupt = command_module._interrupting([child], at_terminal)
     for _ in range(3):
         interrupt(signal.SIGINT, None)
     assert child.done == [*first, "terminate"]

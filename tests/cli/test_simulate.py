@@ -1,9 +1,13 @@
 """``mpskit simulate``: an unmodified script, its exit code, the list of machines."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from mpskit.cli.main import main
@@ -101,3 +105,44 @@ def test_an_unknown_option(capsys):
         main(["simulate", "m1-8gb", "--speed", "9", "--", "x.py"])
     assert stopped.value.code == 2
     assert "--speed" in capsys.readouterr().err
+
+
+SAVES = """
+import os, pathlib, sys, time
+try:
+    pathlib.Path("pid").write_text(str(os.getpid()))
+    time.sleep(100)
+except KeyboardInterrupt:
+    time.sleep(1)
+    pathlib.Path("saved").write_text("checkpoint")
+    sys.exit(7)
+"""
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A script under the command, in a session of its own."""
+    (tmp_path / "train.py").write_text(SAVES)
+    command = [sys.executable, "-m", "mpskit", "simulate", "m1-8gb", "--", "train.py"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, start_new_session=True, stdin=subprocess.DEVNULL
+    )
+    pid = tmp_path / "pid"
+    while process.poll() is None and not (pid.exists() and pid.read_text()):
+        time.sleep(0.05)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["process", "group"])
+def test_an_interrupted_script_saves_its_checkpoint(running, send, tmp_path):
+    send(running.pid, signal.SIGINT)
+    assert running.wait(60) == 7
+    assert (tmp_path / "saved").read_text() == "checkpoint"
+
+
+def test_a_terminated_command_leaves_no_orphan(running, tmp_path):
+    running.terminate()
+    assert running.wait(60) == 143
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))

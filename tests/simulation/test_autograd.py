@@ -232,3 +232,95 @@ def test_a_gradient_on_the_wrong_device_is_refused():
         RuntimeError, match="invalid gradient at index 0 - expected device mps:0 but got cpu"
     ):
         (x * 2).backward(torch.ones(3))
+
+
+# Backwards in which C++ makes a tensor without looking at another one.
+SIDES = {
+    "topk": lambda x: x.topk(2).values,
+    "sort": lambda x: x.sort().values,
+    "cummax": lambda x: torch.cummax(x, 1).values,
+    "pool": lambda x: torch.nn.functional.avg_pool1d(x, 2),
+    "max": lambda x: x.max(1).values,
+    "median": lambda x: x.median(1).values,
+    "clamp": lambda x: torch.clamp_max(x, torch.full_like(x, 0.5)),
+    "where": lambda x: torch.where(x > 0.5, x, 0.0),
+    "pow": lambda x: x ** torch.full_like(x, 2.0),
+    "index": lambda x: x[:, torch.tensor([0, 1])],
+    "prod": lambda x: x.prod(1),
+    "norm": lambda x: torch.linalg.vector_norm(x, 3, 1),
+    "slice": lambda x: x[:, :1],
+    "gather": lambda x: x.gather(1, torch.zeros_like(x, dtype=torch.int64)),
+    "unfold": lambda x: x.unfold(1, 2, 1),
+}
+
+
+def _loss(make, device, loss_device):
+    torch.manual_seed(2)
+    leaf = torch.rand(3, 4).to(device).requires_grad_()
+    return leaf, make(leaf * 2).to(loss_device).square().sum()
+
+
+@pytest.mark.parametrize("loss_device", ["same", "other"])
+@pytest.mark.parametrize("make", SIDES.values(), ids=SIDES.keys())
+def test_a_backward_runs_where_its_forward_ran(make, loss_device):
+    expected, loss = _loss(make, "cpu", "cpu")
+    loss.backward()
+    other = {"mps": "cpu", "cpu": "mps"}
+    for device in ("mps", "cpu"):
+        where = device if loss_device == "same" else other[device]
+        leaf, loss = _loss(make, device, where)
+        torch.ones(2, device=other[device]) + 1
+        loss.backward()
+        assert leaf.grad.device.type == device
+        assert torch.equal(leaf.grad.cpu(), expected.grad)
+
+
+class Crossing(torch.autograd.Function):
+    """One output on each device, from an input on the CPU."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.to("mps"), x * 2
+
+    @staticmethod
+    def backward(ctx, one, two):
+        assert one.is_mps
+        assert two.is_cpu
+        # Composite kernels, which make tensors of their own in C++.
+        assert torch.ones(2, 2).tril().kron(torch.ones(1)).is_cpu
+        assert torch.nn.functional.one_hot(torch.zeros(2, dtype=torch.int64), 3).is_cpu
+        return one.cpu() + two
+
+
+def test_a_function_that_leads_to_another_device():
+    x = torch.rand(3, 4, requires_grad=True)
+    one, two = Crossing.apply(x)
+    one, two = one.sort().values, two.sort().values
+    torch.ones(2) + 1
+    (one.sum().cpu() + two.sum()).backward()
+    assert x.grad.is_cpu
+    assert x.grad.tolist() == [[2.0] * 4] * 3
+
+
+def test_a_function_bound_before_the_simulation(mac):
+    mac.__exit__(None, None, None)
+    try:
+        apply = Double.apply
+    finally:
+        mac.__enter__()
+    x = torch.ones(3, device="mps", requires_grad=True)
+    y = apply(x).sort().values.sum()
+    torch.ones(2) + 1
+    y.backward()
+    assert x.grad.is_mps
+
+
+def test_a_long_way_to_the_leaf():
+    x = torch.rand(4, device="mps", requires_grad=True)
+    y = x
+    for _ in range(3000):
+        y = y + 1
+    y = y.sort().values
+    torch.ones(2) + 1
+    y.cpu().sum().backward()
+    assert x.grad.is_mps

@@ -97,7 +97,7 @@ def test_an_early_child_is_inside_before_its_first_line():
     machine = Machine(chip="M4 Pro", ram_gib=24)
     code = "import platform, sys; print(platform.machine(), 'torch' in sys.modules)"
     done = python(code, env=os.environ | children.environment(machine, early=True))
-    assert done.stdout.split() == ["arm64", "True"], done.stderr
+    assert done.stdout.split() == ["arm64", "False"], done.stderr
 
 
 def test_a_name_is_enough():
@@ -121,3 +121,22 @@ def test_an_unknown_machine_stops_an_early_child():
     assert done.returncode == 2
     assert "no machine is called 'm1-9gb'" in done.stderr
     assert "ran" not in done.stdout
+
+
+@pytest.mark.parametrize("text", ["{", '{"machine": "m1-9gb"}', "junk", '{"machine": {"chip": 3}}'])
+def test_a_broken_request_lets_no_child_run_outside(text):
+    variables = children.environment(find_machine("m1-8gb")) | {SIMULATE: text}
+    done = python("import torch; print('ran')", env=os.environ | variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mpskit simulate: ")
+    assert "ran" not in done.stdout
+
+
+def test_torch_is_left_to_an_early_child():
+    code = (
+        "import mpskit; mpskit.configure_environment(fallback=True); import torch\n"
+        "print(torch.ones(3, device='mps').mode().values.device)"
+    )
+    variables = children.environment(find_machine("m1-8gb"), early=True)
+    done = python(code, env=os.environ | variables)
+    assert done.stdout.strip() == "mps:0", done.stderr

@@ -34,3 +34,18 @@ def test_every_simulation_says_it_anew():
     for _ in range(2):
         with simulate("m1-8gb"), pytest.warns(SimulationWarning):
             torch.compile(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.filterwarnings("ignore:torch.compile does nothing")
+@pytest.mark.parametrize("options", [{}, {"backend": "eager"}, {"mode": "reduce-overhead"}])
+def test_a_module_becomes_an_optimized_module(options):
+    with simulate("m1-8gb"):
+        model = torch.nn.Linear(2, 2).to("mps")
+        compiled = torch.compile(model, **options)
+        assert type(compiled).__name__ == "OptimizedModule"
+        assert compiled._orig_mod is model
+        assert list(compiled.state_dict()) == ["_orig_mod.weight", "_orig_mod.bias"]
+        compiled(torch.ones(1, 2, device="mps")).sum().backward()
+        assert model.weight.grad.is_mps
+        assert torch.compile(**options)(model)._orig_mod is model
+        assert type(compiled) is torch._dynamo.OptimizedModule

@@ -49,10 +49,31 @@ MIXES = {
     "conv": (
         lambda x, y: torch.nn.functional.conv1d(y[None], x[None]),
         (
-            "Input type (torch.FloatTensor) and weight type (MPSFloatType) should be the same or "
-            "input should be a MKLDNN tensor and weight is a dense tensor"
+            "slow_conv2d_forward_mps: input(device='cpu') and weight(device=mps:0')  must be on "
+            "the same device"
         ),
     ),
+    "conv2d module": (
+        lambda x, y: torch.nn.Conv2d(1, 1, 1).to("mps")(y[None, None]),
+        (
+            "slow_conv2d_forward_mps: input(device='cpu') and weight(device=mps:0')  must be on "
+            "the same device"
+        ),
+    ),
+    "conv, bias": (
+        lambda x, y: torch.nn.functional.conv1d(x[None], x[..., None], y[0]),
+        "Input type (MPSFloatType) and bias type (torch.FloatTensor) should be the same",
+    ),
+    "dot": (
+        lambda x, y: torch.dot(x[0], y[0]),
+        "Expected all tensors to be on the same device. Found: mps:0, cpu",
+    ),
+    "dot, the other way": (
+        lambda x, y: torch.dot(y[0], x[0]),
+        "Expected all tensors to be on the same device. Found: cpu, mps:0",
+    ),
+    "masked_scatter": (lambda x, y: x.masked_scatter(x > 0, y), TWO),
+    "index_put": (lambda x, y: x.index_put((torch.tensor([0]),), y[:1]), TWO),
     "conv, weight": (
         lambda x, y: torch.nn.functional.conv1d(x[None], y[None]),
         "Input type (MPSFloatType) and weight type (torch.FloatTensor) should be the same",
@@ -85,6 +106,7 @@ LEGAL = {
     "copy_": lambda x: x.copy_(torch.zeros(2, 2)),
     "assignment": lambda x: x.__setitem__(0, torch.zeros(2)),
     "assignment at an index": lambda x: x.__setitem__(torch.tensor([0]), 3.0),
+    "assignment at a mask": lambda x: x.__setitem__(torch.tensor([True, False]), 3.0),
     "packing": lambda x: torch.nn.utils.rnn.pack_padded_sequence(
         x[..., None], torch.tensor([2, 1])
     ),
@@ -213,3 +235,41 @@ class TestFallback:
         with pytest.raises(ValueError, match="is not a number: use 1 or 0"), simulate("m1-8gb"):
             pass
         assert not torch.backends.mps.is_available()
+
+
+CONVOLUTIONS = {
+    "slow_conv_dilated2d": lambda x: torch.nn.Conv2d(1, 1, 1, dilation=2).to("mps")(x),
+    "slow_conv3d_forward": lambda x: torch.nn.Conv3d(1, 1, 1).to("mps")(x[None]),
+    "slow_conv_dilated3d": lambda x: torch.nn.Conv3d(1, 1, 1, dilation=2).to("mps")(x[None]),
+    "slow_conv_transpose2d": lambda x: torch.nn.ConvTranspose2d(1, 1, 1).to("mps")(x),
+    "slow_conv_transpose3d": lambda x: torch.nn.ConvTranspose3d(1, 1, 1).to("mps")(x[None]),
+}
+
+
+@pytest.mark.parametrize(("kernel", "convolve"), CONVOLUTIONS.items(), ids=CONVOLUTIONS.keys())
+def test_other_convolutions_of_a_cpu_image(kernel, convolve):
+    with pytest.raises(NotImplementedError, match=f"'aten::{kernel}' is not currently implemented"):
+        convolve(torch.ones(1, 1, 4, 4))
+
+
+def test_a_mask_on_the_cpu_scatters():
+    x = torch.zeros(3, device="mps")
+    mask = torch.tensor([True, False, True])
+    assert x.masked_scatter(mask, torch.ones(2, device="mps")).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_wrong_arguments_raise_what_the_operator_s_own_check_says():
+    x = torch.rand(4, 4, 4, device="mps")
+    with pytest.raises(IndexError, match="Dimension out of range"):
+        torch.narrow_copy(x, 3, 0, 1)
+    with pytest.raises(RuntimeError, match=r"output_size.size\(\) must be 2"):
+        torch.nn.functional.adaptive_max_pool2d(x, ())
+    assert torch.narrow_copy(x, 0, 1, 2).is_mps
+
+
+def test_only_an_allocation_without_strides_counts_dimensions():
+    many = torch.zeros([1] * 17)
+    assert many.to("mps").dim() == 17
+    assert torch.tensor(many.tolist(), device="mps").clone().is_mps
+    with pytest.raises(RuntimeError, match="dimensions <= 16"):
+        torch.empty([1] * 17, device="mps")

@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 import threading
 
@@ -6,7 +8,8 @@ import torch
 
 import mpskit
 from mpskit.errors import ArgumentError, ArgumentTypeError, SimulationError, UnknownMachineError
-from mpskit.simulation import simulate
+from mpskit.host import detect_host
+from mpskit.simulation import active, simulate
 
 
 def mlp_losses(device, steps=3):
@@ -163,3 +166,45 @@ def test_importing_the_package_does_not_import_torch():
 
     code = "import mpskit.simulation, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _interrupted(at):
+    """Enter and leave a Mac with Ctrl-C at a line of mpskit; return the lines passed by then."""
+    lines = 0
+
+    def trace(frame, event, _argument):
+        nonlocal lines
+        if "mpskit" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == at:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    mac = simulate("m1-8gb")
+    sys.settrace(trace)
+    try:
+        with mac:
+            pass
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+def test_an_interrupt_at_any_line_leaves_nothing_behind():
+    before = (detect_host(), dict(vars(torch.Tensor)), dict(vars(torch)), dict(os.environ))
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        total = _interrupted(0)
+        print(total)
+        for at in {1, 2, 3, total - 2, total - 1, total, *range(5, total, total // 60)}:
+            with pytest.raises(KeyboardInterrupt):
+                _interrupted(at)
+            after = (detect_host(), dict(vars(torch.Tensor)), dict(vars(torch)), dict(os.environ))
+            assert active() is None
+            assert after == before, f"line {at} of {total}"
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)

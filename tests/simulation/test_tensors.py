@@ -286,3 +286,68 @@ def test_names_and_versions_of_the_machine():
     assert not torch.backends.mps.is_macos_or_newer(26, 0)
     with pytest.warns(UserWarning, match="Checking for unexpected MacOS 99.0 returning false"):
         assert not torch.backends.mps.is_macos_or_newer(99, 0)
+
+
+INTEGERS = {
+    "device": lambda: torch.device(0),
+    "factory": lambda: torch.zeros(2, device=0).device,
+    "constructor": lambda: torch.tensor([1.0], device=0).device,
+    "tensor": lambda: torch.zeros(2).to(0).device,
+    "tensor and dtype": lambda: torch.zeros(2).to(0, torch.float16).device,
+    "tensor by name": lambda: torch.zeros(2).to(device=0, non_blocking=True).device,
+    "module": lambda: torch.nn.Linear(2, 2).to(0).weight.device,
+    "module by name": lambda: torch.nn.Linear(2, 2).to(device=0).weight.device,
+    "new module": lambda: torch.nn.Linear(2, 2, device=0).weight.device,
+    "generator": lambda: torch.Generator(0).device,
+    "stream": lambda: torch.Stream(0).device,
+    "new": lambda: torch.zeros(2).new_ones(2, device=0).device,
+    "like": lambda: torch.rand_like(torch.zeros(2), device=0).device,
+}
+
+
+@pytest.mark.parametrize("device", INTEGERS.values(), ids=INTEGERS.keys())
+def test_an_integer_is_the_accelerator_s_index(device):
+    assert device() == MPS
+
+
+def test_an_integer_as_default_device_or_context():
+    with torch.device(0):
+        assert torch.zeros(2).device == MPS
+    torch.set_default_device(0)
+    try:
+        assert torch.tensor([1.0]).device == MPS
+    finally:
+        torch.set_default_device(None)
+
+
+def test_a_wrong_integer():
+    with pytest.raises(RuntimeError, match="negative"):
+        torch.zeros(2, device=-1)
+    assert torch.zeros(2, device="cpu").to(dtype=torch.int64).sum().item() == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+@pytest.mark.parametrize("before", ["cpu", "mps"])
+def test_lazy_modules_move(before, device):
+    model = torch.nn.Sequential(torch.nn.LazyBatchNorm1d(), torch.nn.LazyLinear(4))
+    model = model.to(before).to(device).to(torch.float16)
+    x = torch.ones(2, 3, device=device, dtype=torch.float16)
+    assert model(x).device.type == device
+    assert {p.device.type for p in model.state_dict().values()} == {device}
+    assert model[1].weight.dtype is torch.float16
+
+
+class Named(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_a_subclass_stays_one_when_it_moves(device):
+    named = torch.ones(2).as_subclass(Named).requires_grad_()
+    moved = named.to(device)
+    assert type(moved) is Named
+    assert moved.device.type == device
+    assert type(moved.cpu()) is Named
+    moved.sum().backward()
+    assert named.grad.is_cpu
+    assert type(torch.nn.Parameter(torch.ones(2)).to(device).detach()) is torch.Tensor

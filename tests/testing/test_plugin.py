@@ -87,3 +87,90 @@ def test_a_suite_that_asks_for_no_device_imports_no_torch(suite):
         """
     )
     result.assert_outcomes(passed=1)
+
+
+COMBINED = {
+    "requires, then machine": ('mpskit_requires("mps")', "mpskit_machine"),
+    "machine, then requires": ("mpskit_machine", 'mpskit_requires("mps")'),
+    "machine, then accelerator": ("mpskit_machine", 'mpskit_requires("accelerator")'),
+}
+
+
+@pytest.mark.parametrize("marks", COMBINED.values(), ids=COMBINED.keys())
+def test_a_simulated_mac_has_what_a_test_requires(suite, marks):
+    result = suite(
+        f"""
+        import pytest, torch
+
+        @pytest.mark.{marks[0]}
+        @pytest.mark.{marks[1]}
+        def test_it(): assert torch.ones(1, device="mps").is_mps
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_requirements_and_machines_in_every_arrangement(suite):
+    result = suite(
+        """
+        import pytest, torch
+
+        needs = pytest.mark.mpskit_requires("mps")
+
+        @needs
+        def test_fixture(mpskit_mac): assert torch.ones(1, device="mps").is_mps
+
+        @needs
+        def test_device_first(mpskit_device, mpskit_mac): assert mpskit_device.type == "mps"
+
+        @needs
+        @pytest.mark.mpskit_machine("intel-mac-16gb")
+        def test_not_there(): assert False
+
+        @pytest.mark.mpskit_requires("cuda")
+        def test_nor_this(mpskit_mac): assert False
+
+        @needs
+        def test_outside(): assert False
+
+        class Both:
+            @needs
+            def test_it(self): assert torch.ones(1, device="mps").is_mps
+
+        @pytest.mark.mpskit_machine
+        class TestMarked(Both): pass
+
+        class TestPlain(Both): pass
+        """
+    )
+    result.assert_outcomes(passed=3, skipped=4)
+
+
+def test_each_device_of_each_machine(suite):
+    result = suite(
+        """
+        import pytest
+
+        @pytest.mark.mpskit_machine("m1-8gb", "intel-mac-16gb")
+        def test_marked(mpskit_each_device): pass
+
+        def test_fixture(mpskit_each_device, mpskit_mac):
+            assert mpskit_mac.machine.name == "m1-8gb"
+
+        @pytest.mark.parametrize("mpskit_mac", ["m2-24gb"], indirect=True)
+        def test_parametrised(mpskit_each_device, mpskit_mac): pass
+
+        def test_here(mpskit_each_device): pass
+        """,
+        "-v",
+    )
+    result.assert_outcomes(passed=8, skipped=1)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*test_marked?m1-8gb-mps? PASSED*",
+            "*test_marked?m1-8gb-cpu? PASSED*",
+            "*test_fixture?mps? PASSED*",
+            "*test_parametrised?mps-m2-24gb? PASSED*",
+            "*test_here?cpu? PASSED*",
+        ]
+    )

@@ -151,3 +151,78 @@ def test_markers_fail_a_test_that_passed(suite):
             "*'lots' is not a size*",
         ]
     )
+
+
+ODD = '''
+import functools, sys, types
+from unittest import mock
+from unittest.mock import call, sentinel, ANY
+
+import pytest
+
+class Answers:
+    """An object that has every attribute."""
+    def __getattr__(self, name): return self
+    def __call__(self, *args): return self
+    def __iter__(self): return iter((self,))
+    def __bool__(self): raise RuntimeError("no truth value")
+    def __eq__(self, other): raise RuntimeError("cannot be compared")
+    __hash__ = None
+
+class Raises:
+    __test__ = False
+    def __call__(self): pass
+    def __getattr__(self, name): raise AttributeError(name)
+    @property
+    def pytestmark(self): raise RuntimeError("asked for its marks")
+
+class Lazy:
+    def __call__(self): pass
+    @property
+    def __class__(self): raise RuntimeError("not loaded")
+
+class Meta(type):
+    def __getattr__(cls, name): raise RuntimeError(name)
+
+class WithMeta(metaclass=Meta): pass
+
+answers, raises, with_meta = Answers(), Raises(), WithMeta()
+magic, plain, sealed = mock.MagicMock(), mock.Mock(), mock.create_autospec(Answers)
+everything = types.SimpleNamespace(pytestmark=ANY)
+marked_call = call.pytestmark
+partial = functools.partial(print)
+number, text, empty = 1, "text", None
+def not_marks(): pass
+not_marks.pytestmark = call
+def no_list(): pass
+no_list.pytestmark = answers
+
+@mock.patch("sys.argv", [])
+def test_patched(): pass
+
+@functools.lru_cache
+def cached(): pass
+
+def test_plain(): assert call(1) == call(1)
+'''
+
+
+def test_odd_objects_in_a_module_are_collected_as_without_the_plugin(suite):
+    suite(ODD, "-p", "no:cacheprovider").assert_outcomes(passed=2)
+
+
+def test_only_the_marked_heir_is_on_the_machine(suite):
+    result = suite(
+        """
+        import pytest, torch
+
+        class Base:
+            def test_it(self): assert torch.backends.mps.is_available() == self.expected
+
+        @pytest.mark.mpskit_machine
+        class TestMac(Base): expected = True
+
+        class TestPlain(Base): expected = False
+        """
+    )
+    result.assert_outcomes(passed=2)

@@ -17,8 +17,6 @@ from mpskit.system.command import run_command
 
 __all__ = ["add_arguments", "run"]
 
-_INTERRUPTED = 130
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -78,13 +76,13 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _run(words: Sequence[str], variables: dict[str, str]) -> int:
+    from mpskit.system.command import exit_code, run_command
+
     command = list(words)
     if command[0].startswith("-") or command[0].endswith(".py"):
         command = [sys.executable, *command]
     try:
-        return run_command(command, os.environ | variables)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+        return exit_code(run_command(command, os.environ | variables))
     except OSError as error:
         raise ArgumentError(f"cannot run {command[0]!r}: {error.strerror}", given=words) from None
 

@@ -1,4 +1,7 @@
-"""Saved-tensor hooks and the engine's check of devices, which sees the CPU everywhere."""
+"""What autograd's engine would know of devices, which sees the CPU everywhere.
+
+Its check of the first gradients, the device of each node, and calls of Python code from it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ import torch
 from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.functions import FunctionMode
+from mpskit.simulation.tags import Tags
 
-__all__ = ["install"]
+__all__ = ["install", "runs_on_mac"]
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Check the first gradients, and run saved-tensor hooks as calls of their own."""
-    checked = _checked(torch.autograd.graph._engine_run_backward)
+    """Check the first gradients, know each node's device, and let Python code see the Mac."""
+    checked = _checked(simulation, torch.autograd.graph._engine_run_backward)
     patches.set(torch.autograd.graph, "_engine_run_backward", checked)
     patches.set(torch.autograd, "_engine_run_backward", checked)
     original = torch.autograd.graph.saved_tensors_hooks.__init__
@@ -25,6 +29,51 @@ def install(simulation: Simulation, patches: Patches) -> None:
         original(self, _outside(simulation, pack_hook), _outside(simulation, unpack_hook))
 
     patches.set(torch.autograd.graph.saved_tensors_hooks, "__init__", initialise)
+    apply: Any = vars(torch.autograd.Function)["apply"]
+
+    def remembering(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = apply.__get__(None, cls)(*args, **kwargs)
+        for output in outputs if isinstance(outputs, tuple) else (outputs,):
+            if isinstance(output, torch.Tensor) and output.grad_fn is not None:
+                _outputs_of(output.grad_fn, simulation.tags)[output.output_nr] = output.is_mps
+        return outputs
+
+    patches.set(torch.autograd.Function, "apply", classmethod(remembering))
+
+
+def runs_on_mac(tags: Tags, node: Any) -> bool:
+    """Return whether a node's backward runs on the simulated device; False without a node.
+
+    A node lies where its inputs lay, and so where the outputs of the nodes behind it lie: only an
+    ``autograd.Function`` may lead from one device to another, and each remembers its outputs'
+    devices. So the way goes on to one of those, or to a leaf; what it finds is kept in the nodes
+    on the way, which keeps the cost of a whole backward in proportion to its nodes.
+    """
+    way: list[dict[int | None, bool]] = []
+    on_mac, position = False, None
+    while node is not None:
+        if hasattr(node, "variable"):  # AccumulateGrad
+            on_mac = tags.has(node.variable)
+            break
+        known = _outputs_of(node, tags)
+        if known:
+            on_mac = known.get(position, any(known.values()))
+            break
+        way.append(known)
+        edges = (edge for edge in node.next_functions if edge[0] is not None)
+        node, position = next(edges, (None, None))
+    for known in way:
+        known[None] = on_mac
+    return on_mac
+
+
+def _outputs_of(node: Any, tags: Tags) -> dict[int | None, bool]:
+    """Return which outputs of a node are on the simulated device; None stands for all of them.
+
+    Torch keeps ``metadata`` for as long as the node lives.
+    """
+    outputs: dict[int | None, bool] = node.metadata.setdefault(tags, {})
+    return outputs
 
 
 def _outside(simulation: Simulation, hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -36,19 +85,17 @@ def _outside(simulation: Simulation, hook: Callable[[Any], Any]) -> Callable[[An
     def call(value: Any) -> Any:
         if simulation.closed:
             return hook(value)
-        state = simulation.state()
-        before, state.call = state.call, None
-        try:
-            with FunctionMode(simulation, state):
-                return hook(value)
-        finally:
-            state.call = before
+        return _called(simulation, hook, value)
 
     return call
 
 
-def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the call of the engine with its device check made before, on simulated devices."""
+def _checked(simulation: Simulation, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the call of the engine with its device check made before, on simulated devices.
+
+    The function mode is off here, in a handler of its own. It goes on again for the Python code
+    that the engine calls: hooks, backwards of ``autograd.Function`` and recomputed forwards.
+    """
 
     def run(outputs: Any, gradients: Any, *args: Any, **kwargs: Any) -> Any:
         for index, (output, gradient) in enumerate(zip(outputs, gradients, strict=False)):
@@ -59,6 +106,17 @@ def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
                     f"invalid gradient at index {index} - expected device {output.device} but got "
                     f"{gradient.device}"
                 )
-        return original(outputs, gradients, *args, **kwargs)
+        return _called(simulation, original, outputs, gradients, *args, **kwargs)
 
     return run
+
+
+def _called(simulation: Simulation, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call something with the function mode on and no call under way."""
+    state = simulation.state()
+    before, state.call = state.call, None
+    try:
+        with FunctionMode(simulation, state):
+            return function(*args, **kwargs)
+    finally:
+        state.call = before

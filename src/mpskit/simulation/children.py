@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from mpskit.settings import SIMULATE, simulated
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from mpskit.dispatch.patches import Patches
     from mpskit.host import Machine
 
 __all__ = ["at_startup", "carried", "environment"]
@@ -46,7 +47,7 @@ def environment(
         machine: the machine.
         rng: as ``simulate`` takes it.
         fallback: as ``simulate`` takes it.
-        early: enter before the child's first line rather than when it imports torch.
+        early: look like the machine from the child's first line on, not from its import of torch.
     """
     request = {
         "machine": machine.model_dump(mode="json", exclude_none=True),
@@ -94,8 +95,8 @@ def _stop_forkserver() -> None:
 class _TorchFinder:
     """Finds torch once, and enters the simulation as soon as its module has run."""
 
-    def __init__(self, request: str) -> None:
-        self._request = request
+    def __init__(self, enter: Callable[[], None]) -> None:
+        self._enter = enter
 
     def find_spec(
         self, name: str, path: Any = None, target: ModuleType | None = None
@@ -115,7 +116,7 @@ class _TorchFinder:
 
         def exec_module(module: ModuleType) -> None:
             original(module)
-            _enter(self._request)
+            self._enter()
 
         loader.exec_module = exec_module
         return spec
@@ -123,35 +124,64 @@ class _TorchFinder:
 
 def at_startup() -> None:
     """Do what the parent asked for; called by our ``sitecustomize`` in every child."""
-    request = simulated()
-    if request is None:
+    text = simulated()
+    if text is None:
         return
     # mpskit is a pytest plugin, and pytest warns of one that was imported before pytest, because
     # it cannot rewrite its assertions any more. This is how a module says that there is no need.
     mpskit.__doc__ = f"{mpskit.__doc__}\nPYTEST_DONT_REWRITE"
-    if not _parsed(request).get("early"):
-        sys.meta_path.insert(0, _TorchFinder(request))
-        return
+    with _refusing():
+        request = _parsed(text)
+        looks = _looks(request) if request.get("early") else None
+
+    def enter() -> None:
+        with _refusing():
+            if looks is not None:
+                looks.undo()
+            _enter(request)
+
+    # Torch itself is left to the script, which may have variables to set before.
+    sys.meta_path.insert(0, _TorchFinder(enter))
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """End the process if its machine cannot be entered: it must not run outside unnoticed."""
     try:
-        _enter(request)
+        yield
     except BaseException as error:  # noqa: BLE001 - `site` would swallow it and run the script
         if not isinstance(error, MpskitError):
             traceback.print_exc()
         print(f"mpskit simulate: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
         os._exit(2)
 
 
-def _enter(text: str) -> None:
+def _looks(request: dict[str, Any]) -> Patches:
+    """Look like the machine to code that asks before it imports torch."""
+    from mpskit.dispatch.patches import Patches
+    from mpskit.simulation import host_patch
+
+    patches = Patches()
+    host_patch.install(_machine(request), lambda: 0, patches)
+    return patches
+
+
+def _enter(request: dict[str, Any]) -> None:
     """Enter the machine for the rest of this process."""
-    from mpskit.host import Machine, find_machine
     from mpskit.simulation import simulate
 
-    request = _parsed(text)
-    given = request["machine"]
-    machine = find_machine(given) if isinstance(given, str) else Machine(**given)
-    mac = simulate(machine, rng=request.get("rng", "cpu"), fallback=request.get("fallback"))
+    rng, fallback = request.get("rng", "cpu"), request.get("fallback")
+    mac = simulate(_machine(request), rng=rng, fallback=fallback)
     mac.__enter__()
     atexit.register(mac.__exit__, None, None, None)
+
+
+def _machine(request: dict[str, Any]) -> Machine:
+    from mpskit.host import Machine, find_machine
+
+    given = request["machine"]
+    return find_machine(given) if isinstance(given, str) else Machine(**given)
 
 
 def _parsed(text: str) -> dict[str, Any]:

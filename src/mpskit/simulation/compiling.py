@@ -1,7 +1,11 @@
-"""``torch.compile`` inside a simulation: what it is given runs eagerly, and that is said once."""
+"""``torch.compile`` inside a simulation: what it is given runs eagerly, and that is said once.
+
+A module still becomes an ``OptimizedModule``, because ``_orig_mod`` is part of its state's keys.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from typing import Any
@@ -26,7 +30,7 @@ def install(patches: Patches) -> None:
                 SimulationWarning,
                 stacklevel=2,
             )
-        return (lambda function: function) if model is None else model
+        return _eager if model is None else _eager(model)
 
     patches.set(torch, "compile", compile)
     dynamo = sys.modules.get("torch._dynamo.config")
@@ -34,3 +38,10 @@ def install(patches: Patches) -> None:
         context = dynamo.patch(disable=True)
         context.__enter__()
         patches.on_exit(lambda: context.__exit__(None, None, None))
+
+
+def _eager(model: Any) -> Any:
+    if not isinstance(model, torch.nn.Module):
+        return model
+    # torch.compile imports it too; it is no part of `import torch`.
+    return importlib.import_module("torch._dynamo").disable(model)

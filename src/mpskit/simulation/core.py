@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mpskit.simulation.rules import Rules
     from mpskit.simulation.tags import Tags
 
-__all__ = ["CPU", "MPS", "RngMode", "Simulation", "ThreadState", "asks_mps"]
+__all__ = ["CPU", "MPS", "RngMode", "Simulation", "ThreadState", "asks_mps", "device_of"]
 
 RngMode = Literal["cpu", "separate"]
 CPU = torch.device("cpu")
@@ -65,16 +65,14 @@ class ThreadState:
         call: arguments of the C++ function that the function mode is inside of; None between.
         target: the device that a transfer is moving to; None outside transfers.
         bridge: the handler as a mode, for users' modes and subclasses; None outside.
-        last_on_mac: whether the last operator that took tensors ran on the simulated device.
     """
 
-    __slots__ = ("bridge", "call", "last_on_mac", "target")
+    __slots__ = ("bridge", "call", "target")
 
     def __init__(self) -> None:
         self.call: tuple[tuple[object, ...], dict[str, object]] | None = None
         self.target: torch.device | None = None
         self.bridge: Bridge | None = None
-        self.last_on_mac = False
 
 
 def asks_mps(device: object) -> bool:
@@ -84,3 +82,11 @@ def asks_mps(device: object) -> bool:
     if isinstance(device, str):
         return device == "mps" or device.startswith("mps:")
     return isinstance(device, torch.device) and device.type == "mps"
+
+
+def device_of(given: Any) -> Any:
+    """Return a device argument with an integer as torch reads it: an accelerator's index.
+
+    Source: deviceFromLong in torch/csrc/utils/python_arg_parser.h.
+    """
+    return torch.device("mps", given) if type(given) is int else given

@@ -21,7 +21,16 @@ from mpskit.simulation.yaml_index import Index, Kind, installed_index
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
-__all__ = ["Call", "Check", "Coverage", "Limit", "Status", "Table", "table_for"]
+__all__ = [
+    "Call",
+    "Check",
+    "Coverage",
+    "Limit",
+    "Status",
+    "Table",
+    "calling_function",
+    "table_for",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +78,7 @@ class Table:
 
     Attributes:
         named: the operator that torch speaks of in place of one.
-        narrowed: torch functions whose C++ takes float32 on MPS in place of float64.
+        narrowed: torch functions and autograd nodes whose C++ takes float32 on MPS, not float64.
     """
 
     status: Mapping[str, str]
@@ -77,6 +86,10 @@ class Table:
     limits: Mapping[str, tuple[Limit, ...]]
     named: Mapping[str, str]
     narrowed: frozenset[str]
+
+
+# Operators with a dtype to compute in, and rows among those of ``narrowed``.
+_CASTING = frozenset({"_to_copy", "linalg_vector_norm", "sum.dim_IntList"})
 
 
 @functools.cache
@@ -197,7 +210,7 @@ class Coverage:
         if self._has_collectives(op) and "barrier" not in op._schema.name:
             return self._refuse_collective(op)
         name = _short_name(op)
-        if name == "_to_copy" and self._table.narrowed:
+        if name in _CASTING and self._table.narrowed:
             return self._narrow
         call = self._table.calls.get(name)
         rows = self._table.limits.get(name, ())
@@ -225,9 +238,10 @@ class Coverage:
         return check
 
     def _narrow(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Copy to float32 where C++, unlike its caller, would not ask a Mac for float64."""
-        wide = str(kwargs.get("dtype")) == "torch.float64"
-        if wide and _calling_function() in self._table.narrowed:
+        """Choose float32 where C++, unlike its caller, would not ask a Mac for float64."""
+        dtype = kwargs.get("dtype")
+        wide = dtype is not None and str(dtype) == "torch.float64"
+        if wide and calling_function() in self._table.narrowed:
             import torch
 
             cast("dict[str, Any]", kwargs)["dtype"] = torch.float32
@@ -238,7 +252,7 @@ class Coverage:
     def _raise_for_gap(self, gap: Call | None, arguments: Mapping[str, Any]) -> None:
         if gap is None or (gap.argument and arguments[gap.argument] != gap.value):
             return
-        if not gap.callers or _calling_function() in gap.callers:
+        if not gap.callers or calling_function() in gap.callers:
             raise self._missing(f"aten::{gap.inner}")
 
     def missing_error(self, op: OpOverload) -> NotImplementedError:
@@ -270,14 +284,19 @@ def _raise_for_limits(rows: Sequence[Limit], arguments: Mapping[str, Any]) -> No
             raise getattr(builtins, limit.error)(text)
 
 
-def _calling_function() -> str:
+def calling_function() -> str:
     """Return the torch function that is being called, as the nearest function mode sees it.
 
     Composite kernels call one another in C++, where a dispatch mode sees only the last; the
-    function mode's frame on the stack holds the first.
+    function mode's frame on the stack holds the first. In autograd's engine it is the node.
     """
+    import torch
+
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
+        if frame.f_code.co_name == "_engine_run_backward":
+            node: Any = torch._C._current_autograd_node()
+            return node.name() if node is not None else ""
         if frame.f_code.co_name == "__torch_function__" and "func" in frame.f_locals:
             return str(getattr(frame.f_locals["func"], "__name__", ""))
         frame = frame.f_back

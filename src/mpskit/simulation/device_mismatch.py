@@ -9,12 +9,14 @@ Shakker-Labs/ComfyUI-IPAdapter-Flux#13, for ``cat`` callummcdougall/ARENA_2.0#21
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mpskit.simulation import messages
+from mpskit.simulation.argument_limits import bind
+from mpskit.simulation.coverage import calling_function
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
@@ -24,6 +26,7 @@ __all__ = ["allowed", "check_linear", "check_mix"]
 
 _ANY = frozenset({"*"})
 _INDICES = frozenset({"indices"})
+_MASK = frozenset({"mask"})
 _LENGTHS = frozenset({"input_lengths", "target_lengths"})
 _BATCH_SIZES = frozenset({"batch_sizes"})
 _SCALARS = frozenset({"scalars"})
@@ -44,6 +47,9 @@ _ALLOWED: dict[str, frozenset[str]] = {
     "aten::_index_put_impl_": _INDICES,
     "aten::_unsafe_index": _INDICES,
     "aten::_unsafe_index_put": _INDICES,
+    # mps/operations/Indexing.mm makes index tensors of the mask
+    "aten::masked_scatter": _MASK,
+    "aten::masked_scatter_": _MASK,
     # PackedSequence.cpp: lengths and batch sizes have to be on the CPU
     "aten::_pack_padded_sequence": frozenset({"lengths"}),
     "aten::_pack_padded_sequence_backward": _BATCH_SIZES,
@@ -99,7 +105,12 @@ _TWO_DEVICES = (
 )
 _ITERATED = frozenset(
     {"aten::cat", "aten::stack", "aten::isclose", "aten::allclose", "aten::nll_loss_forward"}
+    # make_index_put_iterator in TensorAdvancedIndexing.cpp
+    | {"aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+    | {"aten::masked_scatter", "aten::masked_scatter_"}
 )
+# dot_check in mps/operations/Blas.mm
+_DOTS = frozenset({"aten::dot", "aten::vdot"})
 # Blas: the kernel's name as it stands in LinearAlgebra.mm -> its arguments in torch's order.
 _BLAS = {
     "aten::mm": ("mm", ("mat1", "mat2"), 1),
@@ -115,11 +126,47 @@ def check_mix(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has: Has
     """Raise torch's error if an argument is on the CPU that may not be.
 
     Raises:
-        RuntimeError: with the text that a Mac's torch has.
+        RuntimeError: with the text that a Mac's torch has; NotImplementedError where the operator
+            of a CPU argument's device is called, and MPS has none.
     """
     for position, name, tensor in _on_cpu(func, args, kwargs, has):
-        if not allowed(func, name):
-            raise RuntimeError(_text(func, position, name, tensor))
+        if allowed(func, name) or _is_assignment(func, name):
+            continue
+        if func._schema.name == "aten::convolution" and name == "input":
+            raise _convolution_of_cpu_input(bind(func, args, kwargs))
+        raise RuntimeError(_text(func, position, name, tensor))
+
+
+def _is_assignment(func: Any, name: str) -> bool:
+    """Return whether ``x[index] = 1.0`` came to a kernel that it takes within one device only.
+
+    With an index on the CPU it moves the index, or takes ``index_put_`` (TensorIndexing.h).
+    """
+    argument = {"aten::masked_fill_": "mask", "aten::index_fill_": "index"}.get(func._schema.name)
+    return name == argument and calling_function() == "__setitem__"
+
+
+def _convolution_of_cpu_input(arguments: Mapping[str, Any]) -> RuntimeError:
+    """Return the error of a convolution whose input alone is on the CPU.
+
+    The input chooses the kernel, which then is the CPU's, and the dispatcher looks for it on MPS
+    because of the weight (_select_conv_backend in Convolution.cpp). Only the plain one is
+    registered there, for its text (MPSFallback.mm). Wheels for Apple silicon have no oneDNN, which
+    would come first and say "Input type (torch.FloatTensor) and weight type (MPSFloatType)".
+    """
+    dimensions = max(2, len(arguments["stride"]))  # 1-D convolutions run as 2-D ones
+    if arguments["transposed"]:
+        kernel = f"slow_conv_transpose{dimensions}d"
+    elif any(step != 1 for step in arguments["dilation"]):
+        kernel = f"slow_conv_dilated{dimensions}d"
+    elif dimensions == 3:
+        kernel = "slow_conv3d_forward"
+    else:
+        return RuntimeError(messages.slow_convolution())
+    text = messages.missing_operator(
+        f"aten::{kernel}", str(torch.__version__), str(torch.version.git_version)
+    )
+    return NotImplementedError(text)
 
 
 def check_linear(has: Has, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -143,17 +190,10 @@ def check_linear(has: Has, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
             raise RuntimeError(f"Tensor for argument {name} is on cpu but expected on mps")
 
 
-def convolution_text(kind: torch.dtype, *, source_on_mac: bool) -> str:
-    """Return the text of the check in Convolution.cpp that comes before any MPS code."""
-    name = _TYPES.get(kind, "Float")
-    on_mac, on_cpu = f"MPS{name}Type", f"torch.{name}Tensor"
-    source, weight = (on_mac, on_cpu) if source_on_mac else (on_cpu, on_mac)
-    tail = (
-        ""
-        if source_on_mac
-        else (" or input should be a MKLDNN tensor and weight is a dense tensor")
-    )
-    return f"Input type ({source}) and weight type ({weight}) should be the same{tail}"
+def _convolution_text(name: str, dtype: torch.dtype) -> str:
+    """Return the text of check_input_same_type_as_parameters in Convolution.cpp."""
+    kind = _TYPES.get(dtype, "Float")
+    return f"Input type (MPS{kind}Type) and {name} type (torch.{kind}Tensor) should be the same"
 
 
 def _on_cpu(
@@ -178,8 +218,11 @@ def _text(func: Any, position: int, name: str, tensor: torch.Tensor) -> str:
             f"Tensor for argument #{number} '{names[position]}' is on CPU, but expected it to be "
             f"on GPU (while checking arguments for {kernel})"
         )
-    if operator == "aten::convolution" and name in {"input", "weight"}:
-        return convolution_text(tensor.dtype, source_on_mac=name == "weight")
+    if operator == "aten::convolution":
+        return _convolution_text(name, tensor.dtype)
+    if operator in _DOTS:
+        found = ("mps:0", "cpu") if position else ("cpu", "mps:0")
+        return f"Expected all tensors to be on the same device. Found: {', '.join(found)}"
     if operator.startswith("aten::masked_fill") and name == "mask":
         return (
             "expected self and mask to be on the same device, but got mask on cpu and self on mps:0"

@@ -1,17 +1,25 @@
-"""``torch.mps.Event`` and ``torch.Event``: everything here has happened as soon as it is asked."""
+"""Events and streams of the simulated device: all work is done as soon as somebody asks.
+
+``_Event`` and ``_Stream`` derive from torch's own classes, which they stand for, and override each
+method that would look for a Mac; a test compares the names.
+"""
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from typing import Any, Self
 
 import torch
 
 from mpskit.dispatch.patches import Patches
-from mpskit.simulation.core import MPS, Simulation, asks_mps
+from mpskit.simulation.core import MPS, Simulation, asks_mps, device_of
 
 __all__ = ["Events", "install"]
+
+_DEVICE_TYPE = 13  # c10::DeviceType::MPS
+_POOL = 32  # kMPSStreamsPerPool in MPSStream.mm; stream 0 is the default and not of the pool
 
 
 class Events:
@@ -40,13 +48,22 @@ class Events:
         return (self._recorded[end] - self._recorded[start]) * 1000
 
 
-class _Event:
+class _Event(torch.Event):
     """``torch.Event(device="mps")``."""
 
-    def __init__(self, *, enable_timing: bool = False) -> None:
-        self.device = MPS
-        self.enable_timing = enable_timing
-        self._time: float | None = None
+    device = MPS
+
+    def __new__(cls, *, enable_timing: bool = False) -> Self:
+        event = super().__new__(cls, "cpu")
+        event.enable_timing = enable_timing
+        event._time = None
+        return event
+
+    enable_timing: bool
+    _time: float | None
+
+    def __repr__(self) -> str:
+        return f"torch.Event device_type=mps, device_index=0, event_id={self.event_id}"
 
     def record(self, stream: Any = None) -> None:  # noqa: ARG002 - torch's signature
         self._time = time.perf_counter()
@@ -60,26 +77,38 @@ class _Event:
     def synchronize(self) -> None:
         pass
 
-    def elapsed_time(self, other: _Event) -> float:
+    def elapsed_time(self, other: Any) -> float:
         if self._time is None or other._time is None:
             raise RuntimeError("Both events must be recorded before calculating elapsed time.")
-        return (other._time - self._time) * 1000
+        return float(other._time - self._time) * 1000
+
+    @classmethod
+    def from_ipc_handle(cls, device: Any, ipc_handle: bytes) -> Any:
+        raise NotImplementedError("torch.Event ipc is not supported yet, please open an issue")
+
+    def ipc_handle(self) -> bytes:
+        raise NotImplementedError("torch.Event ipc is not supported yet, please open an issue")
+
+    event_id = 0
 
 
-class _Stream:
-    """``torch.Stream(device="mps")``: there is one."""
+class _Stream(torch.Stream):
+    """``torch.Stream(device="mps")`` and ``torch.mps.Stream``: a number in a queue's place."""
 
-    def __init__(self) -> None:
-        self.device = MPS
-        self.stream_id = 0
-        self.device_index = 0
-        self.device_type = 13  # c10::DeviceType::MPS
+    def __new__(cls, stream_id: int = 0) -> Self:
+        return super().__new__(cls, stream_id=stream_id, device_index=0, device_type=_DEVICE_TYPE)
 
     def query(self) -> bool:
         return True
 
     def synchronize(self) -> None:
         pass
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def native_handle(self) -> int:
+        raise RuntimeError("Backend doesn't support getting stream native handle.")
 
     def wait_event(self, event: Any) -> None:
         pass
@@ -93,42 +122,79 @@ class _Stream:
         return event
 
     def __enter__(self) -> Self:
+        self._before = _CURRENT.stream
+        _CURRENT.stream = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        _CURRENT.stream = self._before
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Stream)
+    _before: _Stream
 
-    def __hash__(self) -> int:
-        return 0
+
+class _MpsStream(_Stream):
+    """``torch.mps.Stream`` (torch 2.15): one of the pool, or the one with a number."""
+
+    def __new__(cls, stream_id: int = -1) -> Self:
+        return super().__new__(cls, _from_pool() if stream_id == -1 else stream_id)
+
+    def __repr__(self) -> str:
+        return f"<torch.mps.Stream stream_id={self.stream_id}>"
+
+
+class _Current(threading.local):
+    """The current stream of each thread."""
+
+    def __init__(self) -> None:
+        self.stream = _Stream()
+
+
+_CURRENT = _Current()
+_TAKEN = itertools.count()
+
+
+def _from_pool() -> int:
+    return next(_TAKEN) % _POOL + 1
+
+
+def _select(stream: Any) -> None:
+    _CURRENT.stream = _Stream(stream.stream_id)
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Replace ``torch.Event`` and ``torch.Stream``, where this torch has them."""
+    """Replace ``torch.Event`` and the stream classes, where this torch has them."""
     if not simulation.usable:
         return
-    for name, simulated in (("Event", _Event), ("Stream", _Stream)):
+    streams = getattr(torch.mps, "streams", None)
+    new_stream = (lambda: _Stream(_from_pool())) if streams is not None else _Stream
+    for name, make in (("Event", _Event), ("Stream", new_stream)):
         original = getattr(torch, name, None)
         if isinstance(original, type):
-            patches.set(torch, name, _substitute(original, simulated))
-    stream = _Stream()
-    patches.set(torch._C, "_accelerator_getStream", lambda *_: stream)
+            patches.set(torch, name, _substitute(original, make))
+    for module in (torch.mps, streams) if streams is not None else ():
+        patches.set(module, "Stream", _MpsStream)
+    patches.on_exit(lambda: _select(_Stream()))
+    for name in ("_accelerator_getStream", "_mps_getCurrentStream"):
+        patches.set(torch._C, name, lambda *_: _CURRENT.stream)
+    for name in ("_accelerator_setStream", "_mps_setStream"):
+        patches.set(torch._C, name, _select)
 
 
-def _substitute(original: type, simulated: type) -> type:
+def _substitute(original: type, make: Any) -> type:
     class _Meta(type):
         def __call__(cls, device: Any = None, *args: Any, **kwargs: Any) -> Any:
-            wanted = torch.device("mps") if device is None else device
+            wanted = torch.device("mps") if device is None else device_of(device)
             if asks_mps(wanted) and not args:
                 kwargs.pop("priority", None)
                 kwargs.pop("blocking", None)
                 kwargs.pop("interprocess", None)
-                return simulated(**kwargs)
+                return make(**kwargs)
             return original(device, *args, **kwargs)
 
         def __instancecheck__(cls, instance: Any) -> bool:
-            return isinstance(instance, (original, simulated))
+            return isinstance(instance, original)
+
+        def __subclasscheck__(cls, other: type) -> bool:
+            return issubclass(other, original)
 
     return _Meta(original.__name__, (), {"__doc__": original.__doc__})

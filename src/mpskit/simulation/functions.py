@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _device
 
 from mpskit.simulation.autocast import is_on
-from mpskit.simulation.core import CPU, MPS, Simulation, ThreadState, asks_mps
+from mpskit.simulation.core import CPU, MPS, Simulation, ThreadState, asks_mps, device_of
 from mpskit.simulation.device_mismatch import check_linear
 from mpskit.simulation.transfer import move
 
@@ -61,6 +61,15 @@ def _from_tensor(func: Any, data: torch.Tensor, kwargs: dict[str, Any]) -> torch
     return copy.requires_grad_(kwargs.get("requires_grad", False))
 
 
+def _by_index(
+    simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """``torch.device(0)`` and ``Module.to(0)``: C++ looks for an accelerator that is not there."""
+    if simulation.usable and args:
+        args = (device_of(args[0]), *args[1:])
+    return func(*args, **kwargs)
+
+
 CONSTRUCTORS: dict[Any, Constructor] = dict.fromkeys(
     (
         torch.tensor,
@@ -76,6 +85,8 @@ CONSTRUCTORS: dict[Any, Constructor] = dict.fromkeys(
     _build,
 )
 CONSTRUCTORS[torch.Tensor.new_tensor] = _like_self
+_c: Any = torch._C
+CONSTRUCTORS |= dict.fromkeys((torch.device, _c._nn._parse_to), _by_index)
 
 
 _LINEAR = torch.nn.functional.linear
@@ -93,6 +104,8 @@ class FunctionMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one C++ function, remembering what it was called with."""
         kwargs = kwargs or {}
+        if kwargs and type(kwargs.get("device")) is int and self._simulation.usable:
+            kwargs = {**kwargs, "device": device_of(kwargs["device"])}
         if func in CONSTRUCTORS and not self._simulation.closed:
             return CONSTRUCTORS[func](self._simulation, func, args, kwargs)
         if func is _LINEAR:

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch.utils import _device
 
+from mpskit._base.signals import deferred_signals
 from mpskit.allocator.watermarks import FALLBACK, int_problem, read_int
 from mpskit.backends.versions import has, minimum_macos, older
 from mpskit.dispatch.patches import Patches
@@ -78,6 +79,27 @@ class SimulatedMac:
         return f"<simulated Mac: {self.machine}>"
 
     def __enter__(self) -> Self:
+        try:
+            with deferred_signals():
+                self._switch_on()
+            return self
+        except BaseException:  # perhaps Ctrl-C, which waited: then no `__exit__` will be called
+            self._switch_off()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if _active is not self:
+                raise SimulationError("this simulated Mac was not entered")
+        finally:
+            self._switch_off()
+
+    def _switch_on(self) -> None:
         global _active
         with _lock:
             if _active is not None:
@@ -88,20 +110,14 @@ class SimulatedMac:
             self._simulation = _build(self.machine, rng=self._rng, fallback=self._fallback)
             self._stack = _entered(self._simulation, self._carried())
             _active = self
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _switch_off(self) -> None:
+        """Leave the machine, if it is this one that is on."""
         global _active
-        with _lock:
-            if _active is not self:
-                raise SimulationError("this simulated Mac was not entered")
-            _active = None
-            self._stack.close()
+        with deferred_signals(), _lock:
+            if _active is self:
+                _active = None
+                self._stack.close()
 
     def __call__(self, function: Any) -> Callable[..., Any]:
         """Return ``function`` running on a fresh machine of this kind at each call.

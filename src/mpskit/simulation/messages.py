@@ -14,6 +14,7 @@ __all__ = [
     "fallback",
     "missing_operator",
     "placeholder_storage",
+    "slow_convolution",
     "too_many_dimensions",
 ]
 
@@ -78,6 +79,17 @@ def placeholder_storage() -> str:
     Source: Placeholder::Placeholder in aten/src/ATen/native/mps/OperationUtils.mm.
     """
     return "Placeholder storage has not been allocated on MPS device!"
+
+
+def slow_convolution() -> str:
+    """Return the RuntimeError text of a convolution with its input on the CPU, its weight not.
+
+    Source: slow_conv2d_forward_mps in aten/src/ATen/mps/MPSFallback.mm, quote and blanks included.
+    """
+    return (
+        "slow_conv2d_forward_mps: input(device='cpu') and weight(device=mps:0')  must be on the "
+        "same device"
+    )
 
 
 def too_many_dimensions(dimensions: int) -> str:

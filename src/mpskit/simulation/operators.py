@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpskit.dispatch.intercept import intercepting, registered_key, seen_again
 from mpskit.dispatch.patches import Patches
 from mpskit.simulation import charges, messages
+from mpskit.simulation.autograd import runs_on_mac
 from mpskit.simulation.core import CPU, Simulation, ThreadState, asks_mps
 from mpskit.simulation.device_mismatch import check_mix
 from mpskit.simulation.functions import FunctionMode
@@ -32,6 +33,9 @@ __all__ = ["Bridge", "Dispatch", "install", "modes"]
 
 
 _MOST_DIMENSIONS = 16
+# empty_mps counts dimensions and empty_strided_mps, which these come down to, does not
+# (EmptyTensor.cpp).
+_STRIDED = frozenset({"_to_copy", "clone", "empty_like", "empty_strided", "new_empty_strided"})
 
 
 class Dispatch:
@@ -58,8 +62,6 @@ class Dispatch:
         where = self._scan(args)
         if kwargs:
             where |= self._scan(kwargs.values())
-        if where:
-            self._state.last_on_mac = bool(where & ON_MAC)
         on_mac = self._target(facts, where, kwargs) if facts.has_device else bool(where & ON_MAC)
         if on_mac and not self._simulation.closed:
             return self._run(func, facts, where, args, kwargs)
@@ -87,10 +89,10 @@ class Dispatch:
             self._state.call = before
 
     def _run(self, func: Any, facts: OpFacts, where: int, args: Any, kwargs: Any) -> Any:
-        if where == BOTH and not facts.moves and facts.body is None:
-            check_mix(func, args, kwargs, self._tags.has)
         if facts.gate is not None:
             facts.gate(args, kwargs)
+        if where == BOTH and not facts.mixes:
+            check_mix(func, args, kwargs, self._tags.has)
         if facts.has_device:
             charges.foresee(self._simulation.memory, args, kwargs)
         result = self._compute(func, facts, args, kwargs)
@@ -100,12 +102,12 @@ class Dispatch:
             self._tag([part for at, part in enumerate(result) if at != facts.cpu_result])
         elif facts.fresh:
             result = result.float() if _is_scratch(facts, result, kwargs) else result
-            self._tag(result)
+            self._tag(result, any_shape=facts.name in _STRIDED)
         return result
 
     def _compute(self, func: Any, facts: OpFacts, args: Any, kwargs: dict[str, Any]) -> Any:
         try:
-            return self._call(func, facts, True, args, kwargs)
+            return self._call(facts.kernel or func, facts, True, args, kwargs)
         except RuntimeError as error:
             charges.blame(self._simulation.memory, error)
             raise
@@ -116,11 +118,11 @@ class Dispatch:
         given = None if call is None else call[1].get("generator")
         return self._simulation.randomness.run(func, on_mac, given, args, kwargs)
 
-    def _tag(self, result: Any) -> None:
+    def _tag(self, result: Any, *, any_shape: bool = False) -> None:
         if isinstance(result, torch.Tensor):
             if result.dtype in self._refused:
                 raise self._refusal(result.dtype)
-            if result.dim() > _MOST_DIMENSIONS:
+            if result.dim() > _MOST_DIMENSIONS and not any_shape:
                 raise RuntimeError(messages.too_many_dimensions(result.dim()))
             self._tags.add(result)
         elif isinstance(result, (list, tuple)):
@@ -155,13 +157,14 @@ class Dispatch:
         """Return whether C++ code that works on mps tensors asked for a tensor "on the CPU".
 
         It copies the options of its arguments, whose device it takes for the CPU. A call from
-        Python always carries ``pin_memory``, one from C++ never does.
+        Python always carries ``pin_memory``, one from C++ never does. Between calls from Python it
+        is autograd's engine that runs C++ code: the side is then that of the node under execution.
         """
         if where:
             return bool(where & ON_MAC)
         call = self._state.call
         if call is None:
-            return self._state.last_on_mac
+            return runs_on_mac(self._tags, torch._C._current_autograd_node())
         args, kwargs = call
         return bool((self._scan(args) | self._scan(kwargs.values())) & ON_MAC)
 

@@ -8,13 +8,14 @@ the CPU's in both: Metal's generator is another (Philox) and is not imitated.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mpskit.dispatch.patches import Patches
-from mpskit.simulation.core import MPS, Simulation, asks_mps
+from mpskit.simulation.core import MPS, Simulation, asks_mps, device_of
 
 __all__ = ["Randomness", "install"]
 
@@ -25,20 +26,42 @@ class MpsGenerator(_Base):
     """A generator that says it is on the simulated device."""
 
     device = MPS
+    _offset = 0
 
     def clone_state(self) -> MpsGenerator:
         """Return another generator in the same state."""
         return _with_state(self.get_state())
+
+    def get_offset(self) -> int:
+        """Return what `set_offset` was given last; Philox numbers are not drawn here."""
+        return self._offset
+
+    def set_offset(self, offset: int) -> MpsGenerator:
+        """Keep the offset; the numbers stay those of the CPU's generator."""
+        self._offset = operator.index(offset)
+        return self
+
+    def manual_seed(self, seed: int) -> _Base:
+        """Start again from a seed."""
+        self._offset = 0
+        return super().manual_seed(seed)
+
+    def seed(self) -> int:
+        """Start again from a seed that nobody knows."""
+        self._offset = 0
+        return super().seed()
 
 
 class _Shared(MpsGenerator):
     """The default generator of the simulated GPU where it has the CPU's stream."""
 
     def manual_seed(self, seed: int) -> _Base:
+        self._offset = 0
         torch.default_generator.manual_seed(seed)
         return self
 
     def seed(self) -> int:
+        self._offset = 0
         return torch.default_generator.seed()
 
     def initial_seed(self) -> int:
@@ -110,7 +133,7 @@ def _check(generator: _Base, on_mac: bool) -> None:
 
 class _GeneratorMeta(type):
     def __call__(cls, device: Any = "cpu") -> Any:
-        return MpsGenerator() if asks_mps(device) else _Base(device)
+        return MpsGenerator() if asks_mps(device_of(device)) else _Base(device)
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, _Base)

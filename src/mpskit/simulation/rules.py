@@ -12,6 +12,7 @@ from torch._library import custom_ops
 
 from mpskit.backends.versions import has, older
 from mpskit.simulation.coverage import Coverage, Status
+from mpskit.simulation.reference_kernels import KERNELS
 
 __all__ = ["OpFacts", "Rules", "dtype_refusal", "in_kernel"]
 
@@ -115,6 +116,8 @@ class OpFacts:
         cpu_result: position of a result that stays on the CPU.
         composite: it is made of other operators (it comes here in inference mode only).
         body: its kernel, where that is Python code, which has to see the simulation.
+        kernel: what stands for the MPS kernel, where the CPU's would not do.
+        mixes: its tensors may lie on two devices, as far as it is concerned.
         gate: raises what a Mac raises before it runs; None where nothing can be wrong.
     """
 
@@ -126,6 +129,8 @@ class OpFacts:
     cpu_result: int | None
     composite: bool
     body: Callable[..., Any] | None
+    kernel: Callable[..., Any] | None
+    mixes: bool
     gate: Gate | None
 
 
@@ -158,6 +163,7 @@ class Rules:
     def facts(self, func: Any) -> OpFacts:
         """Work out the facts of an operator that was not seen before."""
         schema = func._schema
+        body = _body(func)
         facts = OpFacts(
             name=schema.name.partition("::")[2],
             has_device=any(argument.name == "device" for argument in schema.arguments),
@@ -166,17 +172,23 @@ class Rules:
             cpu_result=_ON_CPU.get(schema.name),
             random=torch.Tag.nondeterministic_seeded in func.tags,
             composite=_is_composite(func),
-            body=_body(func),
+            body=body,
+            kernel=KERNELS.get(schema.name),
+            mixes=func in _MOVES or body is not None or self._runs_on_cpu(func),
             gate=self._gate(func),
         )
         self.known[func] = facts
         return facts
 
-    def _gate(self, func: Any) -> Gate | None:
+    def _runs_on_cpu(self, func: Any) -> bool:
+        """Return whether torch moves an operator's tensors to the CPU and runs it there."""
         status = self._coverage.status(func)
-        if status is Status.ALWAYS_CPU or (status is Status.MISSING and self._fallback):
+        return status is Status.ALWAYS_CPU or (status is Status.MISSING and self._fallback)
+
+    def _gate(self, func: Any) -> Gate | None:
+        if self._runs_on_cpu(func):
             return self._falls_back(func)
-        if status is Status.MISSING:
+        if self._coverage.status(func) is Status.MISSING:
             return self._missing(func)
         return self._coverage.check_for(func)
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedParameter
 
 from mpskit.dispatch.patches import Patches
-from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps
+from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps, device_of
 from mpskit.simulation.tags import address_of
 from mpskit.simulation.transfer import move
 
@@ -18,6 +19,7 @@ _base = torch._C.TensorBase
 _raw_device: Callable[[torch.Tensor], torch.device] = _base.device.__get__
 _raw_to = _base.to
 _CPU_OR_MPS = frozenset({"cpu", "mps"})
+_LIST = "_allowed_methods"
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
@@ -34,8 +36,14 @@ def install(simulation: Simulation, patches: Patches) -> None:
         "type": _typer(has),
         "numpy": _numpy(has),
     }
+    # What may be asked of a lazy module's parameters is a list of the functions themselves.
+    lazy: Any = next(kind for kind in UninitializedParameter.__mro__ if _LIST in vars(kind))
+    allowed = list(lazy._allowed_methods)
     for name, value in attributes.items():
+        if getattr(torch.Tensor, name) in allowed:
+            allowed.append(value)
         patches.set(torch.Tensor, name, value)
+    patches.set(lazy, _LIST, allowed)
 
 
 def _device_getter(simulation: Simulation) -> Callable[[torch.Tensor], torch.device]:
@@ -124,9 +132,20 @@ def _mover(simulation: Simulation) -> Callable[..., torch.Tensor]:
         if asks_mps(device) == on_mac:
             return _raw_to(self, dtype=dtype or self.dtype, **options)
         memory_format = options.get("memory_format")
-        return move(simulation, self, device, dtype=dtype, memory_format=memory_format)
+        moved = move(simulation, self, device, dtype=dtype, memory_format=memory_format)
+        return moved if type(self) in _PLAIN else _of_class(moved, type(self))
 
     return to
+
+
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def _of_class(tensor: torch.Tensor, kind: type[torch.Tensor]) -> torch.Tensor:
+    """Return a tensor as the subclass that torch's own ``__torch_function__`` would make of it."""
+    if kind.__torch_function__ is torch._C._disabled_torch_function_impl:
+        return tensor
+    return tensor.as_subclass(kind)
 
 
 def _parse(
@@ -145,4 +164,4 @@ def _parse(
     if other is not None:
         given |= {"device": other.device, "dtype": other.dtype}
     device, dtype = given.pop("device", None), given.pop("dtype", None)
-    return (None if device is None else torch.device(device)), dtype, given
+    return (None if device is None else torch.device(device_of(device))), dtype, given

@@ -74,18 +74,37 @@ def _memory(simulation: Simulation) -> dict[str, Any]:
 
 def _profiler() -> dict[str, Any]:
     def no_metal(*_: Any) -> Any:
-        raise SimulationError("Metal shaders cannot run on a simulated Mac")
+        raise SimulationError("there is no Metal on a simulated Mac: no shaders, captures, buffers")
 
     return {
         "_mps_profilerStartTrace": lambda *_: None,
         "_mps_profilerStopTrace": lambda: None,
         "_mps_isCaptureEnabled": lambda: False,
         "_mps_isCapturing": lambda: False,
-        "_mps_compileShader": no_metal,
+        **dict.fromkeys(_METAL, no_metal),
     }
 
 
+_METAL = (
+    "_mps_compileShader",
+    "_mps_loadMetalllib",
+    "_mps_loadMetallibFromPath",
+    "_mps_startCapture",
+    "_mps_stopCapture",
+    "_mps_host_alias_storage",
+    "_mps_allocator_waitForEvents",
+)
+# getDeviceCapability in aten/src/ATen/mps/MPSGuardImpl.h
+_DTYPES = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+    *(torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.bfloat16, torch.float32),
+    *(torch.complex32, torch.complex64),
+)
+
+
 def _accelerator(simulation: Simulation) -> dict[str, Any]:
+    has_float8 = has("mps.float8_e4m3fn", simulation.torch_version)
+    dtypes = (*_DTYPES, torch.float8_e4m3fn) if has_float8 else _DTYPES
     bindings: dict[str, Any] = {
         "_accelerator_getAccelerator": lambda: torch.device("mps"),
         "_accelerator_getDeviceIndex": lambda: 0,
@@ -93,7 +112,14 @@ def _accelerator(simulation: Simulation) -> dict[str, Any]:
         "_accelerator_exchangeDevice": lambda _: 0,
         "_accelerator_maybeExchangeDevice": lambda _: 0,
         "_accelerator_synchronizeDevice": lambda *_: None,
-        "_accelerator_setStream": lambda _: None,
+        "_accelerator_getDefaultGenerator": lambda _: simulation.randomness.default,
+        "_accelerator_getDeviceCapability": lambda _: {"supported_dtypes": set(dtypes)},
+        "_accelerator_deviceCount": lambda: 1,
+        "_accelerator_hooks_device_count": lambda: 1,
+        "_accelerator_hooks_get_current_device": lambda: 0,
+        "_accelerator_hooks_set_current_device": lambda _: None,
+        "_accelerator_hooks_exchange_device": lambda _: 0,
+        "_accelerator_hooks_maybe_exchange_device": lambda _: 0,
         "_get_accelerator": lambda *_: torch.device("mps"),
     }
     return bindings | _accelerator_memory(simulation)

@@ -1,7 +1,9 @@
 """Running a user's command to its end, whatever ends it, and looking at its processes meanwhile.
 
-Signals reach the command, not only this process: SIGTERM and SIGHUP are passed on. A first Ctrl-C
-lets it end in its own way, a second one asks it to (SIGTERM), a third kills it with its children.
+Signals reach the command once, not only this process: SIGTERM and SIGHUP are passed on. A first
+Ctrl-C lets it end in its own way, a second one asks it to (SIGTERM), a third kills it with its
+children. On a terminal the command gets Ctrl-C from there; elsewhere it has a process group of its
+own, so that a signal to this process's group does not reach it twice.
 Nothing but the command and its descendants is ever signalled.
 """
 
@@ -41,12 +43,17 @@ class Ended(NamedTuple):
 
 
 def run_command(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run a command with this process's input and output and return its exit code.
+    """Run a command until it ends and return its return code, negative if a signal ended it.
+
+    Args:
+        command: the program and its arguments; input and output are this process's own.
+        environ: all of its environment.
 
     Raises:
         OSError: the program cannot be started.
     """
-    return exit_code(subprocess.run(command, env=environ, check=False).returncode)
+    with _running(command, environ) as child:
+        return child.wait()
 
 
 def watch_command(
@@ -63,16 +70,27 @@ def watch_command(
         OSError: the program cannot be started.
     """
     started = time.monotonic()
+    with _running(command) as child:
+        while child.poll() is None:
+            look(child.pid, time.monotonic() - started)
+            _wait(child, interval)
+    return Ended(child.returncode, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], environ: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command, send signals on to it during the block, and see that it ends."""
     child: list[subprocess.Popen[bytes]] = []
-    with _signals(child):
-        child.append(subprocess.Popen(command))
+    from_terminal = _from_terminal()
+    with _signals(child, from_terminal=from_terminal):
+        group = None if from_terminal else 0
+        child.append(subprocess.Popen(command, env=environ, process_group=group))
         try:
-            while child[0].poll() is None:
-                look(child[0].pid, time.monotonic() - started)
-                _wait(child[0], interval)
+            yield child[0]
         finally:
             _end(child[0])
-    return Ended(child[0].returncode, time.monotonic() - started)
 
 
 def exit_code(returncode: int) -> int:
@@ -101,12 +119,12 @@ def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _signals(child: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _signals(child: list[subprocess.Popen[bytes]], *, from_terminal: bool) -> Iterator[None]:
     """Send signals on to the command while it runs; only the main thread may say so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers: dict[int, Any] = {signal.SIGINT: _interrupting(child)}
+    handlers: dict[int, Any] = {signal.SIGINT: _interrupting(child, from_terminal)}
     for name in _PASSED_ON:
         if hasattr(signal, name):
             handlers[getattr(signal, name)] = _passing(child)
@@ -126,14 +144,16 @@ def _passing(child: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType |
     return pass_on
 
 
-def _interrupting(child: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+def _interrupting(
+    child: list[subprocess.Popen[bytes]], from_terminal: bool
+) -> Callable[[int, FrameType | None], None]:
     presses = 0
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         nonlocal presses
         presses += 1
         for process in child:
-            if presses == 1 and not _from_terminal():
+            if presses == 1 and not from_terminal:
                 process.send_signal(number)
             elif presses == 2:
                 process.terminate()

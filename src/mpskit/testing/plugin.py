@@ -59,11 +59,20 @@ def _header() -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that takes ``mpskit_each_device`` once on every usable device."""
     if "mpskit_each_device" in metafunc.fixturenames:
-        metafunc.parametrize("mpskit_each_device", _usable_devices(), indirect=True)
+        from mpskit.testing.simulation import each_machine
+
+        devices = [device for _ in each_machine(metafunc) for device in _usable_devices()]
+        metafunc.parametrize("mpskit_each_device", dict.fromkeys(devices), indirect=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose required device this machine lacks."""
+    """Skip what needs a device that this machine has not; on a simulated one its fixture does."""
+    if "mpskit_mac" not in getattr(item, "fixturenames", ()):
+        skip_unless_usable(item)
+
+
+def skip_unless_usable(item: pytest.Item) -> None:
+    """Skip a test that is marked to need a device that the machine has not, as it is now."""
     for mark in item.iter_markers("mpskit_requires"):
         if len(mark.args) != 1 or mark.args[0] not in _REQUIREMENTS:
             raise pytest.UsageError(
@@ -75,19 +84,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def mpskit_device() -> torch.device:
-    """The device that `mpskit.get_optimal_device` chooses."""
+def _mpskit_machine_first(request: pytest.FixtureRequest) -> None:
+    """Be on the test's simulated Mac before its device is chosen, whatever the arguments' order."""
+    if "mpskit_mac" in request.fixturenames:
+        request.getfixturevalue("mpskit_mac")
+
+
+@pytest.fixture
+def mpskit_device(_mpskit_machine_first: None) -> torch.device:
+    """The best device here, as `mpskit.get_optimal_device` chooses it."""
     from mpskit.device import get_optimal_device
 
     return get_optimal_device().device
 
 
 @pytest.fixture
-def mpskit_each_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Every usable device in turn; its cache is emptied after each test."""
+def mpskit_each_device(
+    request: pytest.FixtureRequest, _mpskit_machine_first: None
+) -> Iterator[torch.device]:
+    """Every usable device in turn; the machine's cache of it is emptied afterwards."""
     import torch
 
     device = torch.device(request.param)
+    if request.param not in _usable_devices():  # another of the test's machines has it
+        pytest.skip(_why_not(request.param) or f"needs {request.param}")
     yield device
     if device.type != "cpu":
         from mpskit.memory import empty_cache

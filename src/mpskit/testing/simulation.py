@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import types
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ __all__: list[str] = []
 
 _DEFAULT = "m1-8gb"
 _FIXTURE = "mpskit_mac"
+_MARKER = "mpskit_machine"
 _FALLBACK_WARNING = ".*will fall back to run on the CPU.*"
 _MARKERS = (
     "mpskit_machine(*machines, **options): run on each simulated Mac; options of mpskit.simulate",
@@ -60,22 +62,61 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> None:
-    """Give a test with the marker the fixture, whether or not it names it."""
-    if not callable(obj) or isinstance(obj, type):
+    """Let a test with the marker use the fixture, whether it names it or not.
+
+    Pytest asks for every attribute of a module and class, mocks and lazy objects among them: only
+    the type of an object is looked at, and what a function of Python holds.
+    """
+    if collector.get_closest_marker(_MARKER) is not None:
+        _use_fixture(collector.iter_markers("usefixtures"), collector.add_marker)
+    function = obj.__func__ if type(obj) is types.MethodType else obj
+    marks = vars(function).get("pytestmark") if type(function) is types.FunctionType else None
+    if not isinstance(marks, list):
         return
-    own = (mark.name for mark in getattr(obj, "pytestmark", ()))
-    if "mpskit_machine" in own or collector.get_closest_marker("mpskit_machine") is not None:
-        pytest.mark.usefixtures(_FIXTURE)(getattr(obj, "__func__", obj))
+    own = [mark for mark in marks if isinstance(mark, pytest.Mark)]
+    if any(mark.name == _MARKER for mark in own):
+        _use_fixture(own, lambda mark: mark(function))
+
+
+def _use_fixture(
+    marks: Iterable[pytest.Mark], add: Callable[[pytest.MarkDecorator], object]
+) -> None:
+    if not any(mark.name == "usefixtures" and _FIXTURE in mark.args for mark in marks):
+        add(pytest.mark.usefixtures(_FIXTURE))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test with the marker ``mpskit_machine`` once on each of its machines."""
-    mark = metafunc.definition.get_closest_marker("mpskit_machine")
+    if metafunc.definition.get_closest_marker(_MARKER) is not None:
+        wanted = _marked(metafunc)
+        ids = [_name(options["machine"]) for options in wanted]
+        metafunc.parametrize(_FIXTURE, wanted, indirect=True, ids=ids)
+
+
+def _marked(metafunc: pytest.Metafunc) -> list[dict[str, Any]]:
+    mark = metafunc.definition.get_closest_marker(_MARKER)
     if mark is None:
+        return []
+    return [{**mark.kwargs, "machine": machine} for machine in mark.args or (_DEFAULT,)]
+
+
+def each_machine(metafunc: pytest.Metafunc) -> Iterator[None]:
+    """Enter each machine that a test will run on in turn; once nothing if it names none."""
+    if _FIXTURE not in metafunc.fixturenames:
+        yield
         return
-    wanted = [{**mark.kwargs, "machine": machine} for machine in mark.args or (_DEFAULT,)]
-    ids = [_name(options["machine"]) for options in wanted]
-    metafunc.parametrize(_FIXTURE, wanted, indirect=True, ids=ids)
+    for given in _marked(metafunc) or _parametrised(metafunc) or [None]:
+        with _usage_errors(), _on(_options(given)):
+            yield
+
+
+def _parametrised(metafunc: pytest.Metafunc) -> list[Any]:
+    """Return the values of ``@pytest.mark.parametrize("mpskit_mac", ..., indirect=True)``."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        if mark.args and mark.args[0] in (_FIXTURE, (_FIXTURE,), [_FIXTURE]):
+            values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
+            return [pytest.param(value).values[0] for value in values]
+    return []
 
 
 def _name(machine: object) -> str:
@@ -89,15 +130,19 @@ def mpskit_mac(request: pytest.FixtureRequest) -> Iterator[SimulatedMac]:
     Parametrise it indirectly with names, ``Machine`` objects or dictionaries of the arguments of
     ``mpskit.simulate``, or use the marker ``mpskit_machine``.
     """
-    given = getattr(request, "param", None)
-    options = dict(given) if isinstance(given, Mapping) else {"machine": given} if given else {}
-    with _usage_errors():
-        context = _on(options)
-        mac = context.__enter__()
-    try:
+    from mpskit.testing.plugin import skip_unless_usable
+
+    with contextlib.ExitStack() as stack:
+        with _usage_errors():
+            mac = stack.enter_context(_on(_options(getattr(request, "param", None))))
+        skip_unless_usable(request.node)
         yield mac
-    finally:
-        context.__exit__(None, None, None)
+
+
+def _options(given: object) -> dict[str, Any]:
+    if isinstance(given, Mapping):
+        return dict(given)
+    return {} if given is None else {"machine": given}
 
 
 @contextlib.contextmanager
