@@ -3,6 +3,15 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault of the code: no example fails for the time it took.
+settings.register_profile(
+    "mpskit",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("mpskit")
 
 pytest_plugins = ["pytester"]
 
