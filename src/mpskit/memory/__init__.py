@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mpskit.memory.limit import MemoryLimit, limit_memory
     from mpskit.memory.monitor import MemoryMonitor
     from mpskit.memory.oom import OomExplanation, OomFigures, explain_oom, is_oom, parse_oom
-    from mpskit.memory.retry import next_batch_size, run_with_batch_size
+    from mpskit.memory.retry import run_with_batch_size
     from mpskit.memory.snapshot import MemorySnapshot, memory_snapshot
     from mpskit.memory.working_set import WorkingSet, recommended_bytes
 
@@ -41,7 +41,6 @@ _PUBLIC = {
     "explain_oom": "mpskit.memory.oom",
     "is_oom": "mpskit.memory.oom",
     "parse_oom": "mpskit.memory.oom",
-    "next_batch_size": "mpskit.memory.retry",
     "run_with_batch_size": "mpskit.memory.retry",
     "WorkingSet": "mpskit.memory.working_set",
     "recommended_bytes": "mpskit.memory.working_set",
@@ -66,7 +65,6 @@ __all__ = [
     "memory_budget",
     "memory_budget_for",
     "memory_snapshot",
-    "next_batch_size",
     "parse_oom",
     "recommended_bytes",
     "run_with_batch_size",
