@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from mpskit.memory.cache_scope import CacheKeeper, empty_cache_scope
     from mpskit.memory.limit import MemoryLimit, limit_memory
     from mpskit.memory.monitor import MemoryMonitor
-    from mpskit.memory.oom import OomExplanation, OomFigures, explain_oom, is_oom, parse_oom
+    from mpskit.memory.oom import OomFigures, is_oom, parse_oom
+    from mpskit.memory.oom_advice import OomExplanation, explain_oom
     from mpskit.memory.retry import run_with_batch_size
     from mpskit.memory.snapshot import MemorySnapshot, memory_snapshot
     from mpskit.memory.working_set import WorkingSet, recommended_bytes
@@ -36,9 +37,9 @@ _PUBLIC = {
     "empty_cache": "mpskit.memory.cache",
     "CacheKeeper": "mpskit.memory.cache_scope",
     "empty_cache_scope": "mpskit.memory.cache_scope",
-    "OomExplanation": "mpskit.memory.oom",
+    "OomExplanation": "mpskit.memory.oom_advice",
     "OomFigures": "mpskit.memory.oom",
-    "explain_oom": "mpskit.memory.oom",
+    "explain_oom": "mpskit.memory.oom_advice",
     "is_oom": "mpskit.memory.oom",
     "parse_oom": "mpskit.memory.oom",
     "run_with_batch_size": "mpskit.memory.retry",

@@ -27,7 +27,8 @@ from mpskit.memory.batch_search import BatchSearch, limit_of, share_that_fits
 from mpskit.memory.cache import check_device, clear, devices_in_use
 from mpskit.memory.frames import release_frames
 from mpskit.memory.gradients import Gradients
-from mpskit.memory.oom import explain_oom, figures_of, is_oom
+from mpskit.memory.oom import figures_of, is_oom
+from mpskit.memory.oom_advice import explain_oom
 from mpskit.memory.optimizer_watch import Left, OptimizerWatch, states_to_come
 
 if TYPE_CHECKING:
@@ -370,7 +371,7 @@ class _Search:
             if outcome.error is None:
                 return outcome.result
             self._error = outcome.error
-        why = "" if self._error is None else f"\n{explain_oom(self._error)}"
+        why = "" if self._error is None else f"\n{explain_oom(self._error, gave_up=True)}"
         raise OutOfMemory(
             f"not even a batch size of {size} fits.{why}", given=size
         ) from self._error

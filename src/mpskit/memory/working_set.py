@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Confidence",
     "WorkingSet",
+    "default_limits",
     "limit_bytes",
     "recommended_bytes",
     "rule_of",
@@ -122,6 +123,19 @@ def rule_of(host: Host) -> WorkingSet | None:
         return None
     wired, macos = host.wired_limit_bytes, host.os_version or DEFAULT_MACOS
     return recommended_bytes(host.memory_total_bytes, macos, wired_limit_bytes=wired)
+
+
+@functools.cache
+def default_limits() -> tuple[int, ...]:
+    """Return PyTorch's default hard limits, in bytes, on Macs of every size that is sold.
+
+    Hosted runners are among them (7 and 14 GiB), and the AMD cards of Intel Macs.
+    """
+    sizes = {*(gib for row in _table() for gib in row.reported), 7, 14}
+    rules = {str(row.macos) for row in _table()}
+    sets = [recommended_bytes(gib * GIB, macos) for gib in sizes for macos in rules]
+    cards = [_discrete(gib * GIB) for gib in (4, 8, 16, 32)]
+    return tuple(sorted({one.limit_bytes for one in (*sets, *cards)}))
 
 
 def _discrete(vram: int) -> WorkingSet:
