@@ -1,8 +1,13 @@
 """Every test starts from a machine that remembers nothing, and leaves nothing behind."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
+
+# Helpers of several rooms lie beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 pytest_plugins = ["pytester"]
 
