@@ -7,7 +7,9 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.optim import optimizer
 
+from interrupting import interrupted_at_each_line
 from mpskit.memory.optimizer_watch import Left, OptimizerWatch, states_to_come
 
 
@@ -104,3 +106,14 @@ def test_states_that_the_first_step_will_make(kind, arguments, states) -> None:
     assert states_to_come(optimizer) == states * 5 * 4
     optimizer.step()
     assert states_to_come(optimizer) == 0
+
+
+def test_no_interrupt_leaves_a_hook() -> None:
+    before = len(optimizer._global_optimizer_pre_hooks)
+
+    def work() -> None:
+        with OptimizerWatch(lambda optimizer: True):
+            trained(nn.Parameter(torch.ones(2)))
+
+    for where in interrupted_at_each_line(work):
+        assert len(optimizer._global_optimizer_pre_hooks) == before, where

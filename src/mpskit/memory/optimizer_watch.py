@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -42,7 +43,9 @@ class OptimizerWatch:
         if "torch" in sys.modules:
             from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-            self._handle = register_optimizer_step_pre_hook(self._before_step)
+            # Weakly: if an interrupt ends __exit__, the hook goes with the watch all the same.
+            self._handle = register_optimizer_step_pre_hook(_weakly(self))
+            weakref.finalize(self, self._handle.remove).atexit = False
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -75,6 +78,16 @@ class OptimizerWatch:
             raise Left
         self.stepped = True
         self._to_pass -= 1
+
+
+def _weakly(watch: OptimizerWatch) -> Callable[[Any, Any, Any], Any]:
+    known = weakref.ref(watch)
+
+    def before_step(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        found = known()
+        return None if found is None else found._before_step(optimizer, args, kwargs)
+
+    return before_step
 
 
 def states_to_come(optimizer: Any) -> int:
