@@ -25,7 +25,8 @@ def interrupted_at_each_line(
     """
     for number in range(1, 100_000):
         where = _interrupted(work, number)
-        gc.collect()
+        # What the exception held is young.
+        gc.collect(1)
         if where is None:
             return
         yield where

@@ -11,6 +11,7 @@ from fake_backend import FakeBackend, install
 from interrupting import interrupted_at_each_line
 from mpskit import limit_memory
 from mpskit._base.sizes import GIB, MIB
+from mpskit.backends.memory import as_device, backend
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError
 from mpskit.host import Readings, detect_host, find_machine
 from mpskit.memory import limit as limits
@@ -183,7 +184,10 @@ def test_more_than_twice_a_small_wired_limit_is_refused(ratios, mps):
     assert ratios == []
 
 
-def test_no_interrupt_leaves_a_cap(ratios):
+def test_no_interrupt_leaves_a_cap(ratios, monkeypatch):
+    host = detect_host()
+    monkeypatch.setattr("mpskit.host.detect_host", lambda: host)
+
     def work():
         with limit_memory("4GiB", "mps"):
             pass
@@ -193,7 +197,7 @@ def test_no_interrupt_leaves_a_cap(ratios):
     for where in interrupted_at_each_line(work):
         if ratios[-1] != before:
             left.append(where.split(":")[-1])
-            limits._put(torch.device("mps"), before)
+            limits._put(backend(as_device("mps")), before)
         assert limits._lock.acquire(blocking=False)
         limits._lock.release()
     # No Python code can catch an interrupt on the first line of __enter__.
@@ -318,7 +322,8 @@ def test_a_bare_number_is_asked_whether_it_is_a_share():
 
 
 def test_no_interrupt_leaves_the_cpus_cap(monkeypatch):
-    force = [None]
+    force, host = [None], detect_host()
+    monkeypatch.setattr("mpskit.host.detect_host", lambda: host)
     monkeypatch.setattr(limits, "set_data_limit", force.append)
     monkeypatch.setattr(limits, "can_map", lambda size: False)
 

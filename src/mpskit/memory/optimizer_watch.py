@@ -31,12 +31,13 @@ class OptimizerWatch:
         left: one was not; whatever the call does afterwards does not count.
     """
 
+    _handle: Any = None
+
     def __init__(self, goes_on: Callable[[Any], bool], *, step: int = 1) -> None:
         """Watch for the step of that number; ``goes_on`` is given the optimizer."""
         self._goes_on = goes_on
         self._to_pass = step - 1
         self._thread = threading.get_ident()
-        self._handle: Any = None
         self.stepped = self.left = False
 
     def __enter__(self) -> Self:
@@ -45,12 +46,14 @@ class OptimizerWatch:
 
             # Weakly: if an interrupt ends __exit__, the hook goes with the watch all the same.
             self._handle = register_optimizer_step_pre_hook(_weakly(self))
-            weakref.finalize(self, self._handle.remove).atexit = False
         return self
 
     def __exit__(self, *_exc: object) -> None:
         if self._handle is not None:
             self._handle.remove()
+
+    def __del__(self) -> None:
+        self.__exit__()
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Judge now, or after the closure that does the passes: torch takes the arguments back."""

@@ -353,7 +353,7 @@ class _Search:
         self._error, figures = error, figures_of(error)
         buffer = figures.kind == "buffer"
         device = self._settings.device or figures.backend or "cpu"
-        largest = backend(device).max_buffer() if buffer else None
+        largest = backend(device).max_buffer_bytes() if buffer else None
         share = share_that_fits(figures, self._base, largest)
         self._search.fails(size, share, limit=limit_of(figures), exact=buffer)
 
@@ -379,12 +379,12 @@ class _Search:
 
 def _live_bytes(device: DeviceLike | None) -> int:
     """Return the bytes of live tensors on the devices in use: what does not grow with a batch."""
-    return sum(backend(one).allocated() or 0 for one in devices_in_use(device))
+    return sum(backend(one).allocated_bytes() or 0 for one in devices_in_use(device))
 
 
 def _held_bytes(device: DeviceLike | None) -> int | None:
     """Return what the backend holds for this process: after a step, the most that it needed."""
-    held = [backend(one).reserved() for one in devices_in_use(device)]
+    held = [backend(one).reserved_bytes() for one in devices_in_use(device)]
     return sum(size or 0 for size in held) if held and None not in held else None
 
 
