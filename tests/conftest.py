@@ -1,6 +1,8 @@
 """Every test starts from a machine that remembers nothing, and leaves nothing behind."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +14,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("mpskit")
+
+# Helpers of several rooms lie beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 pytest_plugins = ["pytester"]
 

@@ -251,3 +251,13 @@ def test_a_bystander_is_not_hit():
 def test_a_tree_that_has_ended_has_no_footprint():
     assert tree_footprint(2**22 + 1) is None
     assert tree_footprint(os.getpid()) > 10 * MIB
+
+
+def test_a_command_that_was_killed_is_told_of(capfd):
+    code = "import os, signal, time; time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)"
+    assert monitor("--no-plot", "--", PYTHON, "-c", code) == 137
+    err = capfd.readouterr().err
+    assert "killed (SIGKILL)" in err
+    assert "RAM were available" in err
+    monitor("--no-plot", "--", PYTHON, "-c", "raise SystemExit(1)")
+    assert "SIGKILL" not in capfd.readouterr().err

@@ -15,7 +15,7 @@ WHOLE = 16 * GIB
     ("amount", "size"),
     [
         (0, 0),
-        (1, 1),
+        (2**20, 2**20),
         (2**60, 2**60),
         (0.0, 0),
         (0.5, 8 * GIB),
@@ -27,7 +27,8 @@ WHOLE = 16 * GIB
         ("2GiB", 2 * GIB),
         ("2 gb", 2 * GIB),
         ("512 MiB", 512 * MIB),
-        ("1024", 1024),
+        ("1e9", 10**9),
+        ("80 bytes", 80),
     ],
 )
 def test_an_amount(amount, size):
@@ -47,6 +48,13 @@ def test_what_is_no_amount_is_refused_with_the_input(amount):
 def test_a_wrong_type_is_refused_by_name(amount):
     with pytest.raises(ArgumentTypeError, match="reserve is bytes") as caught:
         amount_bytes(amount, WHOLE, "reserve")
+    assert caught.value.given is amount
+
+
+@pytest.mark.parametrize("amount", [80, "80", " 80 ", 1000])
+def test_a_bare_number_is_asked_for_its_unit(amount):
+    with pytest.raises(ArgumentError, match="did you mean") as caught:
+        amount_bytes(amount, WHOLE, "limit")
     assert caught.value.given is amount
 
 

@@ -193,7 +193,7 @@ def test_the_default_device_is_the_optimal_one():
     [
         (None, 64 * GIB // 20),
         (0, 0),
-        (123, 123),
+        (3 * 2**20, 3 * 2**20),
         ("2GiB", 2 * GIB),
         ("10%", 64 * GIB // 10),
         (" 10 % ", 64 * GIB // 10),
@@ -278,7 +278,7 @@ def test_a_budget_reads_well_and_survives_json(machine, mps):
     recommended=st.none() | st.integers(0, 2**45),
     available=st.integers(0, 2**45),
     held=st.integers(0, 2**45),
-    reserve=st.integers(0, 2**45),
+    reserve=st.just(0) | st.integers(2**20, 2**45),
 )
 def test_usable_is_never_more_than_any_of_its_bounds(recommended, available, held, reserve):
     from mpskit.memory.budget import _settled

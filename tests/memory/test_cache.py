@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 import torch
 from fake_backend import GIB, FakeBackend, hammer_in_threads
 
+from interrupting import interrupted_at_each_line
 from mpskit import CacheKeeper, empty_cache, empty_cache_scope
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory import cache
@@ -185,7 +187,7 @@ def test_only_above_a_threshold(mps: FakeBackend, above, clears: int) -> None:
 
 def test_an_unknown_figure_is_not_above(mps: FakeBackend) -> None:
     mps.reserved = None
-    with empty_cache_scope(above=1):
+    with empty_cache_scope(above="1 byte"):
         pass
     assert mps.clears == 0
 
@@ -436,3 +438,11 @@ def test_eight_threads_in_two_processes_for_half_a_minute() -> None:
 
 def test_eight_threads_in_two_processes_briefly() -> None:
     run_everywhere(1.0)
+
+
+def test_no_interrupt_keeps_the_lock(mps):
+    lines = 0
+    for _ in interrupted_at_each_line(lambda: cache.clear("mps", collect=False)):
+        lines += 1
+        assert not cache._locks[os.getpid()].locked()
+    assert lines > 20

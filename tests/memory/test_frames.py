@@ -162,3 +162,64 @@ def test_a_chain_that_goes_round_ends() -> None:
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__context__, second.__context__ = second, first
     assert release_frames(first) == 0
+
+
+def test_a_finished_generator_lets_go() -> None:
+    refs: list = []
+
+    def numbers():
+        held = torch.ones(3)
+        refs.append(weakref.ref(held))
+        yield 1
+        raise RuntimeError(OOM)
+
+    running = numbers()
+    next(running)
+    with pytest.raises(RuntimeError) as caught:
+        next(running)
+    release_frames(caught.value)
+    assert alive(refs) == []
+    assert next(running, "ended") == "ended"
+
+
+def test_a_finished_coroutine_and_async_generator_let_go() -> None:
+    refs: list = []
+
+    async def items():
+        held = torch.ones(3)
+        refs.append(weakref.ref(held))
+        yield 1
+        step(refs, RuntimeError(OOM))
+
+    async def run() -> None:
+        held = torch.ones(3)
+        refs.append(weakref.ref(held))
+        await asyncio.sleep(0)
+        async for _ in items():
+            pass
+
+    with pytest.raises(RuntimeError) as caught:
+        asyncio.run(run())
+    assert len(refs) == 4
+    release_frames(caught.value)
+    assert alive(refs) == []
+
+
+def test_a_generator_that_delegates_is_not_closed_by_what_it_caught() -> None:
+    def inner():
+        step([], RuntimeError(OOM))
+        yield
+
+    def outer():
+        held = torch.ones(3)
+        try:
+            yield from inner()
+        except RuntimeError as error:
+            errors.append(error)
+        yield held
+
+    errors: list = []
+    running = outer()
+    assert torch.equal(next(running), torch.ones(3))
+    release_frames(errors[0])
+    assert next(running, None) is None

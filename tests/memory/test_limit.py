@@ -8,8 +8,10 @@ import pytest
 import torch
 from fake_backend import FakeBackend, install
 
+from interrupting import interrupted_at_each_line
 from mpskit import limit_memory
 from mpskit._base.sizes import GIB, MIB
+from mpskit.backends.memory import as_device, backend
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError
 from mpskit.host import Readings, detect_host, find_machine
 from mpskit.memory import limit as limits
@@ -111,6 +113,14 @@ def test_a_cap_that_was_restored_is_not_entered_in_silence(ratios):
         pass
 
 
+def test_one_that_was_read_back_changes_nothing(ratios):
+    cap = MemoryLimit.model_validate_json(limit_memory("4GiB", "mps").model_dump_json())
+    cap.restore()
+    assert len(ratios) == 1
+    with pytest.raises(ArgumentError, match="limit_memory"), cap:
+        pass
+
+
 def test_it_is_undone_once(ratios):
     applied = limit_memory("4GiB", "mps")
     applied.restore()
@@ -174,7 +184,29 @@ def test_more_than_twice_a_small_wired_limit_is_refused(ratios, mps):
     assert ratios == []
 
 
+def test_no_interrupt_leaves_a_cap(ratios, monkeypatch):
+    host = detect_host()
+    monkeypatch.setattr("mpskit.host.detect_host", lambda: host)
+
+    def work():
+        with limit_memory("4GiB", "mps"):
+            pass
+
+    limit_memory("7GiB", "mps")
+    before, left = ratios[-1], []
+    for where in interrupted_at_each_line(work):
+        if ratios[-1] != before:
+            left.append(where.split(":")[-1])
+            limits._put(backend(as_device("mps")), before)
+        assert limits._lock.acquire(blocking=False)
+        limits._lock.release()
+    # No Python code can catch an interrupt on the first line of __enter__.
+    assert left in ([], ["__enter__"])
+
+
 BAD = [
+    (80, ArgumentError),
+    ("80", ArgumentError),
     (0, ArgumentError),
     ("0%", ArgumentError),
     (0.0, ArgumentError),
@@ -284,6 +316,38 @@ def test_a_cpus_cap_above_its_hard_limit_is_refused():
     assert out == ["True", "True"]
 
 
+def test_a_bare_number_is_asked_whether_it_is_a_share():
+    with pytest.raises(ArgumentError, match="'80%' or '80GiB'"):
+        limit_memory("80", "cpu")
+
+
+def test_no_interrupt_leaves_the_cpus_cap(monkeypatch):
+    force, host = [None], detect_host()
+    monkeypatch.setattr("mpskit.host.detect_host", lambda: host)
+    monkeypatch.setattr(limits, "set_data_limit", force.append)
+    monkeypatch.setattr(limits, "can_map", lambda size: False)
+
+    def work():
+        with limit_memory("60%", "cpu"):
+            pass
+
+    left = [where for where in interrupted_at_each_line(work) if force[-1] is not None]
+    assert all(where.endswith(":__enter__") for where in left)
+    assert len(left) <= 1
+
+
+def test_an_estimates_addresses_are_no_data():
+    out = run(
+        "import mpskit\n"
+        "from torch import nn\n"
+        "mpskit.estimate_training_memory(\n"
+        "    lambda: nn.Linear(64, 64), mpskit.TensorSpec((8, 64)), device='mps')\n"
+        "with limit_memory('90%', 'cpu'):\n"
+        "    print(len(bytearray(10**8)), torch.ones(25_000_000).numel())\n"
+    )
+    assert out == ["100000000", "25000000"]
+
+
 def test_a_kernel_that_ignores_the_cap_is_told_and_left_as_it_was(monkeypatch):
     monkeypatch.setattr(limits, "can_map", lambda size: True)
     before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -300,8 +364,8 @@ def test_the_cpu_can_be_limited_on_linux_only(monkeypatch, platform):
 
 
 def test_a_container_is_the_whole_for_the_cpu(monkeypatch):
-    monkeypatch.setattr(limits, "_set_data_limit", lambda size, given: None)
     monkeypatch.setattr(limits, "set_data_limit", lambda size: None)
+    monkeypatch.setattr(limits, "can_map", lambda size: False)
     replace_readings(
         Readings(system="Linux", memory_total=64 * GIB, cgroup={"memory.max": str(8 * GIB)})
     )

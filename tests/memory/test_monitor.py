@@ -253,6 +253,19 @@ FLAT = [GIB] * 60
         ([GIB + i * MIB for i in range(60)], FLAT, False),
         # Up and down again: the cache is used.
         ([4 * GIB + (i % 10) * 200 * MIB for i in range(60)], FLAT, False),
+        # Four tries of one search, each a little higher, with the cache cleared before each: between
+        # two samples a step's tensors have gone, so that they seem flat.
+        (
+            [
+                peak - (0 if i else 3) * GIB
+                for peak in (5 * GIB, 6 * GIB, 7 * GIB, 8 * GIB)
+                for i in range(15)
+            ],
+            FLAT,
+            False,
+        ),
+        # It goes on growing after a clear.
+        ([9 * GIB] * 20 + LEAK[:40], FLAT, True),
         (LEAK[:10], FLAT[:10], False),
         ([None] * 60, FLAT, False),
         (LEAK, [None] * 60, False),
@@ -309,6 +322,14 @@ def test_csv(mps, tmp_path):
     first, last = list(csv.DictReader(io.StringIO(text)))
     assert (first["allocated_bytes"], last["reserved_bytes"]) == (str(GIB), str(4 * GIB))
     assert last["gpu_percent"] == ""
+
+
+@pytest.mark.parametrize("write", ["to_csv", "plot"])
+def test_a_name_that_no_file_can_have(mps, write):
+    with MemoryMonitor("mps", 60) as monitor:
+        pass
+    with pytest.raises(ArgumentError, match="null byte"):
+        getattr(monitor, write)("a\0b")
 
 
 def test_a_plot_is_a_png(mps, tmp_path):

@@ -143,7 +143,7 @@ def test_a_batch_size_is_found_from_the_figures(mac) -> None:
     step = make_step(2 * GIB, 128 * MIB, sizes)
     run_with_batch_size(step, 80)
     assert sizes[0] == 80
-    assert 40 < sizes[-1] <= 56
+    assert 51 <= sizes[-1] <= 56
     assert len(sizes) <= 4
     assert torch.mps.current_allocated_memory() == 2 * GIB
 
@@ -156,8 +156,8 @@ def test_a_buffer_that_is_too_large_is_scaled_by_the_largest(mac) -> None:
         tensor(batch_size * GIB)
 
     run_with_batch_size(step, 16, device="mps")
-    # the largest buffer of an 8 GiB Mac is 4.00 GiB: 16 * 4/16, and 0.9 of it
-    assert sizes == [16, 3]
+    # the largest buffer of an 8 GiB Mac is a little under 4.00 GiB
+    assert sizes == [16, 4, 3]
 
 
 def test_nothing_fits_and_the_cpu_does(mac) -> None:

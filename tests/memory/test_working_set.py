@@ -184,7 +184,7 @@ def test_bad_details_are_typed_errors_too(argument, value, error):
 
 
 @given(
-    ram=st.integers(1, 2**42),
+    ram=st.integers(2**20, 2**42),
     major=st.integers(0, 999),
     minor=st.none() | st.integers(0, 99),
 )

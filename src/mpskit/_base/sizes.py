@@ -8,7 +8,7 @@ import re
 from mpskit._base.arguments import wrong_type
 from mpskit.errors import ArgumentError
 
-__all__ = ["GIB", "KIB", "MIB", "format_bytes", "parse_bytes"]
+__all__ = ["GIB", "KIB", "MIB", "check_size", "format_bytes", "meant_otherwise", "parse_bytes"]
 
 KIB = 1024
 MIB = 1024**2
@@ -18,7 +18,11 @@ GIB = 1024**3
 # 2**30 here as it is in torch's own messages.
 _UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
 _UNITS |= {f"{p}{s}": 1024**i for i, p in enumerate("kmgt", 1) for s in ("", "b", "ib")}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", re.ASCII)
+_SIZE = re.compile(
+    r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e\+?\d{1,3})?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
+)
+# A bare number below it is hardly meant in bytes, and no memory is beyond the other.
+_LEAST, _MOST = MIB, 2**63
 
 
 def format_bytes(count: int) -> str:
@@ -34,7 +38,7 @@ def format_bytes(count: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes that a text such as ``"12GiB"``, ``"512 MB"`` or ``"1024"`` names.
+    """Return the bytes that a text such as ``"12GiB"``, ``"512 mb"`` or ``"1e9"`` names.
 
     Raises:
         ArgumentTypeError: ``text`` is not a string.
@@ -47,6 +51,44 @@ def parse_bytes(text: str) -> int:
     number = float(match[1]) if match else math.nan
     if factor is None or not math.isfinite(number * factor):
         raise ArgumentError(
-            f"{text!r} is not a size: write a number and B, KiB, MiB, GiB or TiB", given=text
+            f"{text!r} is not a size: write a number and its unit, such as '16GiB', '16 GB' or "
+            "'512MiB'",
+            given=text,
         )
     return int(number * factor)
+
+
+def meant_otherwise(amount: int | str) -> str | None:
+    """Return what a number of bytes without a unit was meant to be, if it is that small.
+
+    >>> meant_otherwise("80")
+    "'80%' or '80GiB'"
+    >>> meant_otherwise(16 * 2**30), meant_otherwise("80 bytes"), meant_otherwise(0)
+    (None, None, None)
+    """
+    text = str(amount).strip()
+    if not text.isdecimal() or not 0 < int(text) < _LEAST:
+        return None
+    return f"'{text}%' or '{text}GiB'" if int(text) <= 100 else f"'{text}MiB'"
+
+
+def check_size(name: str, size: object) -> int:
+    """Return an argument that is a number of bytes, once it is known to be one.
+
+    Raises:
+        ArgumentTypeError: it is not an int.
+        ArgumentError: it is not positive, so small that it was meant in GiB, or beyond 2**63.
+    """
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise wrong_type(name, "an int of bytes", size)
+    if size <= 0:
+        raise ArgumentError(f"{name} must be positive, got {size} bytes", given=size)
+    if size < _LEAST:
+        raise ArgumentError(
+            f"{name} is a number of bytes, and {size} bytes are no machine's memory: did you mean "
+            f"{size} * 2**30?",
+            given=size,
+        )
+    if size > _MOST:
+        raise ArgumentError(f"{name} is more bytes than any machine has", given=size)
+    return size

@@ -20,7 +20,7 @@ from mpskit.system.memory import system_memory
 __all__ = ["add_arguments", "run"]
 
 _PLOT = "mpskit-monitor.png"
-_NOT_FOUND, _NOT_RUNNABLE = 127, 126  # the exit codes of a shell
+_NOT_FOUND, _NOT_RUNNABLE, _KILLED = 127, 126, 137  # the exit codes of a shell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +96,8 @@ def _report(ended: Ended, timeline: Timeline, arguments: argparse.Namespace) -> 
         print_json("monitor", summary)
     else:
         print(_sentence(summary), file=sys.stderr)
+    if summary["exit_code"] == _KILLED:
+        print(_killed(summary), file=sys.stderr)
 
 
 def _written(path: str | None, write: Callable[[str], object]) -> str | None:
@@ -125,3 +127,12 @@ def _sentence(summary: dict[str, Any]) -> str:
     files = [Path(summary[kind]).name for kind in ("plot", "csv") if summary[kind]]
     text = f"mpskit monitor: peak memory {size} in {summary['seconds']:.1f} s"
     return f"{text}; wrote {', '.join(files)}" if files else text
+
+
+def _killed(summary: dict[str, Any]) -> str:
+    least = summary["least_available_bytes"]
+    seen = "" if least is None else f"; at the least {format_bytes(least)} of RAM were available"
+    return (
+        "mpskit monitor: the command was killed (SIGKILL), which the system mostly does when the "
+        f"machine's memory runs out{seen}. mpskit.explain_oom('exit code 137') says what to do."
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import sys
 from typing import TYPE_CHECKING, Any
 
 from mpskit._base.sizes import GIB, MIB
@@ -48,7 +49,9 @@ def _addresses() -> tuple[int, int, mmap.mmap]:
 def _reserve(size: int) -> mmap.mmap:
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, min(size, 256 * MIB))
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    # Linux counts private writable addresses as data, against limit_memory()'s RLIMIT_DATA.
+    sharing = mmap.MAP_SHARED if sys.platform == "linux" else mmap.MAP_PRIVATE
+    flags = sharing | mmap.MAP_ANONYMOUS | _NO_RESERVE
     return mmap.mmap(-1, size, flags=flags)
 
 

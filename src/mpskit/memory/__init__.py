@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from mpskit.memory.cache_scope import CacheKeeper, empty_cache_scope
     from mpskit.memory.limit import MemoryLimit, limit_memory
     from mpskit.memory.monitor import MemoryMonitor
-    from mpskit.memory.oom import OomExplanation, OomFigures, explain_oom, is_oom, parse_oom
-    from mpskit.memory.retry import next_batch_size, run_with_batch_size
+    from mpskit.memory.oom import OomFigures, is_oom, parse_oom
+    from mpskit.memory.oom_advice import OomExplanation, explain_oom
+    from mpskit.memory.retry import run_with_batch_size
     from mpskit.memory.snapshot import MemorySnapshot, memory_snapshot
     from mpskit.memory.working_set import WorkingSet, recommended_bytes
 
@@ -36,12 +37,11 @@ _PUBLIC = {
     "empty_cache": "mpskit.memory.cache",
     "CacheKeeper": "mpskit.memory.cache_scope",
     "empty_cache_scope": "mpskit.memory.cache_scope",
-    "OomExplanation": "mpskit.memory.oom",
+    "OomExplanation": "mpskit.memory.oom_advice",
     "OomFigures": "mpskit.memory.oom",
-    "explain_oom": "mpskit.memory.oom",
+    "explain_oom": "mpskit.memory.oom_advice",
     "is_oom": "mpskit.memory.oom",
     "parse_oom": "mpskit.memory.oom",
-    "next_batch_size": "mpskit.memory.retry",
     "run_with_batch_size": "mpskit.memory.retry",
     "WorkingSet": "mpskit.memory.working_set",
     "recommended_bytes": "mpskit.memory.working_set",
@@ -66,7 +66,6 @@ __all__ = [
     "memory_budget",
     "memory_budget_for",
     "memory_snapshot",
-    "next_batch_size",
     "parse_oom",
     "recommended_bytes",
     "run_with_batch_size",

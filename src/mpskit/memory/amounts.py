@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
-from mpskit._base.sizes import parse_bytes
+from mpskit._base.sizes import meant_otherwise, parse_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Amount", "amount_bytes", "share_of"]
@@ -26,7 +26,8 @@ def amount_bytes(amount: Amount, whole: int, name: str) -> int:
 
     Raises:
         ArgumentTypeError: it is none of these types.
-        ArgumentError: it is negative, not a number, or more than the whole where it is a share.
+        ArgumentError: it is negative, not a number, more than the whole where it is a share, or
+            so few bytes without a unit (``80``, ``"80"``) that a share or GiB must be meant.
     """
     if isinstance(amount, bool) or not isinstance(amount, int | float | str):
         raise ArgumentTypeError(
@@ -42,6 +43,9 @@ def amount_bytes(amount: Amount, whole: int, name: str) -> int:
         )
     if share is not None:
         return int(share * whole)
+    meant = None if isinstance(amount, float) else meant_otherwise(amount)
+    if meant is not None:
+        raise ArgumentError(f"{name}={amount!r} is in bytes: did you mean {meant}?", given=amount)
     return parse_bytes(amount) if isinstance(amount, str) else int(amount)
 
 

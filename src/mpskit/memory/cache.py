@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, computed_field
 
+from mpskit._base.locks import run_locked
 from mpskit._base.sizes import format_bytes
 from mpskit._base.state import remembered
 from mpskit._base.values import Value
@@ -153,12 +154,12 @@ def clear(
     if not devices and (above is not None or not collect):
         return None
     lock = _locks.setdefault(os.getpid(), threading.Lock())
-    if not lock.acquire(timeout=_PATIENCE_SECONDS if wait else 0):
-        return CacheReport(notes=(_BUSY,))
-    try:
-        return _clear(devices, collect, above)
-    finally:
-        lock.release()
+    return run_locked(
+        lock,
+        lambda: _clear(devices, collect, above),
+        CacheReport(notes=(_BUSY,)),
+        timeout=_PATIENCE_SECONDS if wait else 0,
+    )
 
 
 def devices_in_use(device: DeviceLike | None, *, look: bool = False) -> tuple[DeviceLike, ...]:

@@ -37,7 +37,7 @@ class empty_cache_scope:  # noqa: N801 - used like a function, as contextlib's o
 
     What the body raises is never hidden nor replaced: an error of the clearing itself becomes a
     note on it. If the body ran out of memory, the local variables of its finished frames are let
-    go first (never those of generators and coroutines) and the garbage is collected, so that the
+    go first (not those of generators that can be resumed) and the garbage is collected, so that the
     memory really comes back. On the CPU it does nothing but collect. One object may be used many
     times, nested, in threads and inside generators. ``async with`` clears in the event loop's
     thread, which waits: in a server give ``above``, so that it seldom happens.

@@ -7,23 +7,30 @@ that emptying the cache frees nothing.
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Iterator
-from types import FrameType
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 
 __all__ = ["release_frames"]
 
-# Clearing a generator's frame would close the generator, and its user may still want it.
 _RESUMABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _RESUMABLE |= inspect.CO_ITERABLE_COROUTINE
+# The objects that own a frame until they finish, and the attribute that tells it.
+_OWNERS = {
+    GeneratorType: "gi_frame",
+    CoroutineType: "cr_frame",
+    AsyncGeneratorType: "ag_frame",
+}
 
 
 def release_frames(exc: BaseException) -> int:
     """Clear the local variables of an exception's finished frames; return how many.
 
     The exceptions that led to it (causes, contexts, members of a group) are cleared too. Frames
-    that still run are left alone, and so are those of generators and coroutines. The traceback
-    keeps its files and lines; only a debugger that looks at it afterwards finds no variables.
+    that still run are left alone, and so are generators and coroutines that can be resumed; one
+    that raised is finished, and its frame is cleared. The traceback keeps its files and lines;
+    only a debugger that looks at it afterwards finds no variables.
     """
     return sum(_clear(frame) for member in _family(exc) for frame in _frames(member))
 
@@ -51,7 +58,7 @@ def _frames(exc: BaseException) -> Iterator[FrameType]:
 
 
 def _clear(frame: FrameType) -> bool:
-    if frame.f_code.co_flags & _RESUMABLE:
+    if frame.f_code.co_flags & _RESUMABLE and _is_owned(frame):
         return False
     try:
         frame.clear()
@@ -59,3 +66,16 @@ def _clear(frame: FrameType) -> bool:
         # It still runs: this is the frame of the `with`, or one above it.
         return False
     return True
+
+
+def _is_owned(frame: FrameType) -> bool:
+    """Return whether a generator or coroutine may still be resumed with this frame.
+
+    Clearing such a frame would close its owner (Python 3.13 refuses). An owner that has finished
+    knows its frame no more.
+    """
+    return any(
+        getattr(one, _OWNERS[type(one)]) is frame
+        for one in gc.get_referrers(frame)
+        if type(one) in _OWNERS
+    )

@@ -7,15 +7,18 @@ that the kernel enforces.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from pydantic import PrivateAttr
 
+from mpskit._base.locks import run_locked
 from mpskit._base.sizes import format_bytes
 from mpskit._base.state import remembered
 from mpskit._base.values import Value
@@ -43,6 +46,35 @@ _NO_COLLECTION = (
 Kind: TypeAlias = Literal["working-set", "device", "data"]
 
 
+class _Change:
+    """A cap that is set, and taken back once; it is taken back too if a block forgets it.
+
+    An interrupt may come between any two lines, so what is to be undone stands here before it is
+    done, and undoing it twice does no harm.
+    """
+
+    on = False
+    # In a `with`: if an interrupt ends even __exit__, the last reference undoes it.
+    armed = False
+
+    def __init__(self, put: Callable[[Any], None], value: Any, before: Any) -> None:
+        self._put, self._value, self._before = put, value, before
+
+    def make(self) -> None:
+        self.on = True
+        self._put(self._value)
+
+    def undo(self) -> None:
+        if self.on:
+            self._put(self._before)
+            self.on = False
+
+    def __del__(self) -> None:
+        if self.armed:
+            with suppress(Exception):
+                self.undo()
+
+
 class MemoryLimit(Value):
     """A cap that is in force; ``with`` it, or call :meth:`restore`, to bring the previous one back.
 
@@ -62,7 +94,7 @@ class MemoryLimit(Value):
     ratio: float | None = None
     previous_bytes: int | None = None
     notes: tuple[str, ...] = ()
-    _undo: Callable[[], None] | None = PrivateAttr(default=None)
+    _change: _Change = PrivateAttr(default_factory=lambda: _Change(lambda _: None, None, None))
     _entered: int = PrivateAttr(default=0)
 
     def __str__(self) -> str:
@@ -75,19 +107,36 @@ class MemoryLimit(Value):
 
     def restore(self) -> None:
         """Bring the previous cap back; a second call does nothing."""
-        with _lock:
-            undo, self._undo = self._undo, None
-            if undo is not None:
-                undo()
+        try:
+            run_locked(_lock, self._change.undo, None)
+        except Exception:
+            self._change.on = False
+            raise
+        except BaseException:
+            # Interrupted, perhaps before it was done.
+            with suppress(Exception):
+                run_locked(_lock, self._change.undo, None)
+            raise
 
     def __enter__(self) -> Self:
-        with _lock:
-            if self._undo is None:
-                raise ArgumentError(
-                    "this cap has been restored already: call limit_memory() again", given=self
-                )
-            self._entered += 1
+        try:
+            self._change.armed = True
+            run_locked(_lock, functools.partial(self._count, 1), None)
+            self._check_on()
+        except BaseException:
+            if self._entered <= 1:
+                self.restore()
+            raise
         return self
+
+    def _check_on(self) -> None:
+        if not self._change.on:
+            raise ArgumentError(
+                "this cap has been restored already: call limit_memory() again", given=self
+            )
+
+    def _count(self, by: int) -> None:
+        self._entered += by
 
     def __exit__(
         self,
@@ -95,12 +144,10 @@ class MemoryLimit(Value):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _lock:
-            self._entered -= 1
-            if self._entered:
-                return
         try:
-            self.restore()
+            run_locked(_lock, functools.partial(self._count, -1), None)
+            if not self._entered:
+                self.restore()
         except Exception as trouble:
             if error is None:
                 raise
@@ -137,8 +184,23 @@ def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit
     from mpskit.device import get_optimal_device
 
     asked = backend(as_device(device) if device is not None else get_optimal_device().device)
-    with _lock:
-        return _RULES[asked.kind.memory](asked, limit)
+    made: list[MemoryLimit] = []
+    try:
+        run_locked(_lock, lambda: _set(asked, limit, made), None)
+        return made[0]
+    except BaseException:
+        # It does not hold, or an interrupt came before anybody else could take it back.
+        for cap in made:
+            with suppress(Exception):
+                cap._change.undo()
+        raise
+
+
+def _set(asked: Backend, limit: Amount, made: list[MemoryLimit]) -> None:
+    made.append(_RULES[asked.kind.memory](asked, limit))
+    made[0]._change.make()
+    if made[0].kind == "data" and can_map(made[0].limit_bytes):
+        raise DeviceUnavailableError("this kernel does not enforce RLIMIT_DATA", given=limit)
 
 
 def high_watermark() -> float:
@@ -180,7 +242,7 @@ def _limit_mps(asked: Backend, limit: Amount) -> MemoryLimit:
         )
     held = asked.reserved_bytes() or 0
     notes = (*_low_notes(size / base), *_full_notes(held, size))
-    return _apply(asked, "working-set", size / base, base, high_watermark(), notes)
+    return _planned(asked, "working-set", size / base, base, high_watermark(), notes)
 
 
 def _low_notes(ratio: float) -> tuple[str, ...]:
@@ -202,14 +264,13 @@ def _limit_share(asked: Backend, limit: Amount) -> MemoryLimit:
     size = _wanted(limit, total, asked.device)
     before = asked.memory_fraction() or _caps.get(_key(asked), 1.0)
     notes = _full_notes(asked.reserved_bytes() or 0, size)
-    return _apply(asked, "device", size / (total or size), total or size, before, notes)
+    return _planned(asked, "device", size / (total or size), total or size, before, notes)
 
 
-def _apply(
+def _planned(
     asked: Backend, kind: Kind, ratio: float, base: int, before: float, notes: tuple[str, ...]
 ) -> MemoryLimit:
-    _put(asked, ratio)
-    applied = MemoryLimit(
+    cap = MemoryLimit(
         device=str(asked.device),
         limit_bytes=limit_bytes(base, ratio),
         kind=kind,
@@ -217,8 +278,8 @@ def _apply(
         previous_bytes=limit_bytes(base, before) if before else None,
         notes=notes,
     )
-    applied._undo = lambda: _put(asked, before)
-    return applied
+    cap._change = _Change(functools.partial(_put, asked), ratio, before)
+    return cap
 
 
 def _put(asked: Backend, ratio: float) -> None:
@@ -246,8 +307,8 @@ def _limit_cpu(asked: Backend, limit: Amount) -> MemoryLimit:
         )
     host = detect_host()
     size = _wanted(limit, host.memory_limit_bytes or host.memory_total_bytes, asked.device)
-    previous = _set_data_limit(size, limit)
-    applied = MemoryLimit(
+    previous = _soft_limit(size, limit)
+    cap = MemoryLimit(
         device=str(asked.device),
         limit_bytes=size,
         kind="data",
@@ -257,8 +318,8 @@ def _limit_cpu(asked: Backend, limit: Amount) -> MemoryLimit:
             *_full_notes(_mapped(), size),
         ),
     )
-    applied._undo = lambda: set_data_limit(previous)
-    return applied
+    cap._change = _Change(set_data_limit, size, previous)
+    return cap
 
 
 _RULES: dict[MemoryClass, Callable[[Backend, Amount], MemoryLimit]] = {
@@ -268,18 +329,14 @@ _RULES: dict[MemoryClass, Callable[[Backend, Amount], MemoryLimit]] = {
 }
 
 
-def _set_data_limit(size: int, given: Amount) -> int | None:
-    """Set the soft limit and return the one before; refuse where the kernel ignores it."""
+def _soft_limit(size: int, given: Amount) -> int | None:
+    """Return the soft limit in force; refuse a new one above the hard limit."""
     previous, hard = data_limit()
     if hard is not None and size > hard:
         raise ArgumentError(
             f"limit={given!r} is above this process's hard limit of {format_bytes(hard)}",
             given=given,
         )
-    set_data_limit(size)
-    if can_map(size):
-        set_data_limit(previous)
-        raise DeviceUnavailableError("this kernel does not enforce RLIMIT_DATA", given=given)
     return previous
 
 

@@ -18,36 +18,43 @@ __all__ = ["OomText", "find_sizes", "oom_texts", "recognise"]
 # torch counts in powers of two under either name: "GB" and "GiB" are both 2**30 (c10's
 # format_size; the letter i came with torch 2.8).
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB, "P": MIB * GIB, "E": GIB * GIB}
-_NUMBER = r"\d{1,24}(?:\.\d{0,12})?"
-_SIZE = rf"({_NUMBER})\s*(bytes?|[KMGTPE]i?B|B)\b"
+# Not from the middle of a number: each digit of a long one would be tried as a start.
+_NUMBER = r"(?<![\d.])\d{1,24}(?:\.\d{0,12})?"
+_SIZE = rf"({_NUMBER}) ?(bytes?|[KMGTPE]i?B|B)\b"
 # numpy and Metal leave the unit out where the figure is in bytes.
-_BARE = rf"({_NUMBER})\s*(bytes?|[KMGTPE]i?B|B)?"
+_BARE = rf"({_NUMBER})(?: ?(bytes?|[KMGTPE]i?B)\b)?"
 
-# Field -> the phrases that carry it, the plainest first.
+# Field -> the phrases that carry it, the plainest first; a space stands for any gap.
 _PHRASES = {
     "allocated": (
-        rf"MPS allocated:\s*{_SIZE}",
-        rf"{_SIZE}\s+is\s+allocated\s+by\s+PyTorch",
-        rf"{_SIZE}\s+already\s+allocated",
+        rf"MPS allocated: ?{_SIZE}",
+        rf"{_SIZE} is allocated by PyTorch",
+        rf"{_SIZE} already allocated",
     ),
-    "other": (rf"other\s+allocations:\s*{_SIZE}",),
+    "other": (rf"other allocations: ?{_SIZE}",),
     "max_allowed": (
-        rf"max\s+allowed:\s*{_SIZE}",
-        rf"{_SIZE}\s+allowed;",
+        rf"max allowed: ?{_SIZE}",
+        rf"{_SIZE} allowed;",
         # "capacty" is how torch 2.1 to 2.2 spelt it.
-        rf"total\s+capaci?ty\s+of\s+{_SIZE}",
-        rf"{_SIZE}\s+total\s+capacity",
+        rf"total capaci?ty of {_SIZE}",
+        rf"{_SIZE} total capacity",
     ),
     "requested": (
-        rf"tried\s+to\s+allocate\s+{_SIZE}",
-        rf"Invalid\s+buffer\s+size:\s*{_BARE}",
-        rf"Unable\s+to\s+allocate\s+{_SIZE}",
-        rf"unable\s+to\s+mmap\s+{_SIZE}",
+        rf"(?:tried|trying) to allocate {_SIZE}",
+        rf"Invalid buffer size: ?{_BARE}",
+        rf"Unable to allocate {_SIZE}",
+        rf"unable to mmap {_SIZE}",
+        rf"Attempting to allocate {_SIZE}",
+        rf"MTLBuffer for size {_BARE}",
+        rf"Failed to CUDA calloc(?: async)? {_SIZE}",
+        rf"requested buffer of size {_BARE}",
     ),
-    "free": (rf"of\s+which\s+{_SIZE}\s+is\s+free", rf"{_SIZE}\s+free;"),
-    "cached": (rf"{_SIZE}\s+is\s+reserved\s+by\s+PyTorch\s+but", rf"{_SIZE}\s+cached"),
-    "reserved": (rf"{_SIZE}\s+reserved\s+in\s+total\s+by\s+PyTorch",),
+    "free": (rf"of which {_SIZE} is free", rf"{_SIZE} free;"),
+    "cached": (rf"{_SIZE} is reserved by PyTorch but", rf"{_SIZE} cached"),
+    "reserved": (rf"{_SIZE} reserved in total by PyTorch",),
 }
+# A log wraps lines anywhere, and a quotation begins them with a sign.
+_GAP = r"[\s#>|]"
 
 
 class OomText(NamedTuple):
@@ -58,13 +65,18 @@ class OomText(NamedTuple):
     pattern: re.Pattern[str]
     example: str
     source: str
+    types: tuple[str, ...] = ()
 
 
 @functools.cache
 def oom_texts() -> tuple[OomText, ...]:
     """Return every known text; the first whose pattern is found is the one."""
     rows = read_toml("oom_texts.toml")["text"]
-    return tuple(OomText(**(row | {"pattern": _compiled(row["pattern"])})) for row in rows)
+    return tuple(_row(**row) for row in rows)
+
+
+def _row(*, pattern: str, types: tuple[str, ...] = (), **cells: str) -> OomText:
+    return OomText(pattern=_compiled(pattern), types=tuple(types), **cells)
 
 
 def recognise(text: str) -> OomText | None:
@@ -84,16 +96,14 @@ def find_sizes(text: str) -> dict[str, int]:
 
 @functools.cache
 def _phrases() -> dict[str, tuple[re.Pattern[str], ...]]:
-    flags = re.IGNORECASE | re.ASCII
     return {
-        field: tuple(re.compile(phrase, flags) for phrase in phrases)
-        for field, phrases in _PHRASES.items()
+        field: tuple(_compiled(phrase) for phrase in phrases) for field, phrases in _PHRASES.items()
     }
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
-    # Logs wrap lines anywhere, so a space stands for any white space.
-    spaced = pattern.replace(" ?", r"\s*").replace(" ", r"\s+")
+    # Possessive: a gap that is followed by something else is not tried shorter.
+    spaced = pattern.replace(" ?", f"{_GAP}*+").replace(" ", f"{_GAP}++")
     return re.compile(spaced, re.IGNORECASE | re.DOTALL | re.ASCII)
 
 

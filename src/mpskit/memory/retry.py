@@ -1,105 +1,88 @@
-"""Finding a batch size that fits by trying, with the next size taken from the error's figures."""
+"""Finding the batch size that fits by trying: a step that reaches its optimizer has fitted."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
 
 from mpskit._base.log import log
 from mpskit.backends.memory import backend
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning, OutOfMemory
+from mpskit.memory.batch_search import BatchSearch, limit_of, share_that_fits
 from mpskit.memory.cache import check_device, clear, devices_in_use
 from mpskit.memory.frames import release_frames
-from mpskit.memory.oom import OomFigures, explain_oom, figures_of, is_oom
+from mpskit.memory.gradients import Gradients
+from mpskit.memory.oom import figures_of, is_oom
+from mpskit.memory.oom_advice import explain_oom
+from mpskit.memory.optimizer_watch import Left, OptimizerWatch, states_to_come
 
 if TYPE_CHECKING:
     from mpskit.backends.memory import DeviceLike
 
-__all__ = ["next_batch_size", "run_with_batch_size"]
+__all__ = ["run_with_batch_size"]
 
 _T = TypeVar("_T")
+_R_co = TypeVar("_R_co", covariant=True)
+_P = ParamSpec("_P")
+_S = TypeVar("_S")
 
-# What of the size that the figures allow is tried. The figures are from the middle of a step, so
-# they understate its need: each further failure gives less credit.
-_CREDIT = (0.9, 0.75)
-_LEAST_CREDIT = 0.5
-_NAME = "batch_size"
+_NAME, _ACCUMULATE = "batch_size", "accumulate"
 # The caller of run_with_batch_size(), or of the function that it decorated.
 _STACKLEVEL = 4
+# A call that returned after so long is worth more than a larger batch.
+_LONG_SECONDS = 10.0
+_clock = time.monotonic
+_GRADIENTS = (
+    "the call that ran out of memory has added to gradients that were there before it, and a "
+    "second one would add to them again: call zero_grad() first in the function, or before it"
+)
 
 
-def next_batch_size(
-    batch_size: int,
-    figures: OomFigures,
-    *,
-    failures: int = 1,
-    base_bytes: int = 0,
-    max_buffer_bytes: int | None = None,
-    min: int = 1,  # noqa: A002 - the name that run_with_batch_size gives it
-) -> int:
-    """Return the size to try after ``batch_size`` ran out of memory: smaller, at least ``min``.
+class _Sized(Protocol[_P, _R_co]):
+    """A function whose batch size is found for it; ``batch_size=`` says where to start."""
 
-    At the failure the step needed what was held plus what was asked for. Less ``base_bytes``,
-    which were there before and do not grow with the batch (weights, optimizer states), that is
-    what ``batch_size`` items need at least; the limit less ``base_bytes`` is what there is. The
-    size is scaled by the quotient, and by 0.9 after the first failure, 0.75 after the second and
-    0.5 after that, because the failure came in the middle of a step whose peak is not known. For
-    one buffer that is too large, only that buffer counts. Without figures it is halved.
-
-    Args:
-        batch_size: the size that failed.
-        figures: what the error said.
-        failures: how many sizes have failed so far, this one counted.
-        base_bytes: live tensors before the first try, in bytes.
-        max_buffer_bytes: the device's largest single buffer.
-        min: the smallest size worth trying.
-    """
-    share = _share(figures, base_bytes, max_buffer_bytes)
-    if share is None:
-        scaled = batch_size // 2
-    else:
-        credit = _CREDIT[failures - 1] if failures <= len(_CREDIT) else _LEAST_CREDIT
-        scaled = int(batch_size * share * credit)
-    # max() and min() by hand: the second is an argument here.
-    smaller = scaled if scaled < batch_size else batch_size - 1
-    return smaller if smaller > min else min
+    @overload
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co: ...
+    @overload
+    def __call__(self, *args: Any, batch_size: int, **kwargs: Any) -> _R_co: ...
 
 
-def _share(figures: OomFigures, base: int, max_buffer: int | None) -> float | None:
-    """Return which part of the batch fits by the figures, from 0 to 1; None if they do not say."""
-    if figures.requested is None or figures.requested <= 0:
-        return None
-    if figures.kind == "buffer":
-        there, needed = max_buffer, figures.requested
-    else:
-        there, needed = _room(figures, base)
-    if there is None or needed <= 0:
-        return None
-    return min(1.0, max(0.0, there / needed))
+class _Decorator(Protocol):
+    """Takes the batch size out of a function's signature; in a method it comes after ``self``."""
 
-
-def _room(figures: OomFigures, base: int) -> tuple[int | None, int]:
-    """Return the bytes there are for the batch, and those that it needed when it failed."""
-    limit, held = figures.max_allowed, figures.allocated
-    if limit is None or held is None:
-        return None, 0
-    if figures.free is not None:
-        # The device has memory of its own, and others may hold some of it: that is no room.
-        limit = min(limit, figures.free + (figures.cached or 0) + held)
-    held += figures.other or 0
-    return limit - base, held - base + (figures.requested or 0)
+    @overload
+    def __call__(self, function: Callable[Concatenate[int, _P], _T], /) -> _Sized[_P, _T]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[_S, int, _P], _T], /
+    ) -> Callable[Concatenate[_S, _P], _T]: ...
+    @overload
+    def __call__(self, function: Callable[..., _T], /) -> Callable[..., _T]: ...
 
 
 @overload
 def run_with_batch_size(
     fn: Callable[..., _T],
-    start: int,
+    start: int | None = ...,
     *,
     min: int = ...,
+    effective: int | None = ...,
+    repeat: bool = ...,
     fallback: Literal["cpu"] | None = ...,
     device: DeviceLike | None = ...,
 ) -> _T: ...
@@ -109,20 +92,24 @@ def run_with_batch_size(
     start: int | None = ...,
     *,
     min: int = ...,
+    effective: int | None = ...,
+    repeat: bool = ...,
     fallback: Literal["cpu"] | None = ...,
     device: DeviceLike | None = ...,
-) -> Callable[[Callable[..., _T]], Callable[..., _T]]: ...
+) -> _Decorator: ...
 
 
 def run_with_batch_size(
-    fn: Callable[..., _T] | int | None = None,
+    fn: Callable[..., Any] | int | None = None,
     start: int | None = None,
     *,
     min: int = 1,  # noqa: A002 - the natural name, and nothing here needs the builtin
+    effective: int | None = None,
+    repeat: bool = True,
     fallback: Literal["cpu"] | None = None,
     device: DeviceLike | None = None,
-) -> _T | Callable[[Callable[..., _T]], Callable[..., _T]]:
-    """Call ``fn(batch_size)``, with a smaller batch for as long as it runs out of memory.
+) -> Any:
+    """Call ``fn(batch_size)`` with the largest batch that fits, or nearly: 90% of it at least.
 
         result = run_with_batch_size(train, 64)
 
@@ -130,17 +117,29 @@ def run_with_batch_size(
         def train(batch_size, model, *, epochs): ...
         train(model, epochs=3)
 
-    After an out-of-memory error the failed call's tensors are let go, the garbage collected and
-    the cache emptied; then the next size comes from the error's figures (:func:`next_batch_size`
-    has the rule). Any other error is raised at once, untouched.
+        @run_with_batch_size(effective=32)
+        def train(batch_size, model, *, accumulate): ...
+
+    After an out-of-memory error the failed call's tensors are let go, the gradients it added taken
+    back, the garbage collected and the cache emptied; then a smaller size is tried. Any other error
+    is raised at once, untouched.
+
+    A size has fitted as soon as the call comes to its first ``optimizer.step()``. If a larger one
+    may fit, the call is left there, before any weight has changed, by an exception that is no
+    ``Exception``, and what it took says which size to try. A call without an optimizer has fitted
+    when it returns; it is called again with a larger size, unless it took over 10 s. So ``fn``
+    starts from the beginning each time, as it has to after an error.
 
     Args:
         fn: called with the batch size as its argument ``batch_size``, or as its first one (after
             ``self`` or ``cls``) if it has none of that name. Left out, a decorator is returned:
             every argument of the decorated function is kept, and a caller may give
             ``batch_size=`` to start from.
-        start: the first size to try.
+        start: the first size to try, and the largest; ``effective`` if it is left out.
         min: the smallest size to try.
+        effective: the batch size to keep by accumulating gradients: only sizes that divide it are
+            tried, and ``fn`` is given ``accumulate=effective // batch_size``.
+        repeat: False: the first size that fits is final, and no call is left or repeated.
         fallback: ``"cpu"``: if even ``min`` does not fit, call ``fn`` once more with
             ``device="cpu"`` and the first size, and warn. ``fn`` must take ``device``.
         device: whose cache to empty (default: those in use). Passed on as ``device`` if ``fn``
@@ -150,8 +149,10 @@ def run_with_batch_size(
         What ``fn`` returned.
 
     Raises:
-        OutOfMemory: not even ``min`` fits; the backend's error is its ``__cause__``.
-        ArgumentError: a size is below 1, ``min`` above ``start``, or the fallback is not possible.
+        OutOfMemory: not even ``min`` fits, or a failed call has written into gradients that were
+            there before it; the backend's error is its ``__cause__``.
+        ArgumentError: a size is below 1, ``min`` above ``start``, ``start`` does not divide
+            ``effective``, or the fallback is not possible.
         ArgumentTypeError: an argument has the wrong type, or ``fn`` is async or a generator.
 
     Warns:
@@ -159,24 +160,29 @@ def run_with_batch_size(
     """
     if isinstance(fn, int) and start is None:
         fn, start = None, fn
-    settings = _Settings(_checked_sizes(start, min), min, _checked_fallback(fallback), device)
+    if effective is not None:
+        _check_size("effective", effective)
+        start = effective if start is None else start
+    settings = _Settings(start, min, effective, repeat, _checked_fallback(fallback), device)
+    _sizes(start, settings)
     check_device(device)
     if fn is not None:
-        result: _T = _Search(settings, _Target(fn, fallback), (), {}).run()
-        return result
+        return _Search(settings, _Target(fn, settings), (), {}).run()
     return functools.partial(_decorated, settings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    start: int
+    start: Any
     least: int
+    effective: int | None
+    repeat: bool
     fallback: Literal["cpu"] | None
     device: DeviceLike | None
 
 
 def _decorated(settings: _Settings, function: Callable[..., _T]) -> Callable[..., _T]:
-    target = _Target(function, settings.fallback)
+    target = _Target(function, settings)
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> _T:
@@ -189,25 +195,49 @@ def _decorated(settings: _Settings, function: Callable[..., _T]) -> Callable[...
 class _Target:
     """A function, and where its batch size and device go."""
 
-    def __init__(self, function: Any, fallback: str | None) -> None:
+    def __init__(self, function: Any, settings: _Settings) -> None:
         _check_function(function)
         self._function = function
         parameters = _parameters(function)
         self._place = _place(parameters)
-        self.takes_device = "device" in parameters or any(
-            one.kind is one.VAR_KEYWORD for one in parameters.values()
-        )
-        if fallback and not self.takes_device:
+        self._any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        self._names = parameters.keys()
+        self._gradients: Gradients | None = None
+        if settings.fallback and not self.takes("device"):
             raise ArgumentError(
                 "fallback='cpu' needs a function that takes device=, to be told to use the CPU",
                 given=function,
             )
+        if settings.effective is not None and not self.takes(_ACCUMULATE):
+            raise ArgumentError(
+                "effective= needs a function that takes accumulate=, the batches to add up before "
+                "a step",
+                given=function,
+            )
+
+    def takes(self, name: str) -> bool:
+        return self._any or name in self._names
+
+    def gradients(self) -> Gradients:
+        """Return the gradients of now; of a decorated function the leaves are looked for once."""
+        known = None if self._gradients is None else self._gradients.leaves
+        self._gradients = Gradients(known)
+        return self._gradients
 
     def call(self, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call with the batch size in its place and every other argument as it came."""
         if self._place is None or len(args) < self._place:
             return self._function(*args, **kwargs, **{_NAME: size})
         return self._function(*args[: self._place], size, *args[self._place :], **kwargs)
+
+
+class _Outcome(NamedTuple):
+    """How a call ended: out of memory, with a result, or left at its optimizer (neither)."""
+
+    error: Exception | None = None
+    result: Any = None
+    returned: bool = False
+    final: bool = False
 
 
 class _Search:
@@ -220,77 +250,142 @@ class _Search:
         self._target = target
         self._args = args
         self._kwargs = dict(kwargs)
-        start = self._kwargs.pop(_NAME, settings.start)
-        self._start = _checked_sizes(start, settings.least)
-        if settings.device is not None and target.takes_device:
+        self._sizes = _sizes(self._kwargs.pop(_NAME, settings.start), settings)
+        if settings.device is not None and target.takes("device"):
             self._kwargs.setdefault("device", settings.device)
-        self._base = _live_bytes(settings.device)
+        self._measured = bool(devices_in_use(settings.device))
+        self._search = BatchSearch(self._sizes, measured=self._measured and settings.repeat)
+        # The next size that fits is final: a call with it runs to its end.
+        self._settled = not settings.repeat
+        # An optimizer's first step makes its states: what fails then is judged at the second.
+        self._judged_step = 1
+        self._base = 0
+        self._error: Exception | None = None
 
     def run(self) -> Any:
-        size, failures = self._start, 0
+        size, kept = self._sizes[-1], _Outcome()
         while True:
-            result, error = self._attempt(size)
-            if error is None:
-                return result
-            if size <= self._settings.least:
-                return self._give_up(error)
-            failures += 1
-            smaller = self._smaller(size, figures_of(error), failures)
-            log.info("batch size %d ran out of memory, trying %d", size, smaller)
-            size = smaller
+            outcome = self._attempt(size)
+            if outcome.final:
+                return outcome.result
+            if outcome.returned:
+                kept = outcome
+            if outcome.error is not None:
+                self._failed(size, outcome.error)
+            low, following = self._search.low, self._search.next()
+            if following is None and low is None:
+                return self._give_up()
+            if following is None and kept.returned:
+                return kept.result
+            self._settled = self._settled or following is None
+            state = "fits" if outcome.error is None else "ran out of memory"
+            size, before = following or low or size, size
+            log.info("batch size %d %s, trying %d", before, state, size)
 
-    def _attempt(self, size: int, **overrides: Any) -> tuple[Any, Exception | None]:
+    def _attempt(self, size: int, **overrides: Any) -> _Outcome:
+        """Call the function with a size, and clean up behind it unless this was the last call."""
+        gradients = self._target.gradients()
+        self._base = _live_bytes(self._settings.device)
+        began = _clock()
+        watch = OptimizerWatch(
+            lambda optimizer: self._is_final(size, gradients, states_to_come(optimizer)),
+            step=self._judged_step,
+        )
         try:
-            return self._target.call(size, self._args, self._kwargs | overrides), None
-        except Exception as error:
-            if not is_oom(error):
+            with watch:
+                result = self._call(size, overrides)
+        except (Exception, Left) as error:
+            if not watch.left and not (isinstance(error, Exception) and is_oom(error)):
                 raise
-            failed = error
+            ended: BaseException = error
+        else:
+            long = watch.stepped or _clock() - began > _LONG_SECONDS
+            if not watch.left and (long or self._is_final(size, gradients)):
+                return _Outcome(result=result, returned=True, final=True)
+            return self._left(_Outcome() if watch.left else _Outcome(None, result, True), gradients)
         # Out here nothing refers to the failed call but the error itself.
-        self._clean(failed)
-        return None, failed
+        release_frames(ended)
+        if watch.left or not isinstance(ended, Exception):
+            return self._left(_Outcome(), gradients)
+        self._clean(ended)
+        changes = gradients.changes()
+        if changes.written:
+            raise OutOfMemory(_GRADIENTS, given=size) from ended
+        changes.take_back()
+        if watch.stepped and self._settings.repeat:
+            self._search.forget()
+            self._judged_step, self._settled = 2, False
+        return _Outcome(error=ended)
 
-    def _clean(self, error: Exception) -> None:
-        release_frames(error)
+    def _call(self, size: int, overrides: dict[str, Any]) -> Any:
+        effective, kwargs = self._settings.effective, self._kwargs | overrides
+        if effective is not None:
+            kwargs[_ACCUMULATE] = effective // size
+        return self._target.call(size, self._args, kwargs)
+
+    def _is_final(self, size: int, gradients: Gradients, to_come: int = 0) -> bool:
+        """Take note that a size fits; return whether the call goes on, and is the last one."""
+        if self._settled:
+            return True
+        held = _held_bytes(self._settings.device)
+        self._search.fits(size, None if held is None else held + to_come, self._base)
+        if self._search.next() is None:
+            return True
+        return not gradients.are_none and gradients.changes().written
+
+    def _left(self, outcome: _Outcome, gradients: Gradients) -> _Outcome:
+        """Take back what a call did that is not the last; keep a result that takes no memory."""
+        changes = gradients.changes()
+        keeps = not self._measured and not changes.new
+        changes.take_back()
+        self._clean(None)
+        return outcome if keeps else _Outcome()
+
+    def _clean(self, error: Exception | None) -> None:
         try:
             clear(self._settings.device, collect=True, wait=True)
         except Exception as trouble:  # noqa: BLE001 - the next try, or the error itself, will tell
-            error.add_note(f"mpskit could not clear the cache after this: {trouble!r}")
+            log.debug("the cache could not be cleared", exc_info=True)
+            if error is not None:
+                error.add_note(f"mpskit could not clear the cache after this: {trouble!r}")
 
-    def _smaller(self, size: int, figures: OomFigures, failures: int) -> int:
+    def _failed(self, size: int, error: Exception) -> None:
+        self._error, figures = error, figures_of(error)
+        buffer = figures.kind == "buffer"
         device = self._settings.device or figures.backend or "cpu"
-        largest = backend(device).max_buffer_bytes() if figures.kind == "buffer" else None
-        return next_batch_size(
-            size,
-            figures,
-            failures=failures,
-            base_bytes=self._base,
-            max_buffer_bytes=largest,
-            min=self._settings.least,
-        )
+        largest = backend(device).max_buffer_bytes() if buffer else None
+        share = share_that_fits(figures, self._base, largest)
+        self._search.fails(size, share, limit=limit_of(figures), exact=buffer)
 
-    def _give_up(self, error: Exception) -> Any:
+    def _give_up(self) -> Any:
         """Use the fallback if there is one, else raise what the backend raised, explained."""
-        fallback, size = self._settings.fallback, self._settings.least
+        fallback, size = self._settings.fallback, self._sizes[0]
         if fallback is not None:
             warnings.warn(
                 f"not even a batch size of {size} fits on the device, so the CPU is used",
                 DeviceFallbackWarning,
                 stacklevel=_STACKLEVEL,
             )
-            size = self._start
-            result, failed = self._attempt(size, device=fallback)
-            if failed is None:
-                return result
-            error = failed
+            size, self._settled = self._sizes[-1], True
+            outcome = self._attempt(size, device=fallback)
+            if outcome.error is None:
+                return outcome.result
+            self._error = outcome.error
+        why = "" if self._error is None else f"\n{explain_oom(self._error, gave_up=True)}"
         raise OutOfMemory(
-            f"not even a batch size of {size} fits.\n{explain_oom(error)}", given=size
-        ) from error
+            f"not even a batch size of {size} fits.{why}", given=size
+        ) from self._error
 
 
 def _live_bytes(device: DeviceLike | None) -> int:
     """Return the bytes of live tensors on the devices in use: what does not grow with a batch."""
     return sum(backend(one).allocated_bytes() or 0 for one in devices_in_use(device))
+
+
+def _held_bytes(device: DeviceLike | None) -> int | None:
+    """Return what the backend holds for this process: after a step, the most that it needed."""
+    held = [backend(one).reserved_bytes() for one in devices_in_use(device)]
+    return sum(size or 0 for size in held) if held and None not in held else None
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -325,19 +420,33 @@ def _check_function(function: object) -> None:
         )
 
 
-def _checked_sizes(start: Any, least: Any) -> int:
-    for name, size in (("start", start), ("min", least)):
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise ArgumentTypeError(
-                f"{name} is a batch size such as 64, not {size!r}: "
-                "run_with_batch_size(fn, 64) or @run_with_batch_size(64)",
-                given=size,
-            )
-        if size < 1:
-            raise ArgumentError(f"{name} is a batch size from 1, not {size}", given=size)
+def _sizes(start: Any, settings: _Settings) -> Sequence[int]:
+    """Return the sizes that may be tried, ascending; the last is ``start``."""
+    least, effective = settings.least, settings.effective
+    _check_size("start", start)
+    _check_size("min", least)
     if start < least:
         raise ArgumentError(f"start={start} is below min={least}", given=start)
-    return int(start)
+    if effective is None:
+        return range(least, start + 1)
+    if effective % start:
+        raise ArgumentError(
+            f"start={start} does not divide effective={effective}: no whole number of batches "
+            "makes one step",
+            given=start,
+        )
+    return [size for size in range(least, start + 1) if effective % size == 0]
+
+
+def _check_size(name: str, size: Any) -> None:
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise ArgumentTypeError(
+            f"{name} is a batch size such as 64, not {size!r}: "
+            "run_with_batch_size(fn, 64) or @run_with_batch_size(64)",
+            given=size,
+        )
+    if size < 1:
+        raise ArgumentError(f"{name} is a batch size from 1, not {size}", given=size)
 
 
 def _checked_fallback(fallback: Any) -> Literal["cpu"] | None:

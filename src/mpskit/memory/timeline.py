@@ -84,15 +84,17 @@ class Timeline:
 def growth_without_tensors(samples: Sequence[Sample]) -> int | None:
     """Return by how much the driver's memory grew while the tensors' did not; None if it did not.
 
-    The newest 60 samples are cut into four parts. The driver's highest figure has to rise in every
-    part, by 256 MiB and a tenth altogether, while the tensors' highest differs by no more than a
-    tenth of that. One step up, as when an allocator warms up, is not growth.
+    The newest 60 samples, since the driver last gave memory back, are cut into four parts. The
+    driver's highest figure has to rise in every part, by 256 MiB and a tenth altogether, while the
+    tensors' highest differs by no more than a tenth of that. One step up, as when an allocator
+    warms up, is not growth; nor is a retry with another batch size, which clears the cache between.
     """
     rows = [
         (sample.reserved_bytes, sample.allocated_bytes)
         for sample in samples[-_WINDOW:]
         if sample.reserved_bytes is not None and sample.allocated_bytes is not None
     ]
+    rows = rows[_last_drop(rows) :]
     if len(rows) < _LEAST_SAMPLES:
         return None
     size = len(rows) // _PARTS
@@ -103,6 +105,13 @@ def growth_without_tensors(samples: Sequence[Sample]) -> int | None:
     rising = all(before < after for before, after in itertools.pairwise(held))
     large = growth >= max(_LEAST_GROWTH, held[0] // 10)
     return growth if rising and large and max(live) - min(live) <= growth // 10 else None
+
+
+def _last_drop(rows: Sequence[tuple[int, int]]) -> int:
+    """Return where the driver's figure last fell by more than a tenth of itself."""
+    held = [reserved for reserved, _ in rows]
+    drops = (i for i in range(len(held) - 1, 0, -1) if held[i] < held[i - 1] * 9 // 10)
+    return next(drops, 0)
 
 
 def write_csv(samples: Iterable[Sample], path: str | Path) -> Path:
@@ -118,7 +127,7 @@ def write_csv(samples: Iterable[Sample], path: str | Path) -> Path:
             writer = csv.writer(file)
             writer.writerow(Sample._fields)
             writer.writerows(samples)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unwritable(target, error) from error
     return target
 
@@ -150,7 +159,7 @@ def plot_samples(samples: Sequence[Sample], path: str | Path, title: str) -> Pat
     _draw(figure.add_subplot(), samples, title)
     try:
         canvas.print_png(str(target))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unwritable(target, error) from error
     return target
 
@@ -183,6 +192,7 @@ def _target(path: object) -> Path:
     return Path(path)
 
 
-def _unwritable(path: Path, error: OSError) -> ArgumentError:
-    reason = error.strerror or type(error).__name__
+def _unwritable(path: Path, error: OSError | ValueError) -> ArgumentError:
+    # A ValueError is a name that no file can have (a NUL in it).
+    reason = getattr(error, "strerror", None) or str(error)
     return ArgumentError(f"{path.name!r} cannot be written: {reason}", given=str(path))

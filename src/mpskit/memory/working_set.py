@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from mpskit._base.arguments import wrong_type
 from mpskit._base.data import read_csv
-from mpskit._base.sizes import GIB, MIB, format_bytes
+from mpskit._base.sizes import GIB, MIB, check_size, format_bytes
 from mpskit._base.values import Value
 from mpskit.allocator.watermarks import limit_bytes
 from mpskit.errors import ArgumentError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Confidence",
     "WorkingSet",
+    "default_limits",
     "limit_bytes",
     "recommended_bytes",
     "rule_of",
@@ -97,13 +98,13 @@ def recommended_bytes(
         ArgumentTypeError: a size is not an int, or ``macos`` is not a string.
         ArgumentError: a size is not positive, or ``macos`` is not a version.
     """
-    _check_size("ram_bytes", ram_bytes)
+    check_size("ram_bytes", ram_bytes)
     version = _major(macos)
     if vram_bytes is not None:
-        _check_size("vram_bytes", vram_bytes)
+        check_size("vram_bytes", vram_bytes)
         return _discrete(vram_bytes)
     if wired_limit_bytes not in (None, 0):
-        _check_size("wired_limit_bytes", wired_limit_bytes)
+        check_size("wired_limit_bytes", wired_limit_bytes)
     row = _row(version, ram_bytes)
     stock = _keep(row.keep, ram_bytes)
     size = wired_limit_bytes or stock
@@ -122,6 +123,19 @@ def rule_of(host: Host) -> WorkingSet | None:
         return None
     wired, macos = host.wired_limit_bytes, host.os_version or DEFAULT_MACOS
     return recommended_bytes(host.memory_total_bytes, macos, wired_limit_bytes=wired)
+
+
+@functools.cache
+def default_limits() -> tuple[int, ...]:
+    """Return PyTorch's default hard limits, in bytes, on Macs of every size that is sold.
+
+    Hosted runners are among them (7 and 14 GiB), and the AMD cards of Intel Macs.
+    """
+    sizes = {*(gib for row in _table() for gib in row.reported), 7, 14}
+    rules = {str(row.macos) for row in _table()}
+    sets = [recommended_bytes(gib * GIB, macos) for gib in sizes for macos in rules]
+    cards = [_discrete(gib * GIB) for gib in (4, 8, 16, 32)]
+    return tuple(sorted({one.limit_bytes for one in (*sets, *cards)}))
 
 
 def _discrete(vram: int) -> WorkingSet:
@@ -168,13 +182,6 @@ def _table() -> tuple[_Row, ...]:
 def _parse(cells: dict[str, str]) -> _Row:
     reported = tuple(int(size) for size in cells["reported_gib"].split("|") if size)
     return _Row(int(cells["from_macos"]), int(cells["from_gib"]), cells["keep"], reported)
-
-
-def _check_size(name: str, size: object) -> None:
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise wrong_type(name, "an int of bytes", size)
-    if size <= 0:
-        raise ArgumentError(f"{name} must be positive, got {size} bytes", given=size)
 
 
 def _major(macos: str) -> int:

@@ -1,0 +1,157 @@
+"""Which batch size to try next: between the largest that fitted and the smallest that failed.
+
+An out-of-memory error comes in the middle of a step. What was held and asked for then is the least
+that the step needs, and mostly close to the limit, so it tells little about the whole step; only a
+request of the limit's own order does. A size that fits tells exactly what it needs. So the search
+goes well below the first failure, reads there what the step takes, and goes to the size that this
+predicts. Where no backend tells its memory, it halves the distance between the two instead.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+
+from mpskit.memory.oom import OomFigures
+
+__all__ = ["BatchSearch", "share_that_fits"]
+
+# A size is final from this part of the largest that may fit.
+ENOUGH = 0.9
+# The failure's own figures are used if at most this part fits by them; nearer to 1 they only say
+# that the limit was reached.
+_TELLING = 0.75
+_CREDIT = 0.95
+# What is tried below a failure that tells nothing: with the memory of a size that fits known, one
+# more try is enough from anywhere; without, a half is the middle.
+_DOWN_MEASURED, _DOWN = 0.25, 0.5
+# How far below the prediction a try stays: allocators round up.
+_MARGIN = 0.97
+
+
+class BatchSearch:
+    """The state of one search over ``sizes``, which ascend and of which the last is tried first."""
+
+    def __init__(self, sizes: Sequence[int], *, measured: bool) -> None:
+        """Start a search; ``measured`` says that :meth:`fits` will be told bytes."""
+        self._sizes = sizes
+        self._down = _DOWN_MEASURED if measured else _DOWN
+        # Size -> bytes it needed (None: not known), for those that fitted.
+        self._fitted: dict[int, int | None] = {}
+        self._high: int | None = None
+        # What may fit at most by the failures' figures, and what is expected to.
+        self._bound = float(sizes[-1])
+        self._most: float | None = None
+        self._limit: int | None = None
+        self._base = 0
+
+    @property
+    def low(self) -> int | None:
+        """The largest size that fitted; None before one did."""
+        return max(self._fitted, default=None)
+
+    def fails(
+        self, size: int, share: float | None, *, limit: int | None = None, exact: bool = False
+    ) -> None:
+        """Take note of a size that ran out of memory.
+
+        Args:
+            size: the size.
+            share: the part of it that fits by the error's figures, None if they do not say.
+            limit: the bytes that the process may hold, by the error.
+            exact: the share is a size's own, not that of a step that broke off.
+        """
+        self._high = size
+        # What fitted once and fails now (an optimizer's states came since) does not fit.
+        self._fitted = {one: need for one, need in self._fitted.items() if one < size}
+        self._limit = limit if limit is not None else self._limit
+        self._most = None
+        if share is not None and (exact or share <= _TELLING):
+            self._bound = min(self._bound, size * share)
+            self._most = self._bound * (1 if exact else _CREDIT)
+
+    def fits(self, size: int, need: int | None = None, base: int = 0) -> None:
+        """Take note of a size that fitted, with the bytes it needs and those there before.
+
+        One that needs more than the limit, because states are still to come, fails instead.
+        """
+        if need is not None and self._limit is not None and need > self._limit:
+            self.fails(size, None)
+            return
+        self._fitted[size] = need
+        self._base = base
+        self._most = self._predicted()
+
+    def forget(self) -> None:
+        """Forget which sizes fitted: what was seen of them was not all that they need."""
+        self._fitted.clear()
+
+    def next(self) -> int | None:
+        """Return the next size to try; None if :attr:`low` is final, or nothing is left."""
+        between = self._between()
+        low = self.low
+        if not between or (low is not None and self._is_enough(low, between[-1])):
+            return None
+        if low is None:
+            size = self._most if self._most is not None else (self._high or 0) * self._down
+        elif self._most is not None:
+            size = max(self._most * _MARGIN, low / ENOUGH)
+        else:
+            size = math.sqrt(low * between[-1])
+        return between[max(0, bisect_right(between, size) - 1)]
+
+    def _between(self) -> Sequence[int]:
+        first = 0 if self.low is None else bisect_right(self._sizes, self.low)
+        end = len(self._sizes) if self._high is None else bisect_left(self._sizes, self._high)
+        return self._sizes[first:end]
+
+    def _is_enough(self, low: int, most: int) -> bool:
+        most = min(most, int(self._bound))
+        if len(self._measured()) > 1 and self._most is not None:
+            most = min(most, int(self._most))
+        return low >= ENOUGH * most
+
+    def _measured(self) -> list[tuple[int, int]]:
+        return sorted((one, need) for one, need in self._fitted.items() if need is not None)
+
+    def _predicted(self) -> float | None:
+        """Return the largest size by a line through the last two that fitted, or base and one."""
+        points = [(0, self._base), *self._measured()]
+        if self._limit is None or len(points) == 1:
+            return None
+        ((size, need), (more, most)) = list(pairwise(points))[-1]
+        slope = (most - need) / (more - size)
+        return more + (self._limit - most) / slope if slope > 0 else None
+
+
+def share_that_fits(figures: OomFigures, base: int, max_buffer: int | None) -> float | None:
+    """Return which part of the batch fits by the figures, from 0 to 1; None if they do not say.
+
+    At the failure the step needed what was held plus what was asked for. Less ``base``, which was
+    there before and does not grow with the batch (weights, optimizer states), that is what the
+    items need at least; the limit less ``base`` is what there is. For one buffer that is too
+    large, only that buffer counts.
+    """
+    if figures.requested is None or figures.requested <= 0:
+        return None
+    if figures.kind == "buffer":
+        there, needed = max_buffer, figures.requested
+    else:
+        limit, held = limit_of(figures), figures.allocated
+        if limit is None or held is None:
+            return None
+        there, needed = limit - base, held + (figures.other or 0) - base + figures.requested
+    if there is None or needed <= 0:
+        return None
+    return min(1.0, max(0.0, there / needed))
+
+
+def limit_of(figures: OomFigures) -> int | None:
+    """Return the bytes that the process may hold by the figures; None if they do not say."""
+    limit, held = figures.max_allowed, figures.allocated
+    if limit is None or held is None or figures.free is None:
+        return limit
+    # The device has memory of its own, and others may hold some of it: that is no room.
+    return min(limit, figures.free + (figures.cached or 0) + held)

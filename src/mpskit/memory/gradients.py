@@ -1,0 +1,122 @@
+"""What a failed step leaves in ``.grad``, and taking it back.
+
+A step that runs out of memory in its backward pass has added to some gradients already. If the next
+try adds to them again, the sum is wrong without a word.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Changes", "Gradients"]
+
+
+class _Seen(NamedTuple):
+    """A gradient as it was: its storage, known weakly, and how often it had been written."""
+
+    storage: Any
+    version: int
+
+
+class Gradients:
+    """The gradients of all leaf tensors at one moment.
+
+    Looking for the tensors takes about 10 ms in a process of 200,000 objects; ``leaves``, those
+    that an earlier one found, spares it.
+    """
+
+    def __init__(self, leaves: Iterable[weakref.ref[torch.Tensor]] | None = None) -> None:
+        known = _alive(leaves) if leaves is not None else _leaves()
+        self.leaves: list[weakref.ref[torch.Tensor]] = []
+        self._before: dict[int, _Seen] = {}
+        for leaf in known:
+            self.leaves.append(weakref.ref(leaf))
+            if leaf.grad is not None:
+                self._before[id(leaf)] = _seen(leaf.grad)
+
+    @property
+    def are_none(self) -> bool:
+        """No gradient was there, so none of before can be written into."""
+        return not self._before
+
+    def changes(self) -> Changes:
+        """Return what has come since, and whether something of before was written into."""
+        new: list[torch.Tensor] = []
+        written = False
+        for leaf in _leaves():
+            if leaf.grad is None:
+                continue
+            before, now = self._before.get(id(leaf)), _seen(leaf.grad)
+            if before is None or before.storage != now.storage:
+                # In the place of one that the step itself has dropped, perhaps.
+                new.append(leaf)
+            elif before.version != now.version:
+                written = True
+        return Changes(new, written)
+
+
+class Changes(NamedTuple):
+    """Gradients that a step left.
+
+    Attributes:
+        new: the tensors that had none before, or another.
+        written: one of before was added to; what is new in it cannot be told from what was there.
+    """
+
+    new: list[torch.Tensor]
+    written: bool
+
+    def take_back(self) -> None:
+        """Remove the new ones."""
+        for leaf in self.new:
+            leaf.grad = None
+
+
+def _seen(grad: torch.Tensor) -> _Seen:
+    return _Seen(_Storage(grad), grad._version)
+
+
+class _Storage:
+    """A storage by identity, without keeping its memory; a freed one equals no other."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        self._reference: Any = None
+        # Sparse gradients have no storage of their own.
+        with suppress(NotImplementedError, RuntimeError):
+            self._reference = StorageWeakRef(tensor.untyped_storage())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Storage):
+            return NotImplemented
+        mine, its = self._reference, other._reference
+        if mine is None or its is None:
+            return mine is its
+        return bool(not mine.expired() and mine.cdata == its.cdata)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _alive(references: Iterable[weakref.ref[torch.Tensor]]) -> list[torch.Tensor]:
+    return [leaf for reference in references if (leaf := reference()) is not None]
+
+
+def _leaves() -> list[torch.Tensor]:
+    """Return every leaf tensor of the process that may have a gradient."""
+    if "torch" not in sys.modules:
+        return []
+    import torch
+
+    # type(), because asking a stranger for its class may run anything.
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    with torch._C.DisableTorchFunctionSubclass():
+        return [one for one in tensors if one.is_leaf and one.requires_grad]
