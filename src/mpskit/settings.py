@@ -18,6 +18,7 @@ from mpskit.errors import SettingsError
 
 __all__ = [
     "POLICIES",
+    "POLICY",
     "SIMULATE",
     "Settings",
     "fingerprint",
@@ -27,8 +28,9 @@ __all__ = [
 
 POLICIES = ("auto", "conservative")
 SIMULATE = "MPSKIT_SIMULATE"
+POLICY = "MPSKIT_POLICY"
 # Those that change a decision; LOCAL_RANK is the launcher's (torchrun), not ours.
-_DECISIVE = ("MPSKIT_DEVICE", "MPSKIT_POLICY", "MPSKIT_DISABLE_MPS", "LOCAL_RANK")
+_DECISIVE = ("MPSKIT_DEVICE", POLICY, "MPSKIT_DISABLE_MPS", "LOCAL_RANK")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
 _DEVICE = re.compile(rf"(?:{'|'.join(NAMES)})(?::\d{{1,4}})?")
@@ -125,10 +127,10 @@ def _device(environ: Mapping[str, str]) -> str | None:
 
 
 def _policy(environ: Mapping[str, str]) -> str | tuple[str, ...] | None:
-    text = environ.get("MPSKIT_POLICY", "").strip()
+    text = environ.get(POLICY, "").strip()
     policy = parse_policy(text) if text else None
     if text and policy is None:
-        raise _wrong("MPSKIT_POLICY", text, "auto, conservative, or an order such as mps,cuda,cpu")
+        raise _wrong(POLICY, text, "auto, conservative, or an order such as mps,cuda,cpu")
     return policy
 
 

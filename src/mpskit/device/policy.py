@@ -15,6 +15,7 @@ from mpskit.device.info import Rejected
 from mpskit.device.status import BackendStatus
 from mpskit.errors import DeviceUnavailableError
 from mpskit.host import Host, HostKind
+from mpskit.settings import POLICY
 
 __all__ = ["Decision", "Request", "decide", "favours_its_cpu"]
 
@@ -110,7 +111,7 @@ def _wishes(request: Request, *, apple_silicon: bool) -> list[_Wish]:
         kind = request.device
         source = f"MPSKIT_DEVICE={kind}"
         wishes.append(_Wish((kind.split(":")[0], *ORDER), source, Basis.FORCED, kind))
-    for policy, label in ((request.policy, "policy"), (request.env_policy, "MPSKIT_POLICY")):
+    for policy, label in ((request.policy, "policy"), (request.env_policy, POLICY)):
         if policy is not None:
             wishes.append(_policy_wish(policy, label, apple_silicon=apple_silicon))
     return [*wishes, _Wish(ORDER, "auto", Basis.DEFAULT)]
