@@ -18,6 +18,7 @@ NEVER_SET_ASIDE = {
     "device/choice.py:_announced",
     "memory/cache.py:_locks",
     "_base/state.py:_registry",
+    "backends/facts.py:_troubles",  # torch says it once a process
 }
 
 
