@@ -22,7 +22,9 @@ from mpskit.estimate.trace.storage_log import Ledger, Record
 __all__ = ["TRACED_LAYERS", "LayerMarks", "repeat_middle"]
 
 TRACED_LAYERS = 3
-_AROUND, _FIRST, _MIDDLE, _LAST = -1, 0, 1, 2  # _AROUND: what belongs to no layer
+# A layer's number is its position among its stack's traced ones, 3 more for each stack before.
+_FIRST, _MIDDLE, _LAST = range(TRACED_LAYERS)
+_AROUND = -1  # what belongs to no layer
 
 
 class LayerMarks:
@@ -33,11 +35,11 @@ class LayerMarks:
     """
 
     def __init__(
-        self, model: torch.nn.Module, layers: Sequence[torch.nn.Module], ledger: Ledger
+        self, model: torch.nn.Module, stacks: Sequence[Sequence[torch.nn.Module]], ledger: Ledger
     ) -> None:
         self.ledger = ledger
         self.model = model
-        self.layers = layers
+        self.stacks = stacks
         self.positions: list[tuple[int, int]] = [(0, _AROUND)]  # (event, layer that it begins)
         self.owners: dict[int, int] = {}  # record -> its layer, where that is not the running one
 
@@ -50,16 +52,23 @@ class LayerMarks:
     def watching(self) -> Iterator[None]:
         """Keep the marks while steps run; the model is exchanged already."""
         with contextlib.ExitStack() as stack:
-            for number, layer in enumerate(self.layers):
+            for number, layer in self.layers():
                 for parameter in layer.parameters():
                     record = self.ledger.number(parameter.untyped_storage())
                     if record is not None:
                         self.owners[record] = number
-                hook = layer.register_forward_pre_hook(self._entering(number))
-                stack.callback(hook.remove)
-            hook = self.layers[-1].register_forward_hook(self._left)
-            stack.callback(hook.remove)
+                first = number % TRACED_LAYERS == _FIRST
+                hook = self._entering(number, _AROUND if first else number - 1)
+                stack.callback(layer.register_forward_pre_hook(hook).remove)
+            for number, layers in enumerate(self.stacks):
+                last = number * TRACED_LAYERS + len(layers) - 1
+                stack.callback(layers[-1].register_forward_hook(self._leaving(last)).remove)
             yield
+
+    def layers(self) -> Iterator[tuple[int, torch.nn.Module]]:
+        """Yield every layer with its number."""
+        for stack, layers in enumerate(self.stacks):
+            yield from enumerate(layers, stack * TRACED_LAYERS)
 
     def stepping(self, step: Callable[[], Any]) -> Any:
         """Run an optimizer's step."""
@@ -68,19 +77,22 @@ class LayerMarks:
         self.mark(_AROUND)
         return result
 
-    def _entering(self, number: int) -> Callable[..., None]:
+    def _entering(self, number: int, before: int) -> Callable[..., None]:
         def enter(_: torch.nn.Module, args: Any) -> None:
             if self.ledger.where.phase != "backward":  # there a checkpoint runs it again
                 self.mark(number)
-                self._on_gradient(args[0], number - 1)
+                self._on_gradient(args[0], before)
 
         return enter
 
-    def _left(self, _: torch.nn.Module, __: Any, output: Any) -> None:
-        if self.ledger.where.phase != "backward":
-            self.mark(_AROUND)
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-            self._on_gradient(hidden, len(self.layers) - 1)
+    def _leaving(self, number: int) -> Callable[..., None]:
+        def leave(_: torch.nn.Module, __: Any, output: Any) -> None:
+            if self.ledger.where.phase != "backward":
+                self.mark(_AROUND)
+                hidden = output if isinstance(output, torch.Tensor) else output[0]
+                self._on_gradient(hidden, number)
+
+        return leave
 
     def _on_gradient(self, hidden: torch.Tensor, layer: int) -> None:
         if hidden.requires_grad:
@@ -94,7 +106,7 @@ class _Parameters(TorchFunctionMode):
         super().__init__()
         self.marks = marks
         self._layer = {id(parameter): _AROUND for parameter in marks.model.parameters()}
-        for number, layer in enumerate(marks.layers):
+        for number, layer in marks.layers():
             self._layer |= {id(parameter): number for parameter in layer.parameters()}
         self._lists: dict[int, list[int]] = {}  # length -> layers; states come in the same order
 
@@ -124,21 +136,20 @@ class _Parameters(TorchFunctionMode):
 _GRADIENT = torch.Tensor.grad.__get__  # type: ignore[attr-defined]
 
 
-def repeat_middle(ledger: Ledger, marks: LayerMarks, layers: int) -> Ledger:
-    """Return the events of the same step of a model with ``layers`` layers.
+def repeat_middle(ledger: Ledger, marks: LayerMarks, layers: Sequence[int]) -> Ledger:
+    """Return the events of the same step of a deeper model.
 
     Args:
-        ledger: a step of ``TRACED_LAYERS`` layers, or of all where the model has no more.
+        ledger: a step of a model with ``TRACED_LAYERS`` layers in each stack, or with all of them
+            where it has no more.
         marks: which layer the events belong to.
-        layers: layers of the deep model.
+        layers: layers of each stack of the deep model.
 
     Raises:
         EstimateError: the first and the last layer do not allocate as the middle one does.
     """
-    added = layers - len(marks.layers)
-    if added <= 0:
-        return ledger
-    return _Repeater(ledger, marks, added).deep()
+    added = [count - len(stack) for count, stack in zip(layers, marks.stacks, strict=True)]
+    return _Repeater(ledger, marks, added).deep() if any(added) else ledger
 
 
 class _Run(NamedTuple):
@@ -154,35 +165,43 @@ class _Repeater:
     ``place`` counts a record among those of its layer; records of the same place correspond.
     """
 
-    def __init__(self, ledger: Ledger, marks: LayerMarks, added: int) -> None:
+    def __init__(self, ledger: Ledger, marks: LayerMarks, added: Sequence[int]) -> None:
         self.ledger = ledger
-        self.added = added
+        self.added = added  # by stack
         self.layer = [_AROUND] * len(ledger.records)
         self.place = [0] * len(ledger.records)
-        self.middle: list[int] = []  # the middle layer's records by place
+        # The middle layer's records by place, and the number of the first that is added.
+        self.middle: list[list[int]] = [[] for _ in added]
         self.runs = self._grouped(marks)
+        sizes = [count * len(middle) for count, middle in zip(added, self.middle, strict=True)]
+        self.base = list(itertools.accumulate(sizes, initial=len(ledger.records)))
 
     def deep(self) -> Ledger:
         """Return the deep model's records and events."""
-        records = self.ledger.records
         events: list[int] = []
         before = _FIRST
         for run in self.runs:
-            if run.layer == _MIDDLE:
-                events += self._repeated(run.events, upwards=before != _LAST)
+            stack, position = divmod(run.layer, TRACED_LAYERS)
+            if run.layer == _AROUND or not self.added[stack]:
+                events += run.events
+                continue
+            if position == _MIDDLE:
+                events += self._repeated(run.events, stack, upwards=before != _LAST)
             else:  # what the nearest of the middle layers made
-                copy = self.added if run.layer == _LAST else 0
+                copy = self.added[stack] if position == _LAST else 0
                 events += [
                     self._number(e, copy) if e >= 0 else ~self._number(~e, copy) for e in run.events
                 ]
-            before = run.layer if run.layer != _AROUND else before
-        added = [records[number] for number in self.middle] * self.added
-        return Ledger(self.ledger.where, [*records, *added], events)
+            before = position
+        records = list(self.ledger.records)
+        for count, middle in zip(self.added, self.middle, strict=True):
+            records += [self.ledger.records[number] for number in middle] * count
+        return Ledger(self.ledger.where, records, events)
 
     def _grouped(self, marks: LayerMarks) -> list[_Run]:
         """Give every record its layer, and cut the events where the layer changes."""
         runs: list[_Run] = []
-        counts = [0] * (TRACED_LAYERS + 1)
+        counts = [0] * (TRACED_LAYERS * len(self.added) + 1)
         starts = [position for position, _ in marks.positions]
         ends = [*starts[1:], len(self.ledger.events)]
         for (start, running), end in zip(marks.positions, ends, strict=True):
@@ -191,8 +210,8 @@ class _Repeater:
                     layer = self.layer[event] = marks.owners.get(event, running)
                     self.place[event] = counts[layer]
                     counts[layer] += 1
-                    if layer == _MIDDLE:
-                        self.middle.append(event)
+                    if layer % TRACED_LAYERS == _MIDDLE and layer != _AROUND:
+                        self.middle[layer // TRACED_LAYERS].append(event)
                 else:  # what goes when no layer runs goes with its layer
                     layer = running if running != _AROUND else self.layer[~event]
                 if not runs or runs[-1].layer != layer:
@@ -200,51 +219,52 @@ class _Repeater:
                 runs[-1].events.append(event)
         return runs
 
-    def _repeated(self, events: list[int], *, upwards: bool) -> list[int]:
+    def _repeated(self, events: list[int], stack: int, *, upwards: bool) -> list[int]:
         """Return the middle layer's events for each layer that it stands for."""
-        added, stride = self.added, len(self.middle)
+        added, stride = self.added[stack], len(self.middle[stack])
         once = added if upwards else 0  # what no layer made goes with the last of them
-        template = [self._copied(event, 2) for event in self._of_layers(events)]
+        inner = [e for e in events if self.layer[e if e >= 0 else ~e] // TRACED_LAYERS == stack]
+        template = [self._copied(event, stack, 2) for event in inner] if added > 3 else []
         result: list[int] = []
         for copy in range(added + 1) if upwards else range(added, -1, -1):
             if 2 < copy < added:
                 by = (copy - 2) * stride
                 result += [event + by if event >= 0 else event - by for event in template]
             else:
-                kept = events if copy == once else self._of_layers(events)
-                result += [self._copied(event, copy) for event in kept]
+                kept = events if copy == once else inner
+                result += [self._copied(event, stack, copy) for event in kept]
         return result
 
-    def _of_layers(self, events: list[int]) -> list[int]:
-        return [e for e in events if self.layer[e if e >= 0 else ~e] != _AROUND]
-
-    def _copied(self, event: int, copy: int) -> int:
+    def _copied(self, event: int, stack: int, copy: int) -> int:
         """Return a middle layer's event as it is in the layer ``copy`` above it."""
         record = event if event >= 0 else ~event
-        layer = self.layer[record]
-        # A neighbour of the traced layer stands for its neighbour there, unless that is itself.
-        if layer == _FIRST and copy > 0:
-            record = self._number(self._peer(record), copy - 1)
-        elif layer == _LAST and copy < self.added:
-            record = self._number(self._peer(record), copy + 1)
-        elif layer == _MIDDLE:
-            record = self._number(record, copy)
+        owner, position = divmod(self.layer[record], TRACED_LAYERS)
+        if owner == stack:
+            # A neighbour of the traced layer stands for its neighbour there.
+            if position == _FIRST and copy > 0:
+                record = self._number(self._peer(record), copy - 1)
+            elif position == _LAST and copy < self.added[stack]:
+                record = self._number(self._peer(record), copy + 1)
+            else:
+                record = self._number(record, copy)
         return record if event >= 0 else ~record
 
     def _number(self, record: int, copy: int) -> int:
-        if copy == 0 or self.layer[record] != _MIDDLE:
+        """Return a record of the middle layer in the layer ``copy`` above it; others stay."""
+        stack, position = divmod(self.layer[record], TRACED_LAYERS)
+        if stack < 0 or position != _MIDDLE or copy == 0:
             return record
-        return len(self.layer) + (copy - 1) * len(self.middle) + self.place[record]
+        return self.base[stack] + (copy - 1) * len(self.middle[stack]) + self.place[record]
 
     def _peer(self, record: int) -> int:
         """Return the middle layer's record that a neighbour's corresponds to."""
         place, records = self.place[record], self.ledger.records
-        if place < len(self.middle):
-            peer = self.middle[place]
-            if records[peer].size == records[record].size:
-                return peer
+        middle = self.middle[self.layer[record] // TRACED_LAYERS]
+        if place < len(middle) and records[middle[place]].size == records[record].size:
+            return middle[place]
+        where = f"{records[record].op} in {records[record].module}"
         raise EstimateError(
-            f"the layers do not allocate alike ({records[record].op} in {records[record].module}): "
-            "trace the model instead (estimate_training_memory)",
-            given=records[record].module,
+            f"the layers do not allocate alike ({where}): trace the model instead "
+            "(estimate_training_memory)",
+            given=where,
         )
