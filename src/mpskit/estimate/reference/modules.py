@@ -8,7 +8,7 @@ keeps and what the allocator sees follow from that. Weights are made on ``meta``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -165,12 +165,28 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     return (x * cos) + (_half_turned(x) * sin)
 
 
-def _rotated_in_part(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    return torch.cat((_rotated(turned, cos, sin), rest), dim=-1)
+def _whole(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> tuple[Any, Any]:
+    return _rotated(query, cos, sin), _rotated(key, cos, sin)
 
 
-ROTATIONS = {"whole": _rotated, "part": _rotated_in_part}
+def _part(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> tuple[Any, Any]:
+    width = cos.shape[-1]
+    turned = _whole(query[..., :width], key[..., :width], cos, sin)
+    query = torch.cat((turned[0], query[..., width:]), dim=-1)
+    return query, torch.cat((turned[1], key[..., width:]), dim=-1)
+
+
+def _part_each(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> tuple[Any, Any]:
+    width = cos.shape[-1]
+    query = torch.cat([_rotated(query[..., :width], cos, sin), query[..., width:]], dim=-1)
+    return query, torch.cat([_rotated(key[..., :width], cos, sin), key[..., width:]], dim=-1)
+
+
+ROTATIONS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
+    "whole": _whole,
+    "part": _part,
+    "part-each": _part_each,
+}
 
 
 class Run:
@@ -218,11 +234,10 @@ class Attention(nn.Module):
         if self.shape.columns["qk_norm"]:
             query, key = self.query_norm(query), self.key_norm(key)
         if run.rotary is not None:
-            turn = ROTATIONS[self.shape.columns["rotary"]]
-            query, key = turn(query, *run.rotary), turn(key, *run.rotary)
+            query, key = ROTATIONS[self.shape.columns["rotary"]](query, key, *run.rotary)
         if run.cache is not None:
-            key = torch.cat((key.new_empty(0), key), dim=-2)
-            value = torch.cat((value.new_empty(0), value), dim=-2)
+            empty = key.new_empty(0), value.new_empty(0)
+            key, value = torch.cat((empty[0], key), dim=-2), torch.cat((empty[1], value), dim=-2)
             run.cache += (key, value)
         mask = self._bias(query, key, run) if self.relative else run.mask
         mixed = ATTENTIONS[self.shape.columns["attention"]](self, query, key, value, mask)
@@ -437,8 +452,10 @@ class Block(nn.Module):
         self.attention = Attention(shape, causal=causal, cross=False, buckets=buckets)
         self.crossing = Attention(shape, causal=False, cross=True, buckets=0) if cross else None
         self.mlp = (Experts if shape.columns["mlp"] == "experts" else Mlp)(shape)
-        count = {"sandwich": 4, "parallel-shared": 1}.get(shape.columns["residual"], 2)
-        self.norms = nn.ModuleList(norm(shape.hidden) for _ in range(count + cross))
+        norms = {"sandwich": 4, "parallel-shared": 1}.get(shape.columns["residual"], 2)
+        for name in ("first", "second", "third", "fourth")[:norms]:
+            setattr(self, name, norm(shape.hidden))
+        self.across = norm(shape.hidden) if cross else None
 
     def forward(self, x: torch.Tensor, run: Run) -> torch.Tensor:
         """Run the layer, or let the backward pass run it again."""
@@ -460,53 +477,49 @@ class Block(nn.Module):
                     setattr(part, role, Adapted(base, lora.rank))
 
 
-def _before(block: Block, x: torch.Tensor, run: Run) -> torch.Tensor:
-    norms = iter(block.norms)
+def _before(block: Any, x: torch.Tensor, run: Run) -> Any:
     kept = x
-    x = next(norms)(x)
+    x = block.first(x)
     x = block.attention(x, run)
     x = kept + block.drop(x)
     if block.crossing is not None:
         kept = x
-        x = next(norms)(x)
+        x = block.across(x)
         x = block.crossing(x, run)
         x = kept + block.drop(x)
     kept = x
-    x = next(norms)(x)
+    x = block.second(x)
     x = block.mlp(x)
     return kept + block.drop(x)
 
 
-def _sandwich(block: Block, x: torch.Tensor, run: Run) -> torch.Tensor:
-    first, second, third, fourth = block.norms
+def _sandwich(block: Any, x: torch.Tensor, run: Run) -> Any:
     kept = x
-    x = first(x)
+    x = block.first(x)
     x = block.attention(x, run)
-    x = second(x)
+    x = block.second(x)
     x = kept + x
     kept = x
-    x = third(x)
+    x = block.third(x)
     x = block.mlp(x)
-    x = fourth(x)
+    x = block.fourth(x)
     return kept + x
 
 
-def _after(block: Block, x: torch.Tensor, run: Run) -> torch.Tensor:
-    first, second = block.norms
-    x = first(block.drop(block.attention(x, run)) + x)
-    return cast("torch.Tensor", second(block.drop(block.mlp(x)) + x))
+def _after(block: Any, x: torch.Tensor, run: Run) -> Any:
+    x = block.first(block.drop(block.attention(x, run)) + x)
+    return block.second(block.drop(block.mlp(x)) + x)
 
 
-def _parallel(block: Block, x: torch.Tensor, run: Run) -> torch.Tensor:
-    first, second = block.norms
-    attended = block.attention(first(x), run)
+def _parallel(block: Any, x: torch.Tensor, run: Run) -> Any:
+    attended = block.attention(block.first(x), run)
     attended = block.drop(attended)
-    made = block.mlp(second(x))
+    made = block.mlp(block.second(x))
     return block.drop(made) + attended + x
 
 
-def _parallel_shared(block: Block, x: torch.Tensor, run: Run) -> torch.Tensor:
-    normed = block.norms[0](x)
+def _parallel_shared(block: Any, x: torch.Tensor, run: Run) -> Any:
+    normed = block.first(x)
     attended = block.attention(normed, run)
     made = block.mlp(normed)
     made += attended
@@ -533,14 +546,14 @@ class Stack(nn.Module):
             for number in range(layers)
         )
         ends = shape.columns["residual"] != "after"
-        self.norm = NORMS[shape.columns["norm"]](shape.hidden) if ends else None
+        self.end = NORMS[shape.columns["norm"]](shape.hidden) if ends else None
 
     def forward(self, x: torch.Tensor, run: Run) -> torch.Tensor:
         """Run every layer."""
         for layer in self.layers:
             x = layer(x, run)
-        if self.norm is not None:
-            x = self.norm(x)
+        if self.end is not None:
+            x = self.end(x)
         return functional.dropout(x, self.dropout, self.training)
 
 
@@ -557,6 +570,8 @@ class Head(nn.Module):
         self.out = _linear(hidden, outputs, bias=encoder) if outputs else None
         if self.out is not None and outputs == shape.vocabulary and shape.tied:
             self.out.weight = table.weight
+        if self.norm is not None and self.out is not None:
+            self.bias = self.out.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the scores."""
@@ -598,9 +613,10 @@ class Reference(nn.Module):
         )
         self.rotary = Rotary(shape.turned) if columns["positions"] == "rotary" else None
         self.head = Head(shape, self.words)
-        for block in self.modules():
-            if isinstance(block, Block):
-                block.checkpointing = checkpointing
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.checkpointing = checkpointing
+            _reorder(module, columns["order"])
 
     def forward(self, input_ids: torch.Tensor, labels: Any = None) -> dict[str, Any]:
         """Return the scores, the loss where there are labels, and the key-value cache."""
@@ -614,7 +630,9 @@ class Reference(nn.Module):
             run.cache = []
         x = self._embedded(ids)
         if self.rotary is not None:
-            run.rotary = self.rotary(x, torch.arange(x.shape[1]).unsqueeze(0))
+            positions = (torch.arange(x.shape[1]) + 0).unsqueeze(0)
+            kinds = [self.rotary(x, positions) for _ in range(self.shape.columns["rotaries"])]
+            run.rotary = kinds[0]
         run.mask = self._mask(x)
         x = self.stacks[-1](x, run)
         scores = self.head(x)
@@ -656,6 +674,13 @@ class Reference(nn.Module):
             labels = functional.pad(labels, (0, 1), value=-100)[..., 1:].contiguous()
         scores = scores.view(-1, scores.shape[-1])
         return functional.cross_entropy(scores, labels.view(-1), ignore_index=-100)
+
+
+def _reorder(module: nn.Module, order: Sequence[str]) -> None:
+    """Let a module's children follow each other as the family's do: optimizers take them so."""
+    for name in order:
+        if name in module._modules:
+            module._modules[name] = module._modules.pop(name)
 
 
 STACKS = {"decoder": ("decoder",), "encoder": ("encoder",), "encoder-decoder": ("encoder", "decoder")}
