@@ -46,7 +46,7 @@ def estimate_from_config(
 def trace_config(config, *, batch_size, seq_len, training=True, lora=None, precision="fp32", optimizer="adamw", accumulate=1, checkpointing=False, device="mps", full=False):
     shape = read_shape(config, tokens=seq_len)
     adapters = read_lora(shape, lora)
-    traced = shape.layers if full else tuple(min(count, TRACED_LAYERS) for count in shape.layers)
+    traced = shape.layers if full else tuple(min(count, TRACED_LAYERS if len(shape.layers)==1 else 5) for count in shape.layers)
     model = build_reference(shape, traced, lora=adapters, checkpointing=checkpointing)
     spec = TensorSpec((batch_size, seq_len), "int64")
     batch = {"input_ids": spec}

@@ -92,8 +92,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def _new_gelu(x: torch.Tensor) -> torch.Tensor:
-    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))
-    return 0.5 * x * (1.0 + torch.tanh(inner))
+    scale = math.sqrt(2.0 / math.pi)
+    return 0.5 * x * (1.0 + torch.tanh(scale * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
 def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -199,6 +199,7 @@ class Run:
         self.cross_bias: torch.Tensor | None = None
         self.encoded: torch.Tensor | None = None
         self.cache: list[torch.Tensor] | None = None
+        self.embedded: list[torch.Tensor] = []
 
 
 def _linear(wide: int, out: int, *, bias: bool) -> nn.Linear:
@@ -230,18 +231,20 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, run: Run) -> torch.Tensor:
         """Mix the tokens of each row, [batch, tokens, hidden]."""
+        mixed = self._mixed(x, run)
+        return cast("torch.Tensor", self.out(mixed.flatten(2)))
+
+    def _mixed(self, x: torch.Tensor, run: Run) -> torch.Tensor:
         query, key, value = self._projected(x, run.encoded if self.cross else x)
         if self.shape.columns["qk_norm"]:
             query, key = self.query_norm(query), self.key_norm(key)
         if run.rotary is not None:
             query, key = ROTATIONS[self.shape.columns["rotary"]](query, key, *run.rotary)
         if run.cache is not None:
-            empty = key.new_empty(0), value.new_empty(0)
-            key, value = torch.cat((empty[0], key), dim=-2), torch.cat((empty[1], value), dim=-2)
+            key, value = _cached(key, value)
             run.cache += (key, value)
         mask = self._bias(query, key, run) if self.relative else run.mask
-        mixed = ATTENTIONS[self.shape.columns["attention"]](self, query, key, value, mask)
-        return cast("torch.Tensor", self.out(mixed.flatten(2)))
+        return ATTENTIONS[self.shape.columns["attention"]](self, query, key, value, mask)
 
     def _projected(self, x: torch.Tensor, source: Any) -> tuple[torch.Tensor, ...]:
         if self.cut is not None:
@@ -249,8 +252,11 @@ class Attention(nn.Module):
         query = self.query(x)
         if self.shape.columns["scaled_query"]:
             query = query * self.shape.head_width**-0.5
-        projected = query, self.key(source), self.value(source)
-        return tuple(p.unflatten(-1, (-1, self.shape.head_width)).transpose(1, 2) for p in projected)
+        query = self._heads(query)
+        return query, self._heads(self.key(source)), self._heads(self.value(source))
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.shape.head_width)).transpose(1, 2)
 
     def _bias(self, query: torch.Tensor, key: torch.Tensor, run: Run) -> torch.Tensor:
         """Return what is added to the scores: T5's relative positions, and the causal mask."""
@@ -268,6 +274,14 @@ class Attention(nn.Module):
             lower = torch.arange(queries)[:, None] >= torch.arange(keys)[None, :]
             bias = torch.where(lower[None, None], bias, torch.finfo(key.dtype).min)
         return bias.contiguous()
+
+
+def _cached(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Join keys and values to the cache's, which are none yet: both are copied."""
+    keys, values = torch.tensor([], dtype=key.dtype), torch.tensor([], dtype=value.dtype)
+    keys = torch.cat((keys, key), dim=-2)
+    values = torch.cat((values, value), dim=-2)
+    return keys, values
 
 
 def _heads_of(parts: tuple[torch.Tensor, ...], shape: Shape) -> tuple[torch.Tensor, ...]:
@@ -481,16 +495,19 @@ def _before(block: Any, x: torch.Tensor, run: Run) -> Any:
     kept = x
     x = block.first(x)
     x = block.attention(x, run)
-    x = kept + block.drop(x)
+    x = block.drop(x)
+    x = kept + x
     if block.crossing is not None:
         kept = x
         x = block.across(x)
         x = block.crossing(x, run)
-        x = kept + block.drop(x)
+        x = block.drop(x)
+        x = kept + x
     kept = x
     x = block.second(x)
     x = block.mlp(x)
-    return kept + block.drop(x)
+    x = block.drop(x)
+    return kept + x
 
 
 def _sandwich(block: Any, x: torch.Tensor, run: Run) -> Any:
@@ -507,8 +524,13 @@ def _sandwich(block: Any, x: torch.Tensor, run: Run) -> Any:
 
 
 def _after(block: Any, x: torch.Tensor, run: Run) -> Any:
-    x = block.first(block.drop(block.attention(x, run)) + x)
-    return block.second(block.drop(block.mlp(x)) + x)
+    mixed = block.attention(x, run)
+    mixed = block.drop(mixed)
+    x = block.first(mixed + x)
+    del mixed
+    made = block.mlp(x)
+    made = block.drop(made)
+    return block.second(made + x)
 
 
 def _parallel(block: Any, x: torch.Tensor, run: Run) -> Any:
@@ -623,18 +645,20 @@ class Reference(nn.Module):
         run = Run()
         ids = input_ids
         if len(self.stacks) > 1:
-            run.encoded = self.stacks[0](self._embedded(input_ids), run)
+            run.encoded = self.stacks[0](self._embedded(input_ids, run), run)
             run.bias = None
+            run.embedded.clear()
             ids = input_ids if labels is None else _shifted_right(labels)
         if self._caches:
             run.cache = []
-        x = self._embedded(ids)
+        x = self._embedded(ids, run)
         if self.rotary is not None:
             positions = (torch.arange(x.shape[1]) + 0).unsqueeze(0)
             kinds = [self.rotary(x, positions) for _ in range(self.shape.columns["rotaries"])]
             run.rotary = kinds[0]
         run.mask = self._mask(x)
         x = self.stacks[-1](x, run)
+        run.embedded.clear()
         scores = self.head(x)
         loss = None
         if labels is not None and self.shape.head != "none":
@@ -646,16 +670,19 @@ class Reference(nn.Module):
         decodes = self.shape.columns["stacks"] != "encoder"
         return decodes and not (self.checkpointing and self.training)
 
-    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.words(ids)
+    def _embedded(self, ids: torch.Tensor, run: Run) -> torch.Tensor:
+        x = words = self.words(ids)
         if self.shape.columns["scaled_embedding"]:
-            scale = cast("torch.Tensor", self.scale)
-            x = x * scale.to(x.dtype)
+            x = words * cast("torch.Tensor", self.scale).to(words.dtype)
         if self.types is not None:
-            x = x + self.types(ids.new_zeros((1, ids.shape[1])).expand(ids.shape))
+            types = self.types(ids.new_zeros((1, ids.shape[1])).expand(ids.shape))
+            x = x + types
         if self.places is not None:
             rows = len(ids) if self.shape.columns["positions"] == "counted" else 1
-            x = x + self.places(torch.arange(ids.shape[1]).repeat(rows, 1))
+            places = self.places(torch.arange(ids.shape[1]).repeat(rows, 1))
+            x = x + places
+            if self.norm is None:
+                run.embedded += (words, places)  # a decoder's forward pass holds them to its end
         if self.norm is not None:
             x = self.norm(x)
         return functional.dropout(x, self.shape.dropout["embedding"], self.training)
@@ -671,7 +698,8 @@ class Reference(nn.Module):
     def _loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.shape.head == "causal":
             scores = scores.float()
-            labels = functional.pad(labels, (0, 1), value=-100)[..., 1:].contiguous()
+            padded = functional.pad(labels, (0, 1), value=-100)
+            labels = padded[..., 1:].contiguous()
         scores = scores.view(-1, scores.shape[-1])
         return functional.cross_entropy(scores, labels.view(-1), ignore_index=-100)
 

@@ -19,11 +19,15 @@ from torch.overrides import TorchFunctionMode
 from mpskit.errors import EstimateError
 from mpskit.estimate.trace.storage_log import Ledger, Record
 
-__all__ = ["TRACED_LAYERS", "LayerMarks", "repeat_middle"]
+__all__ = ["TRACED_LAYERS", "TRACED_WHERE_SHARED", "LayerMarks", "repeat_middle"]
 
+# Traced layers of a stack, an odd number with the repeated one in the middle. Where layers share a
+# tensor, the first makes it and the last begins its gradient: there both need a plain neighbour.
 TRACED_LAYERS = 3
-# A layer's number is its position among its stack's traced ones, 3 more for each stack before.
-_FIRST, _MIDDLE, _LAST = range(TRACED_LAYERS)
+TRACED_WHERE_SHARED = 5
+
+# A layer's number is its position in its stack, and _STACK more for each stack before.
+_STACK = TRACED_WHERE_SHARED
 _AROUND = -1  # what belongs to no layer
 
 
@@ -57,18 +61,17 @@ class LayerMarks:
                     record = self.ledger.number(parameter.untyped_storage())
                     if record is not None:
                         self.owners[record] = number
-                first = number % TRACED_LAYERS == _FIRST
-                hook = self._entering(number, _AROUND if first else number - 1)
+                hook = self._entering(number, number - 1 if number % _STACK else _AROUND)
                 stack.callback(layer.register_forward_pre_hook(hook).remove)
             for number, layers in enumerate(self.stacks):
-                last = number * TRACED_LAYERS + len(layers) - 1
+                last = number * _STACK + len(layers) - 1
                 stack.callback(layers[-1].register_forward_hook(self._leaving(last)).remove)
             yield
 
     def layers(self) -> Iterator[tuple[int, torch.nn.Module]]:
         """Yield every layer with its number."""
         for stack, layers in enumerate(self.stacks):
-            yield from enumerate(layers, stack * TRACED_LAYERS)
+            yield from enumerate(layers, stack * _STACK)
 
     def stepping(self, step: Callable[[], Any]) -> Any:
         """Run an optimizer's step."""
@@ -140,8 +143,8 @@ def repeat_middle(ledger: Ledger, marks: LayerMarks, layers: Sequence[int]) -> L
     """Return the events of the same step of a deeper model.
 
     Args:
-        ledger: a step of a model with ``TRACED_LAYERS`` layers in each stack, or with all of them
-            where it has no more.
+        ledger: a step of a model with so many layers in each stack as are traced, or with all of
+            them where it has no more.
         marks: which layer the events belong to.
         layers: layers of each stack of the deep model.
 
@@ -168,6 +171,7 @@ class _Repeater:
     def __init__(self, ledger: Ledger, marks: LayerMarks, added: Sequence[int]) -> None:
         self.ledger = ledger
         self.added = added  # by stack
+        self.position = [len(stack) // 2 for stack in marks.stacks]  # of the repeated layer
         self.layer = [_AROUND] * len(ledger.records)
         self.place = [0] * len(ledger.records)
         # The middle layer's records by place, and the number of the first that is added.
@@ -179,20 +183,20 @@ class _Repeater:
     def deep(self) -> Ledger:
         """Return the deep model's records and events."""
         events: list[int] = []
-        before = _FIRST
+        upwards = True
         for run in self.runs:
-            stack, position = divmod(run.layer, TRACED_LAYERS)
+            stack, position = divmod(run.layer, _STACK)
             if run.layer == _AROUND or not self.added[stack]:
                 events += run.events
                 continue
-            if position == _MIDDLE:
-                events += self._repeated(run.events, stack, upwards=before != _LAST)
-            else:  # what the nearest of the middle layers made
-                copy = self.added[stack] if position == _LAST else 0
-                events += [
-                    self._number(e, copy) if e >= 0 else ~self._number(~e, copy) for e in run.events
-                ]
-            before = position
+            if position == self.position[stack]:
+                events += self._repeated(run.events, stack, upwards=upwards)
+                continue
+            upwards = position < self.position[stack]
+            copy = 0 if upwards else self.added[stack]  # what the nearest of the layers made
+            events += [
+                self._number(e, copy) if e >= 0 else ~self._number(~e, copy) for e in run.events
+            ]
         records = list(self.ledger.records)
         for count, middle in zip(self.added, self.middle, strict=True):
             records += [self.ledger.records[number] for number in middle] * count
@@ -201,7 +205,7 @@ class _Repeater:
     def _grouped(self, marks: LayerMarks) -> list[_Run]:
         """Give every record its layer, and cut the events where the layer changes."""
         runs: list[_Run] = []
-        counts = [0] * (TRACED_LAYERS * len(self.added) + 1)
+        counts = [0] * (_STACK * len(self.added) + 1)
         starts = [position for position, _ in marks.positions]
         ends = [*starts[1:], len(self.ledger.events)]
         for (start, running), end in zip(marks.positions, ends, strict=True):
@@ -210,8 +214,9 @@ class _Repeater:
                     layer = self.layer[event] = marks.owners.get(event, running)
                     self.place[event] = counts[layer]
                     counts[layer] += 1
-                    if layer % TRACED_LAYERS == _MIDDLE and layer != _AROUND:
-                        self.middle[layer // TRACED_LAYERS].append(event)
+                    stack, position = divmod(layer, _STACK)
+                    if layer != _AROUND and position == self.position[stack]:
+                        self.middle[stack].append(event)
                 else:  # what goes when no layer runs goes with its layer
                     layer = running if running != _AROUND else self.layer[~event]
                 if not runs or runs[-1].layer != layer:
@@ -223,7 +228,7 @@ class _Repeater:
         """Return the middle layer's events for each layer that it stands for."""
         added, stride = self.added[stack], len(self.middle[stack])
         once = added if upwards else 0  # what no layer made goes with the last of them
-        inner = [e for e in events if self.layer[e if e >= 0 else ~e] // TRACED_LAYERS == stack]
+        inner = [e for e in events if self.layer[e if e >= 0 else ~e] // _STACK == stack]
         template = [self._copied(event, stack, 2) for event in inner] if added > 3 else []
         result: list[int] = []
         for copy in range(added + 1) if upwards else range(added, -1, -1):
@@ -238,28 +243,27 @@ class _Repeater:
     def _copied(self, event: int, stack: int, copy: int) -> int:
         """Return a middle layer's event as it is in the layer ``copy`` above it."""
         record = event if event >= 0 else ~event
-        owner, position = divmod(self.layer[record], TRACED_LAYERS)
+        owner, position = divmod(self.layer[record], _STACK)
         if owner == stack:
             # A neighbour of the traced layer stands for its neighbour there.
-            if position == _FIRST and copy > 0:
-                record = self._number(self._peer(record), copy - 1)
-            elif position == _LAST and copy < self.added[stack]:
-                record = self._number(self._peer(record), copy + 1)
-            else:
+            there = copy + position - self.position[stack]
+            if there == copy:
                 record = self._number(record, copy)
+            elif 0 <= there <= self.added[stack]:
+                record = self._number(self._peer(record), there)
         return record if event >= 0 else ~record
 
     def _number(self, record: int, copy: int) -> int:
         """Return a record of the middle layer in the layer ``copy`` above it; others stay."""
-        stack, position = divmod(self.layer[record], TRACED_LAYERS)
-        if stack < 0 or position != _MIDDLE or copy == 0:
+        stack, position = divmod(self.layer[record], _STACK)
+        if stack < 0 or position != self.position[stack] or copy == 0:
             return record
         return self.base[stack] + (copy - 1) * len(self.middle[stack]) + self.place[record]
 
     def _peer(self, record: int) -> int:
         """Return the middle layer's record that a neighbour's corresponds to."""
         place, records = self.place[record], self.ledger.records
-        middle = self.middle[self.layer[record] // TRACED_LAYERS]
+        middle = self.middle[self.layer[record] // _STACK]
         if place < len(middle) and records[middle[place]].size == records[record].size:
             return middle[place]
         where = f"{records[record].op} in {records[record].module}"
