@@ -277,8 +277,8 @@ class Attention(nn.Module):
 
 
 def _cached(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Join keys and values to the cache's, which are none yet: both are copied."""
-    keys, values = torch.tensor([], dtype=key.dtype), torch.tensor([], dtype=value.dtype)
+    """Join both to an empty cache, as decoding does: copies, in the type that the keys have."""
+    keys, values = (torch.tensor([], dtype=key.dtype) for _ in range(2))
     keys = torch.cat((keys, key), dim=-2)
     values = torch.cat((values, value), dim=-2)
     return keys, values
@@ -658,12 +658,13 @@ class Reference(nn.Module):
             run.rotary = kinds[0]
         run.mask = self._mask(x)
         x = self.stacks[-1](x, run)
-        run.embedded.clear()
+        cache, encoded = run.cache, run.encoded
+        del run  # what the layers shared goes with the last of them
         scores = self.head(x)
         loss = None
         if labels is not None and self.shape.head != "none":
             loss = self._loss(scores, labels)
-        return {"loss": loss, "scores": scores, "cache": run.cache}
+        return {"loss": loss, "scores": scores, "cache": cache, "encoded": encoded}
 
     @property
     def _caches(self) -> bool:

@@ -46,6 +46,7 @@ class LayerMarks:
         self.stacks = stacks
         self.positions: list[tuple[int, int]] = [(0, _AROUND)]  # (event, layer that it begins)
         self.owners: dict[int, int] = {}  # record -> its layer, where that is not the running one
+        self.left: set[int] = set()  # events at which the last layer of a stack has returned
 
     def mark(self, layer: int) -> None:
         """Take what follows for that layer's."""
@@ -91,6 +92,7 @@ class LayerMarks:
     def _leaving(self, number: int) -> Callable[..., None]:
         def leave(_: torch.nn.Module, __: Any, output: Any) -> None:
             if self.ledger.where.phase != "backward":
+                self.left.add(len(self.ledger.events))
                 self.mark(_AROUND)
                 hidden = output if isinstance(output, torch.Tensor) else output[0]
                 self._on_gradient(hidden, number)
@@ -209,7 +211,10 @@ class _Repeater:
         starts = [position for position, _ in marks.positions]
         ends = [*starts[1:], len(self.ledger.events)]
         for (start, running), end in zip(marks.positions, ends, strict=True):
+            # The caller gives a layer's input up when the layer has returned.
+            returning = start in marks.left
             for event in self.ledger.events[start:end]:
+                returning = returning and event < 0
                 if event >= 0:
                     layer = self.layer[event] = marks.owners.get(event, running)
                     self.place[event] = counts[layer]
@@ -217,6 +222,8 @@ class _Repeater:
                     stack, position = divmod(layer, _STACK)
                     if layer != _AROUND and position == self.position[stack]:
                         self.middle[stack].append(event)
+                elif returning:
+                    layer = runs[-1].layer
                 else:  # what goes when no layer runs goes with its layer
                     layer = running if running != _AROUND else self.layer[~event]
                 if not runs or runs[-1].layer != layer:
