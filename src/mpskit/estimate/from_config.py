@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from mpskit.allocator import allocator_for
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
-from mpskit.estimate.reference.config import read_lora, read_shape
+from mpskit.estimate.reference.config import read_config, read_lora, read_shape
 from mpskit.estimate.reference.modules import build_reference
-from mpskit.estimate.reference.repeat_layers import TRACED_LAYERS, LayerMarks, repeat_middle
-from mpskit.estimate.result import MemoryEstimate
+from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_middle
+from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
 from mpskit.estimate.specs import TensorSpec
-from mpskit.estimate.targets import target_for
+from mpskit.estimate.targets import Target, target_for
 from mpskit.estimate.trace.optimizers import borrowed
 from mpskit.estimate.trace.run import Job, Step, Traced, precision_of, trace
 from mpskit.estimate.trace.steps import default_loss
 
-__all__ = ["estimate_from_config"]
+__all__ = ["Stepped", "estimate_from_config", "trace_subject"]
+
+_STEPS = 2  # the optimizer's state makes the second one the peak
 
 
 def estimate_from_config(
@@ -41,32 +46,168 @@ def estimate_from_config(
     torch_version: str | None = None,
     implementation: Literal["reference", "transformers"] = "reference",
 ) -> MemoryEstimate:
-    return trace_config(config,batch_size=batch_size,seq_len=seq_len,training=training,lora=lora,precision=precision,optimizer=optimizer,accumulate=accumulate,checkpointing=checkpointing,device=device).estimate(torch_version)
+    """Return what a step of a transformer takes, from its config alone.
 
-def trace_config(config, *, batch_size, seq_len, training=True, lora=None, precision="fp32", optimizer="adamw", accumulate=1, checkpointing=False, device="mps", full=False):
-    shape = read_shape(config, tokens=seq_len)
-    adapters = read_lora(shape, lora)
-    traced = shape.layers if full else tuple(min(count, TRACED_LAYERS if len(shape.layers)==1 else 5) for count in shape.layers)
-    model = build_reference(shape, traced, lora=adapters, checkpointing=checkpointing)
-    spec = TensorSpec((batch_size, seq_len), "int64")
-    batch = {"input_ids": spec}
-    if training and shape.head != "none":
-        batch["labels"] = TensorSpec((batch_size,), "int64") if shape.head == "classes" else spec
-    job = Job(model, batch, target_for(device), precision, 2, "forward" if training else "inference", shape.notes)
-    marks = LayerMarks(model, [s.layers for s in model.stacks], job.ledger)
-    mixed = precision_of(precision).autocast
-    autocast = functools.partial(autocast_on, job.target.device, mixed)
-    if isinstance(optimizer,str): optimizer={"adamw":torch.optim.AdamW,"sgd":torch.optim.SGD}[optimizer]
-    def prepare(stack):
+    A module of the family is built from torch.nn with a few layers, steps of it are traced as
+    :func:`estimate_training_memory` does, the middle layer is repeated in the list of allocations,
+    and the list goes through the model of the target's allocator.
+
+    Args:
+        config: a transformers config as a mapping, the path of a config.json (or its folder), or
+            the name of a bundled model such as ``"Qwen/Qwen2.5-0.5B"``.
+        batch_size: rows of the batch.
+        seq_len: tokens in each row; an encoder-decoder has as many on both sides.
+        training: a whole training step; False for one forward pass without gradients.
+        lora: adapters, as a rank or as ``{"rank": 8, "targets": ["q_proj", "v_proj"]}``
+            (``r`` and ``target_modules`` are taken too; the targets of a rank alone are query
+            and value); every other weight is frozen.
+        precision: ``fp32``, ``bf16``, ``fp16``, ``bf16-mixed`` or ``fp16-mixed``.
+        optimizer: a name in torch.optim in any case (``adamw``), a class, a callable on the
+            trainable parameters, or None for none.
+        accumulate: batches whose gradients are summed before the optimizer steps.
+        checkpointing: whether each layer's activations are computed again in the backward pass
+            (``gradient_checkpointing_enable()``).
+        device: ``cpu``, ``mps`` or ``cuda``.
+        torch_version: the torch whose allocator is meant; the installed one by default.
+        implementation: ``reference`` for mpskit's own modules of the families that it knows;
+            ``transformers`` for the library's class, of any family, where it is installed.
+
+    Returns:
+        The figures at the peak of a step in the steady state, in bytes; no timeline.
+
+    Raises:
+        ArgumentError: a missing key of the config (named), an unknown family, a wrong value, or
+            something that is not modelled.
+        ArgumentTypeError: an argument of the wrong type.
+        EstimateError: the layers differ, or the step cannot be traced.
+    """
+    check_counts(batch_size=batch_size, seq_len=seq_len, accumulate=accumulate)
+    if implementation == "transformers":
+        from mpskit.estimate.reference.transformers_model import build_transformers
+
+        given = read_config(config)
+        subject = build_transformers(given, lora=lora, checkpointing=checkpointing, depth=None)
+    elif implementation == "reference":
+        shape = read_shape(config, tokens=seq_len)
+        adapters = read_lora(shape, lora)
+        subject = build_reference(shape, lora=adapters, checkpointing=checkpointing)
+    else:
+        raise ArgumentError(
+            f"implementation is 'reference' or 'transformers', not {implementation!r}",
+            given=implementation,
+        )
+    step = Stepped(training, precision, _optimizer(optimizer), accumulate)
+    traced = trace_subject(subject, step, target_for(device), (batch_size, seq_len))
+    return _estimated(traced, torch_version or torch.__version__)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """How a step is run: with gradients or not, in which precision, with what behind it."""
+
+    training: bool = True
+    precision: str = "fp32"
+    optimizer: Any = torch.optim.AdamW
+    accumulate: int = 1
+
+
+def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[int, int]) -> Traced:
+    """Return the events of a deep model's step, from those of a shallow one.
+
+    Args:
+        subject: the shallow model.
+        how: what a step is.
+        target: the device whose memory is asked for.
+        shape: rows of the batch, and tokens in each.
+    """
+    subject.model.train(how.training)
+    tokens = TensorSpec(shape, "int64")
+    batch = {"input_ids": tokens}
+    if how.training and subject.labels is not None:
+        by_row = TensorSpec(shape[:1], "int64")
+        batch["labels"] = by_row if subject.labels == "rows" else tokens
+    phase = "forward" if how.training else "inference"
+    job = Job(subject.model, batch, target, how.precision, _STEPS, phase, subject.notes)
+    marks = LayerMarks(subject.model, subject.stacks, job.ledger)
+    autocast = functools.partial(autocast_on, target.device, precision_of(how.precision).autocast)
+
+    def inference(model: torch.nn.Module, batch: Any) -> None:
+        with torch.no_grad(), autocast():
+            model(**batch)
+
+    def prepare(stack: ExitStack) -> Step:
         stack.enter_context(marks.watching())
-        if not training:
-            def inf(model,batch):
-                with torch.no_grad(), autocast(): model(**batch)
-            return inf
-        chosen = stack.enter_context(borrowed(optimizer, model, job.ledger))
-        chosen.step = functools.partial(marks.stepping, chosen.step)
-        return TrainingStep(default_loss, chosen, autocast, accumulate)
-    model.train(training)
-    t = trace(job, prepare)
-    if not full: t.ledger = repeat_middle(t.ledger, marks, shape.layers)
-    return t
+        if not how.training:
+            return inference
+        made = stack.enter_context(borrowed(how.optimizer, subject.model, job.ledger))
+        if made is not None:
+            made.step = functools.partial(marks.stepping, made.step)
+        return TrainingStep(default_loss, made, autocast, how.accumulate)
+
+    traced = trace(job, prepare)
+    traced.ledger = repeat_middle(traced.ledger, marks, subject.layers)
+    return traced
+
+
+def _optimizer(given: Any) -> Any:
+    """Return an optimizer's class, by its name where that is given."""
+    if given is None or (callable(given) and not isinstance(given, torch.optim.Optimizer)):
+        return given
+    if not isinstance(given, str):
+        raise ArgumentTypeError(
+            f"an optimizer is a name, a class or None, not {type(given).__name__}", given=given
+        )
+    known = {
+        name.lower(): found
+        for name, found in vars(torch.optim).items()
+        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+    }
+    if given.lower() not in known:
+        names = ", ".join(sorted(known))
+        raise ArgumentError(f"torch.optim has no {given!r}: one of {names}", given=given)
+    return known[given.lower()]
+
+
+def _estimated(traced: Traced, torch_version: str) -> MemoryEstimate:
+    """Replay the events, and sum up what is alive at the peak."""
+    records, events = traced.ledger.records, traced.ledger.events
+    live, driver = _replayed(traced, torch_version)
+    at = max(range(len(live)), key=live.__getitem__)
+    alive = bytearray(len(records))
+    for event in events[: at + 1]:
+        alive[event if event >= 0 else ~event] = event >= 0
+    total = Counter(dict.fromkeys(KINDS, 0))
+    for record in itertools.compress(records, alive):
+        total[record.kind or "temporaries"] += record.size
+    total["slack"] = live[at] - total.total()
+    reached = records[events[at]]
+    kinds: dict[str, Any] = {f"{kind}_bytes": total[kind] for kind in KINDS}
+    return MemoryEstimate(
+        device=traced.target.device,
+        torch_version=torch_version,
+        precision=traced.precision,
+        method="reference",
+        peak_bytes=live[at],
+        driver_bytes=driver,
+        peak=Peak(
+            op=reached.op, module=reached.module, phase=reached.phase, step=max(reached.step, 0)
+        ),
+        notes=traced.notes,
+        **kinds,
+    )
+
+
+def _replayed(traced: Traced, torch_version: str) -> tuple[list[int], int]:
+    """Return the live bytes after each event, and the most that the driver held."""
+    sizes = [record.size for record in traced.ledger.records]
+    events = traced.ledger.events
+    model = allocator_for(traced.target.device, torch_version=torch_version)
+    blocks = [0] * len(sizes)
+    live = []
+    for event in events:
+        if event >= 0:
+            blocks[event] = model.allocate(sizes[event])
+        else:
+            model.free(blocks[~event])
+        live.append(model.live_bytes)
+    return live, model.peak_driver_bytes

@@ -10,25 +10,54 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from mpskit.errors import EstimateError
-from mpskit.estimate.trace.storage_log import Ledger, Record
+from mpskit.estimate.trace.storage_log import Ledger
 
-__all__ = ["TRACED_LAYERS", "TRACED_WHERE_SHARED", "LayerMarks", "repeat_middle"]
-
-# Traced layers of a stack, an odd number with the repeated one in the middle. Where layers share a
-# tensor, the first makes it and the last begins its gradient: there both need a plain neighbour.
-TRACED_LAYERS = 3
-TRACED_WHERE_SHARED = 5
+__all__ = ["LayerMarks", "Subject", "repeat_middle", "traced_depth"]
 
 # A layer's number is its position in its stack, and _STACK more for each stack before.
-_STACK = TRACED_WHERE_SHARED
+_STACK = 1 << 12
 _AROUND = -1  # what belongs to no layer
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to trace, shallower than the one that is meant.
+
+    Attributes:
+        model: the model, with weights on ``meta``.
+        stacks: its layers, by stack.
+        layers: layers of each stack of the model that is meant.
+        labels: what it takes for ``labels``: one for each token, one for each row, or none.
+        notes: what the figures do not show.
+    """
+
+    model: torch.nn.Module
+    stacks: Sequence[torch.nn.ModuleList]
+    layers: tuple[int, ...]
+    labels: Literal["tokens", "rows"] | None
+    notes: tuple[str, ...] = ()
+
+
+def traced_depth(
+    layers: tuple[int, ...], depth: int | None = None, *, alike: bool = True
+) -> tuple[int, ...]:
+    """Return how many layers of each stack to trace: an odd number, whose middle one is repeated.
+
+    Where the outermost layers are not ``alike`` (the first of a frozen model has no gradient to
+    pass on) or share a tensor (an encoder's result, relative positions, whose gradient the last
+    one begins), the repeated one needs a plain neighbour on both sides.
+    """
+    most = depth or (3 if alike and len(layers) == 1 else 5)
+    return tuple(min(count, most) for count in layers)
 
 
 class LayerMarks:
@@ -39,7 +68,7 @@ class LayerMarks:
     """
 
     def __init__(
-        self, model: torch.nn.Module, stacks: Sequence[Sequence[torch.nn.Module]], ledger: Ledger
+        self, model: torch.nn.Module, stacks: Sequence[torch.nn.ModuleList], ledger: Ledger
     ) -> None:
         self.ledger = ledger
         self.model = model
@@ -113,32 +142,21 @@ class _Parameters(TorchFunctionMode):
         self._layer = {id(parameter): _AROUND for parameter in marks.model.parameters()}
         for number, layer in marks.layers():
             self._layer |= {id(parameter): number for parameter in layer.parameters()}
-        self._lists: dict[int, list[int]] = {}  # length -> layers; states come in the same order
+        trained = [p for p in marks.model.parameters() if p.requires_grad]
+        self._trained = [self._layer[id(parameter)] for parameter in trained]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        listed = next((arg for arg in args if isinstance(arg, list | tuple)), None)
-        if listed is None:
+        # Gradients and states are handed over in lists of the parameters' order.
+        if not any(isinstance(a, list | tuple) and len(a) == len(self._trained) for a in args):
             if args and id(args[0]) in self._layer:
                 self.marks.mark(self._layer[id(args[0])])
-            result = func(*args, **kwargs or {})
-            if func is _GRADIENT and result is not None:
-                self._layer[id(result)] = self._layer.get(id(args[0]), _AROUND)
-            return result
+            return func(*args, **kwargs or {})
         self.marks.mark(_AROUND)
         start = len(self.marks.ledger.events)
         result = func(*args, **kwargs or {})
         made = [event for event in self.marks.ledger.events[start:] if event >= 0]
-        self.marks.owners |= zip(made, itertools.cycle(self._layers_of(listed)))
+        self.marks.owners |= zip(made, itertools.cycle(self._trained))
         return result
-
-    def _layers_of(self, tensors: Sequence[Any]) -> list[int]:
-        layers = [self._layer.get(id(tensor), _AROUND) for tensor in tensors]
-        if any(layer != _AROUND for layer in layers):
-            return self._lists.setdefault(len(tensors), layers)
-        return self._lists.get(len(tensors), layers)
-
-
-_GRADIENT = torch.Tensor.grad.__get__  # type: ignore[attr-defined]
 
 
 def repeat_middle(ledger: Ledger, marks: LayerMarks, layers: Sequence[int]) -> Ledger:
@@ -207,7 +225,7 @@ class _Repeater:
     def _grouped(self, marks: LayerMarks) -> list[_Run]:
         """Give every record its layer, and cut the events where the layer changes."""
         runs: list[_Run] = []
-        counts = [0] * (_STACK * len(self.added) + 1)
+        counts: Counter[int] = Counter()
         starts = [position for position, _ in marks.positions]
         ends = [*starts[1:], len(self.ledger.events)]
         for (start, running), end in zip(marks.positions, ends, strict=True):
