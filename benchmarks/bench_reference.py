@@ -117,7 +117,7 @@ def compare(name: str) -> None:
             started = time.process_time()
             try:
                 truth = full(config, job, device)
-            except Exception as error:  # noqa: BLE001 - what cannot be traced is named
+            except Exception as error:  # what cannot be traced is named
                 print(f"{name} {device} {precision}: no full trace ({str(error)[:90]})")
                 continue
             traced = time.process_time() - started

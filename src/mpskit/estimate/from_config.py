@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from mpskit.allocator import allocator_for
+from mpskit.allocator import AllocatorModel, allocator_for
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
@@ -85,8 +85,9 @@ def estimate_from_config(
     if implementation == "transformers":
         from mpskit.estimate.reference.transformers_model import build_transformers
 
-        given = read_config(config)
-        subject = build_transformers(given, lora=lora, checkpointing=checkpointing, depth=None)
+        subject = build_transformers(
+            read_config(config), tokens=seq_len, lora=lora, checkpointing=checkpointing
+        )
     elif implementation == "reference":
         shape = read_shape(config, tokens=seq_len)
         adapters = read_lora(shape, lora)
@@ -171,43 +172,40 @@ def _optimizer(given: Any) -> Any:
 def _estimated(traced: Traced, torch_version: str) -> MemoryEstimate:
     """Replay the events, and sum up what is alive at the peak."""
     records, events = traced.ledger.records, traced.ledger.events
-    live, driver = _replayed(traced, torch_version)
-    at = max(range(len(live)), key=live.__getitem__)
+    model = allocator_for(traced.target.device, torch_version=torch_version)
+    at = _replayed([record.size for record in records], events, model)
     alive = bytearray(len(records))
     for event in events[: at + 1]:
         alive[event if event >= 0 else ~event] = event >= 0
     total = Counter(dict.fromkeys(KINDS, 0))
     for record in itertools.compress(records, alive):
         total[record.kind or "temporaries"] += record.size
-    total["slack"] = live[at] - total.total()
-    reached = records[events[at]]
+    total["slack"] = model.peak_live_bytes - total.total()
+    top = records[events[at]]
     kinds: dict[str, Any] = {f"{kind}_bytes": total[kind] for kind in KINDS}
     return MemoryEstimate(
         device=traced.target.device,
         torch_version=torch_version,
         precision=traced.precision,
         method="reference",
-        peak_bytes=live[at],
-        driver_bytes=driver,
-        peak=Peak(
-            op=reached.op, module=reached.module, phase=reached.phase, step=max(reached.step, 0)
-        ),
+        peak_bytes=model.peak_live_bytes,
+        driver_bytes=model.peak_driver_bytes,
+        peak=Peak(op=top.op, module=top.module, phase=top.phase, step=max(top.step, 0)),
         notes=traced.notes,
         **kinds,
     )
 
 
-def _replayed(traced: Traced, torch_version: str) -> tuple[list[int], int]:
-    """Return the live bytes after each event, and the most that the driver held."""
-    sizes = [record.size for record in traced.ledger.records]
-    events = traced.ledger.events
-    model = allocator_for(traced.target.device, torch_version=torch_version)
-    blocks = [0] * len(sizes)
-    live = []
-    for event in events:
-        if event >= 0:
-            blocks[event] = model.allocate(sizes[event])
-        else:
-            model.free(blocks[~event])
-        live.append(model.live_bytes)
-    return live, model.peak_driver_bytes
+def _replayed(sizes: list[int], events: list[int], model: AllocatorModel) -> int:
+    """Run the events through a model; return which of them reached the peak."""
+    allocate, free, blocks = model.allocate, model.free, [0] * len(sizes)
+    most = at = 0
+    for index, event in enumerate(events):
+        if event < 0:
+            free(blocks[~event])
+            continue
+        blocks[event] = allocate(sizes[event])
+        live = model.live_bytes
+        if live > most:
+            most, at = live, index
+    return at

@@ -48,7 +48,8 @@ def test_a_family_outside_the_table() -> None:
     ("change", "text"),
     [({"model_type": "no_such"}, "transformers cannot build it"),
      ({"model_type": None}, "transformers cannot build it"),
-     ({"num_hidden_layers": "two"}, "transformers cannot build it")],
+     ({"num_hidden_layers": "two"}, "transformers cannot build it"),
+     ({"model_type": "gemma2", "sliding_window": 8, "num_key_value_heads": 2}, "several kinds")],
 )  # fmt: skip
 def test_what_transformers_refuses(change: dict[str, Any], text: str) -> None:
     pytest.importorskip("transformers")

@@ -34,6 +34,7 @@ class Run:
         self.encoded: torch.Tensor | None = None
         self.cache: list[torch.Tensor] | None = None
         self.embedded: list[torch.Tensor] = []
+        self.held: list[torch.Tensor] = []  # until attention's result has been dropped out
 
 
 def linear(wide: int, out: int, *, bias: bool) -> nn.Linear:
@@ -171,7 +172,7 @@ class Attention(nn.Module):
 
     def _mixed(self, x: torch.Tensor, run: Run) -> torch.Tensor:
         columns = self.shape.columns
-        query, key, value = self._projected(x, run.encoded if self.cross else x)
+        query, key, value = self._projected(x, run)
         if columns["qk_norm"]:
             query, key = self.query_norm(query), self.key_norm(key)
         if run.rotary is not None:
@@ -183,10 +184,13 @@ class Attention(nn.Module):
         attend = ATTENTIONS[columns["attention"]]
         return attend(self, query, key, value, mask)
 
-    def _projected(self, x: torch.Tensor, source: Any) -> _Heads:
+    def _projected(self, x: torch.Tensor, run: Run) -> _Heads:
         if self.cut is not None:
-            return self.cut(self.query(x), self.shape)
-        query = self.query(x)
+            fused = self.query(x)
+            if self.shape.columns["drops_inside"]:
+                run.held.append(fused)
+            return self.cut(fused, self.shape)
+        source, query = run.encoded if self.cross else x, self.query(x)
         if self.shape.columns["scaled_query"]:
             query = query * self.shape.head_width**-0.5
         width = self.shape.head_width

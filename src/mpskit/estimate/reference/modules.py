@@ -211,6 +211,7 @@ def _before(block: Any, x: torch.Tensor, run: Run) -> Any:
     x = block.first(x)
     x = block.attention(x, run)
     x = block.drop(x)
+    run.held.clear()
     x = kept + x
     if block.crossing is not None:
         kept = x

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -197,6 +197,7 @@ class _Repeater:
         # The middle layer's records by place, and the number of the first that is added.
         self.middle: list[list[int]] = [[] for _ in added]
         self.runs = self._grouped(marks)
+        self._compare()
         sizes = [count * len(middle) for count, middle in zip(added, self.middle, strict=True)]
         self.base = list(itertools.accumulate(sizes, initial=len(ledger.records)))
 
@@ -287,13 +288,18 @@ class _Repeater:
 
     def _peer(self, record: int) -> int:
         """Return the middle layer's record that a neighbour's corresponds to."""
-        place, records = self.place[record], self.ledger.records
-        middle = self.middle[self.layer[record] // _STACK]
-        if place < len(middle) and records[middle[place]].size == records[record].size:
-            return middle[place]
-        where = f"{records[record].op} in {records[record].module}"
-        raise EstimateError(
-            f"the layers do not allocate alike ({where}): trace the model instead "
-            "(estimate_training_memory)",
-            given=where,
-        )
+        return self.middle[self.layer[record] // _STACK][self.place[record]]
+
+    def _compare(self) -> None:
+        """Refuse layers of which the middle one's neighbours allocate something else."""
+        records = self.ledger.records
+        sizes: dict[int, list[int]] = defaultdict(list)
+        for layer, record in zip(self.layer, records, strict=True):
+            sizes[layer].append(record.size)
+        for stack, added in enumerate(self.added):
+            middle = stack * _STACK + self.position[stack]
+            if added and not sizes[middle - 1] == sizes[middle] == sizes[middle + 1]:
+                raise EstimateError(
+                    "the layers do not allocate alike: trace the model instead "
+                    "(estimate_training_memory)"
+                )
