@@ -143,6 +143,7 @@ class _Parameters(TorchFunctionMode):
         for number, layer in marks.layers():
             self._layer |= {id(parameter): number for parameter in layer.parameters()}
         trained = [p for p in marks.model.parameters() if p.requires_grad]
+        self._layer |= {id(p.grad): self._layer[id(p)] for p in trained if p.grad is not None}
         self._trained = [self._layer[id(parameter)] for parameter in trained]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
