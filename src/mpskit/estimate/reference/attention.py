@@ -27,19 +27,32 @@ class Run:
     """What the layers of one forward pass share."""
 
     def __init__(self) -> None:
-        self.rotary: _Heads | None = None
+        self.positions: torch.Tensor | None = None
+        self.rotaries: list[_Heads] = []
+        self.rotary: _Heads | None = None  # the one in use
         self.mask: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None  # of relative positions
         self.cross_bias: torch.Tensor | None = None
         self.encoded: torch.Tensor | None = None
         self.cache: list[torch.Tensor] | None = None
         self.embedded: list[torch.Tensor] = []
-        self.held: list[torch.Tensor] = []  # until attention's result has been dropped out
+        self.held: list[torch.Tensor] = []  # what attention's projections made, while it runs
 
 
-def linear(wide: int, out: int, *, bias: bool) -> nn.Linear:
+class _Transposed(nn.Linear):
+    """GPT-2's projection: a sum with the bias, a product with the weight the other way round."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight.view(x.shape[-1], -1))
+        return rows.view(*x.shape[:-1], -1)
+
+
+LINEARS: dict[str, type[nn.Linear]] = {"plain": nn.Linear, "transposed": _Transposed}
+
+
+def linear(shape: Shape, wide: int, out: int, *, bias: bool) -> nn.Linear:
     """Make a projection without memory."""
-    return nn.Linear(wide, out, bias=bias, device=META)
+    return LINEARS[shape.columns["linear"]](wide, out, bias=bias, device=META)
 
 
 def layer_norm(width: int) -> nn.Module:
@@ -114,30 +127,47 @@ class Rotary(nn.Module):
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    return (x * cos) + (torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin)
+    return (x * cos) + (_half_turned(x) * sin)
+
+
+def _half_turned(x: torch.Tensor) -> torch.Tensor:
+    low, high = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+    return torch.cat((-high, low), dim=-1)
 
 
 def _whole(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> _Heads:
     return _turned(query, cos, sin), _turned(key, cos, sin)
 
 
+def _parts(query: torch.Tensor, key: torch.Tensor, width: int) -> _Heads:
+    return query[..., :width], query[..., width:], key[..., :width], key[..., width:]
+
+
 def _part(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> _Heads:
-    width = cos.shape[-1]
-    turned = _whole(query[..., :width], key[..., :width], cos, sin)
-    query = torch.cat((turned[0], query[..., width:]), dim=-1)
-    return query, torch.cat((turned[1], key[..., width:]), dim=-1)
+    query, query_rest, key, key_rest = _parts(query, key, cos.shape[-1])
+    query, key = _whole(query, key, cos, sin)
+    whole = torch.cat((query, query_rest), dim=-1)
+    return whole, torch.cat((key, key_rest), dim=-1)
+
+
+def _part_rebound(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> _Heads:
+    query, query_rest, key, key_rest = _parts(query, key, cos.shape[-1])
+    query, key = _whole(query, key, cos, sin)
+    query = torch.cat((query, query_rest), dim=-1)
+    key = torch.cat((key, key_rest), dim=-1)
+    return query, key
 
 
 def _part_each(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> _Heads:
-    width = cos.shape[-1]
-    query = torch.cat([_turned(query[..., :width], cos, sin), query[..., width:]], dim=-1)
-    return query, torch.cat([_turned(key[..., :width], cos, sin), key[..., width:]], dim=-1)
+    query, query_rest, key, key_rest = _parts(query, key, cos.shape[-1])
+    query = torch.cat((_turned(query, cos, sin), query_rest), dim=-1)
+    return query, torch.cat((_turned(key, cos, sin), key_rest), dim=-1)
 
 
 ROTATIONS: dict[str, Callable[..., _Heads]] = {
     "whole": _whole,
     "part": _part,
+    "part-rebound": _part_rebound,
     "part-each": _part_each,
 }
 
@@ -154,11 +184,13 @@ class Attention(nn.Module):
         wide, narrow = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
         biased = "qkv" in columns["bias"]
         self.cut = PROJECTIONS[columns["projection"]]
-        self.query = linear(shape.hidden, wide + (2 * narrow if self.cut else 0), bias=biased)
+        self.query = linear(
+            shape, shape.hidden, wide + (2 * narrow if self.cut else 0), bias=biased
+        )
         if self.cut is None:
-            self.key = linear(shape.hidden, narrow, bias=biased)
-            self.value = linear(shape.hidden, narrow, bias=biased)
-        self.out = linear(wide, shape.hidden, bias="out" in columns["bias"])
+            self.key = linear(shape, shape.hidden, narrow, bias=biased)
+            self.value = linear(shape, shape.hidden, narrow, bias=biased)
+        self.out = linear(shape, wide, shape.hidden, bias="out" in columns["bias"])
         if columns["qk_norm"]:
             norm = NORMS[columns["norm"]]
             self.query_norm, self.key_norm = norm(shape.head_width), norm(shape.head_width)
@@ -168,12 +200,17 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, run: Run) -> torch.Tensor:
         """Mix the tokens of each row, [batch, tokens, hidden]."""
         mixed = self._mixed(x, run)
-        return cast("torch.Tensor", self.out(mixed.flatten(2)))
+        if self.shape.columns["held"] == "to the output":
+            run.held.clear()
+        x = self.out(mixed.flatten(2))
+        if self.shape.columns["held"] != "through dropout":
+            run.held.clear()
+        return x
 
     def _mixed(self, x: torch.Tensor, run: Run) -> torch.Tensor:
         columns = self.shape.columns
         query, key, value = self._projected(x, run)
-        if columns["qk_norm"]:
+        if columns["qk_norm"] == "both":
             query, key = self.query_norm(query), self.key_norm(key)
         if run.rotary is not None:
             query, key = ROTATIONS[columns["rotary"]](query, key, *run.rotary)
@@ -181,21 +218,25 @@ class Attention(nn.Module):
             key, value = _cached(key, value)
             run.cache += (key, value)
         mask = self._bias(query, key, run) if self.relative else run.mask
+        run.held += (value, key, query)
         attend = ATTENTIONS[columns["attention"]]
         return attend(self, query, key, value, mask)
 
     def _projected(self, x: torch.Tensor, run: Run) -> _Heads:
         if self.cut is not None:
             fused = self.query(x)
-            if self.shape.columns["drops_inside"]:
-                run.held.append(fused)
+            run.held.append(fused)
             return self.cut(fused, self.shape)
+        columns, width = self.shape.columns, self.shape.head_width
         source, query = run.encoded if self.cross else x, self.query(x)
-        if self.shape.columns["scaled_query"]:
-            query = query * self.shape.head_width**-0.5
-        width = self.shape.head_width
-        query = _by_head(query, width)
-        return query, _by_head(self.key(source), width), _by_head(self.value(source), width)
+        if columns["scaled_query"]:
+            query = query * width**-0.5
+        if columns["qk_norm"] == "each":
+            query = self.query_norm(_cut(query, width)).transpose(1, 2)
+            key = self.key_norm(_cut(self.key(source), width)).transpose(1, 2)
+        else:
+            query, key = _by_head(query, width), _by_head(self.key(source), width)
+        return query, key, _by_head(self.value(source), width)
 
     def _bias(self, query: torch.Tensor, key: torch.Tensor, run: Run) -> torch.Tensor:
         """Return what is added to the scores: T5's relative positions, and the causal mask."""
@@ -223,8 +264,12 @@ def _cached(key: torch.Tensor, value: torch.Tensor) -> _Heads:
     return keys, values
 
 
+def _cut(x: torch.Tensor, width: int) -> torch.Tensor:
+    return x.view(*x.shape[:-1], -1, width)
+
+
 def _by_head(x: torch.Tensor, width: int) -> torch.Tensor:
-    return x.view(*x.shape[:-1], -1, width).transpose(1, 2)
+    return _cut(x, width).transpose(1, 2)
 
 
 def _split(fused: torch.Tensor, shape: Shape) -> _Heads:

@@ -113,9 +113,9 @@ class _Mlp(nn.Module):
         self.act, self.dropout = ACTIVATIONS[shape.activation], shape.dropout["inner"]
         self.fused = shape.columns["mlp"] == "fused-gated"
         biased, gated = "mlp" in shape.columns["bias"], shape.columns["mlp"] == "gated"
-        self.gate = linear(shape.hidden, shape.inner, bias=biased) if gated else None
-        self.up = linear(shape.hidden, shape.inner * (2 if self.fused else 1), bias=biased)
-        self.down = linear(shape.inner, shape.hidden, bias=biased)
+        self.gate = linear(shape, shape.hidden, shape.inner, bias=biased) if gated else None
+        self.up = linear(shape, shape.hidden, shape.inner * (2 if self.fused else 1), bias=biased)
+        self.down = linear(shape, shape.inner, shape.hidden, bias=biased)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.gate is not None:
@@ -211,7 +211,6 @@ def _before(block: Any, x: torch.Tensor, run: Run) -> Any:
     x = block.first(x)
     x = block.attention(x, run)
     x = block.drop(x)
-    run.held.clear()
     x = kept + x
     if block.crossing is not None:
         kept = x
@@ -224,6 +223,20 @@ def _before(block: Any, x: torch.Tensor, run: Run) -> Any:
     x = block.mlp(x)
     x = block.drop(x)
     return kept + x
+
+
+def _before_named(block: Any, x: torch.Tensor, run: Run) -> Any:
+    kept = x
+    x = block.first(x)
+    attended = block.attention(x, run)
+    attended = block.drop(attended)
+    run.held.clear()
+    x = attended + kept
+    kept = x
+    x = block.second(x)
+    made = block.mlp(x)
+    made = block.drop(made)
+    return kept + made
 
 
 def _sandwich(block: Any, x: torch.Tensor, run: Run) -> Any:
@@ -266,6 +279,7 @@ def _parallel_shared(block: Any, x: torch.Tensor, run: Run) -> Any:
 
 RESIDUALS: dict[str, Callable[..., torch.Tensor]] = {
     "before": _before,
+    "before-named": _before_named,
     "sandwich": _sandwich,
     "after": _after,
     "parallel": _parallel,
@@ -301,10 +315,10 @@ class _Head(nn.Module):
         super().__init__()
         hidden, self.shape = shape.hidden, shape
         encoder = shape.columns["stacks"] == "encoder"
-        self.dense = linear(hidden, hidden, bias=True) if encoder else None
+        self.dense = linear(shape, hidden, hidden, bias=True) if encoder else None
         self.norm = layer_norm(hidden) if shape.head == "masked" else None
         outputs = {"classes": shape.labels, "none": 0}.get(shape.head, shape.vocabulary)
-        self.out = linear(hidden, outputs, bias=encoder) if outputs else None
+        self.out = nn.Linear(hidden, outputs, bias=encoder, device=META) if outputs else None
         if self.out is not None and outputs == shape.vocabulary and shape.tied:
             self.out.weight = table.weight
         if self.norm is not None and self.out is not None:
@@ -367,9 +381,10 @@ class Reference(nn.Module):
             run.cache = []
         x = self._embedded(ids, run)
         if self.rotary is not None:
-            positions = (torch.arange(x.shape[1]) + 0).unsqueeze(0)
-            kinds = [self.rotary(x, positions) for _ in range(self.shape.columns["rotaries"])]
-            run.rotary = kinds[0]
+            run.positions = (torch.arange(x.shape[1]) + 0).unsqueeze(0)
+            kinds = range(self.shape.columns["rotaries"])
+            run.rotaries = [self.rotary(x, run.positions) for _ in kinds]
+            run.rotary = run.rotaries[0]
         run.mask = self._mask(x)
         x = self.stacks[-1](x, run)
         cache, encoded = run.cache, run.encoded
@@ -397,7 +412,7 @@ class Reference(nn.Module):
             places = self.places(torch.arange(ids.shape[1]).repeat(rows, 1))
             x = x + places
             if self.norm is None:
-                run.embedded += (words, places)  # a decoder's forward pass holds them to its end
+                run.embedded += (places, words)  # a decoder's forward pass holds them to its end
         if self.norm is not None:
             x = self.norm(x)
         return functional.dropout(x, self.shape.dropout["embedding"], self.training)
