@@ -7,6 +7,7 @@ are [batch, heads, tokens, width] unless the name says otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from mpskit.estimate.reference.config import Shape
 __all__ = ["META", "NORMS", "Attention", "Rotary", "Run", "layer_norm", "linear"]
 
 META = torch.device("meta")
+_FARTHEST = 128  # tokens; T5 tells no farther distances apart
 _MOST_GROUPED = 256  # head widths up to this let scaled_dot_product_attention repeat the keys
 _Heads = tuple[torch.Tensor, ...]
 
@@ -246,14 +248,32 @@ class Attention(nn.Module):
                 run.cross_bias = query.new_zeros((1, self.shape.heads, queries, keys))
             return run.cross_bias.contiguous()
         if hasattr(self, "buckets"):
-            distance = torch.arange(keys)[None, :] - torch.arange(queries)[:, None]
-            bucket = distance.abs().clamp(max=self.shape.buckets - 1)
+            here, there = torch.arange(queries)[:, None] + 0, torch.arange(keys)[None, :]
+            bucket = _buckets(there - here, self.shape.buckets, both=not self.causal)
             run.bias = self.buckets(bucket).permute([2, 0, 1]).unsqueeze(0)
         bias: Any = run.bias
         if self.causal:
             lower = torch.arange(queries)[:, None] >= torch.arange(keys)[None, :]
             bias = torch.where(lower[None, None], bias, torch.finfo(key.dtype).min)
         return cast("torch.Tensor", bias.contiguous())
+
+
+def _buckets(distance: torch.Tensor, count: int, *, both: bool) -> torch.Tensor:
+    """Return the row for each distance: near ones have one each, far ones share by logarithm."""
+    found: Any = 0
+    if both:
+        count //= 2
+        found += (distance > 0).to(torch.long) * count
+        distance = torch.abs(distance)
+    else:
+        distance = -torch.min(distance, torch.zeros_like(distance))
+    exact = count // 2
+    near = distance < exact
+    share = torch.log(distance.float() / exact) / math.log(_FARTHEST / exact)
+    far = exact + (share * (count - exact)).to(torch.long)
+    far = torch.min(far, torch.full_like(far, count - 1))
+    found += torch.where(near, distance, far)
+    return cast("torch.Tensor", found)
 
 
 def _cached(key: torch.Tensor, value: torch.Tensor) -> _Heads:

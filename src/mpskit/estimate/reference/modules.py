@@ -112,6 +112,7 @@ class _Mlp(nn.Module):
         super().__init__()
         self.act, self.dropout = ACTIVATIONS[shape.activation], shape.dropout["inner"]
         self.fused = shape.columns["mlp"] == "fused-gated"
+        self.casts = shape.columns["casts_inner"]
         biased, gated = "mlp" in shape.columns["bias"], shape.columns["mlp"] == "gated"
         self.gate = linear(shape, shape.hidden, shape.inner, bias=biased) if gated else None
         self.up = linear(shape, shape.hidden, shape.inner * (2 if self.fused else 1), bias=biased)
@@ -128,6 +129,8 @@ class _Mlp(nn.Module):
             else:
                 x = self.act(x)
         x = functional.dropout(x, self.dropout, self.training)
+        if self.casts:
+            x = x.to(getattr(self.down, "base", self.down).weight.dtype)
         return cast("torch.Tensor", self.down(x))
 
 
@@ -212,17 +215,24 @@ def _before(block: Any, x: torch.Tensor, run: Run) -> Any:
     x = block.attention(x, run)
     x = block.drop(x)
     x = kept + x
-    if block.crossing is not None:
-        kept = x
-        x = block.across(x)
-        x = block.crossing(x, run)
-        x = block.drop(x)
-        x = kept + x
     kept = x
     x = block.second(x)
     x = block.mlp(x)
     x = block.drop(x)
     return kept + x
+
+
+def _before_inline(block: Any, x: torch.Tensor, run: Run) -> Any:
+    x = _added(block, x, block.first, lambda normed: block.attention(normed, run))
+    if block.crossing is not None:
+        x = _added(block, x, block.across, lambda normed: block.crossing(normed, run))
+    return _added(block, x, block.second, block.mlp)
+
+
+def _added(block: Any, x: torch.Tensor, norm: Any, part: Callable[..., Any]) -> torch.Tensor:
+    normed = norm(x)
+    made = part(normed)
+    return x + cast("torch.Tensor", block.drop(made))
 
 
 def _before_named(block: Any, x: torch.Tensor, run: Run) -> Any:
@@ -279,6 +289,7 @@ def _parallel_shared(block: Any, x: torch.Tensor, run: Run) -> Any:
 
 RESIDUALS: dict[str, Callable[..., torch.Tensor]] = {
     "before": _before,
+    "before-inline": _before_inline,
     "before-named": _before_named,
     "sandwich": _sandwich,
     "after": _after,
@@ -401,29 +412,33 @@ class Reference(nn.Module):
         return decodes and not (self.checkpointing and self.training)
 
     def _embedded(self, ids: torch.Tensor, run: Run) -> torch.Tensor:
-        x = words = self.words(ids)
+        words = self.words(ids)
         if self.shape.columns["scaled_embedding"]:
-            x = words * cast("torch.Tensor", self.scale).to(words.dtype)
+            words = words * cast("torch.Tensor", self.scale).to(words.dtype)
+        x, held = words, [words]
         if self.types is not None:
             types = self.types(ids.new_zeros((1, ids.shape[1])).expand(ids.shape))
             x = x + types
         if self.places is not None:
             rows = len(ids) if self.shape.columns["positions"] == "counted" else 1
             places = self.places(torch.arange(ids.shape[1]).repeat(rows, 1))
-            x = x + places
-            if self.norm is None:
-                run.embedded += (places, words)  # a decoder's forward pass holds them to its end
+            x, held = x + places, [places, words]
         if self.norm is not None:
             x = self.norm(x)
+        else:  # the forward pass of a stack holds what it began with
+            run.embedded += held
         return functional.dropout(x, self.shape.dropout["embedding"], self.training)
 
     def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Return the causal mask where attention needs one made."""
+        """Return the causal mask, for each row of the batch, where attention needs one made."""
         in_float = self.shape.columns["attention"] == "written-out"
         if not (in_float or self.shape.masked):
             return None
-        lower = torch.ones((x.shape[1], x.shape[1]), dtype=torch.bool).tril()[None, None]
-        return torch.where(lower, 0.0, torch.finfo(x.dtype).min).to(x.dtype) if in_float else lower
+        rows, tokens = x.shape[:2]
+        lower = torch.arange(tokens)[:, None] >= torch.arange(tokens)[None, :]
+        lower = lower.expand(rows, 1, tokens, tokens)
+        low = torch.finfo(x.dtype).min
+        return torch.where(lower, torch.zeros((), dtype=x.dtype), low) if in_float else lower
 
     def _loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.shape.head == "causal":
