@@ -119,7 +119,7 @@ def trace_training(
     """As :func:`estimate_training_memory`, before the events are replayed on an allocator."""
     if step is not None and train_step is not None:
         raise ArgumentError("give step= or train_step=, not both", given=step)
-    _at_least_one(accumulate=accumulate, steps=steps)
+    check_counts(accumulate=accumulate, steps=steps)
     mixed = precision_of(precision).autocast
     module, notes = build_model(model)
     job = Job(module, batch, target_for(device), precision, steps, "forward", notes)
@@ -128,8 +128,8 @@ def trace_training(
         chosen = stack.enter_context(borrowed(optimizer, module, job.ledger))
         if train_step is not None:
             return functools.partial(_own_step, train_step, chosen)
-        autocast = functools.partial(_autocast, job.target.device, mixed)
-        return _Training(step or default_loss, chosen, autocast, accumulate)
+        autocast = functools.partial(autocast_on, job.target.device, mixed)
+        return TrainingStep(step or default_loss, chosen, autocast, accumulate)
 
     return trace(job, prepare)
 
@@ -145,7 +145,7 @@ def trace_inference(
     """As :func:`estimate_inference_memory`, before the events are replayed on an allocator."""
     if step is not None and generate is not None:
         raise ArgumentError("give step= or generate=, not both", given=step)
-    _at_least_one(generate=1 if generate is None else generate)
+    check_counts(generate=1 if generate is None else generate)
     module, notes = build_model(model)
     job = Job(module, batch, target_for(device), "fp32", 2, "inference", notes)
     call = step or (call_model if generate is None else decode(generate))
@@ -157,7 +157,7 @@ def trace_inference(
     return trace(job, lambda _: inference)
 
 
-class _Training:
+class TrainingStep:
     """The default training step."""
 
     def __init__(
@@ -180,11 +180,11 @@ def _own_step(run: TrainStep, optimizer: Any, model: torch.nn.Module, batch: Any
     run(model, batch, optimizer)
 
 
-def _autocast(device: str, dtype: torch.dtype | None) -> Any:
+def autocast_on(device: str, dtype: torch.dtype | None) -> Any:
     return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
-def _at_least_one(**counts: int) -> None:
+def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int):
             raise ArgumentTypeError(f"{name} is a whole number, not {count!r}", given=count)

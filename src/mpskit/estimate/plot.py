@@ -36,7 +36,7 @@ def plot_timeline(estimate: MemoryEstimate, path: Path) -> Path:
         ArgumentError: the estimate has no timeline.
     """
     if not estimate.timeline:
-        raise ArgumentError("this estimate has no timeline to draw: a closed form has none")
+        raise ArgumentError("this estimate has no timeline to draw: one from a config has none")
     figure, axes = _figure()
     unit, name = (GIB, "GiB") if estimate.driver_bytes >= GIB else (MIB, "MiB")
     _areas(axes, estimate, unit)

@@ -149,15 +149,15 @@ class MemoryEstimate(Value):
         temporaries_bytes: the rest: intermediate results alive at the peak.
         slack_bytes: what the allocator adds to the sizes asked for and still counts as in use:
             rounding, and cached buffers larger than the request (MPS to torch 2.13).
-        peak: where the peak is; None for a closed form.
-        method: ``traced`` or ``closed-form``.
+        peak: where the peak is.
+        method: ``traced``, or ``reference`` from a config.
         notes: assumptions that the figures rest on, one sentence each.
     """
 
     device: str
     torch_version: str
     precision: str = "fp32"
-    method: Literal["traced", "closed-form"] = "traced"
+    method: Literal["traced", "reference"] = "traced"
     parameters_bytes: int
     buffers_bytes: int = 0
     gradients_bytes: int = 0
@@ -208,7 +208,7 @@ class MemoryEstimate(Value):
 
         Raises:
             MissingExtraError: matplotlib is not installed (``pip install 'mpskit[plot]'``).
-            ArgumentError: there is no timeline (a closed form has none).
+            ArgumentError: there is no timeline (an estimate from a config has none).
         """
         from mpskit.estimate.plot import plot_timeline
 

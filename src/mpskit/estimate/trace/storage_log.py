@@ -99,6 +99,11 @@ class Ledger:
         if record.kind in {None, "activations"}:
             record.kind = kind
 
+    def number(self, storage: torch.UntypedStorage) -> int | None:
+        """Return which record a living storage has."""
+        entry = self._alive.get(storage._cdata)
+        return None if entry is None else entry[0]
+
     def keep_activations(self) -> None:
         """Take what the forward pass allocated and still lives for saved activations."""
         for number, _ in self._alive.values():

@@ -1,0 +1,1 @@
+"""A family's module built from its config, traced at three layers and repeated to its depth."""
