@@ -176,7 +176,7 @@ def test_the_second_step_holds_the_optimizer_state():
 
 
 def test_asking_a_kernel_for_the_first_time_keeps_nothing_alive(monkeypatch):
-    from mpskit.estimate.trace.tracer import tracer as trace
+    from mpskit.estimate.trace import tracer as trace
 
     monkeypatch.setattr(trace, "_PLANS", {})
     first = estimate_training_memory(Attention, TensorSpec((4, 32, 64)), device="cpu")
