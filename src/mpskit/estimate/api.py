@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit._base.arguments import check_count
+from mpskit.errors import ArgumentError
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import target_for
 from mpskit.estimate.trace.optimizers import borrowed
@@ -181,12 +182,16 @@ def _own_step(run: TrainStep, optimizer: Any, model: torch.nn.Module, batch: Any
 
 
 def autocast_on(device: str, dtype: torch.dtype | None) -> Any:
+    """Return an autocast region of that dtype, or one that does nothing without a dtype."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
 def check_counts(**counts: int) -> None:
+    """Raise unless every count is an int of at least 1.
+
+    Raises:
+        ArgumentTypeError: one is no int.
+        ArgumentError: one is below 1.
+    """
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise ArgumentTypeError(f"{name} is a whole number, not {count!r}", given=count)
-        if count < 1:
-            raise ArgumentError(f"{name} is at least 1, not {count}", given=count)
+        check_count(name, count, least=1)

@@ -202,10 +202,10 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, run: Run) -> torch.Tensor:
         """Mix the tokens of each row, [batch, tokens, hidden]."""
         mixed = self._mixed(x, run)
-        if self.shape.columns["held"] == "to the output":
+        if self.shape.columns["held"] == "until-output":
             run.held.clear()
         x = self.out(mixed.flatten(2))
-        if self.shape.columns["held"] != "through dropout":
+        if self.shape.columns["held"] != "through-dropout":
             run.held.clear()
         return x
 
