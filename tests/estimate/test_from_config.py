@@ -123,7 +123,7 @@ def test_one_config_after_another_in_a_thread() -> None:
         ({"seq_len": True}, ArgumentTypeError, "seq_len"),
         ({"accumulate": 0}, ArgumentError, "accumulate"),
         ({"precision": "int4"}, ArgumentError, "int4"),
-        ({"device": "xpu"}, ArgumentError, "xpu"),
+        ({"device": "hpu"}, ArgumentError, "hpu"),
         ({"implementation": "mine"}, ArgumentError, "implementation"),
         ({"optimizer": "paged_adamw_8bit"}, ArgumentError, "paged_adamw_8bit"),
         ({"optimizer": 3}, ArgumentTypeError, "optimizer"),
