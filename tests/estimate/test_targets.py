@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mpskit.dispatch.mps_op_memory import mps_charge
+from mpskit.dispatch.mps_op_memory import RULES
 from mpskit.errors import ArgumentError
 from mpskit.estimate import TensorSpec, estimate_inference_memory, estimate_training_memory
 from mpskit.estimate.targets import target_for
@@ -44,9 +44,9 @@ def test_inference_takes_the_weights_for_a_moment():
 def test_grouped_queries_copy_keys_and_values():
     query, key = torch.empty(1, 8, 16, 4), torch.empty(1, 2, 16, 4)
     name = "_scaled_dot_product_flash_attention_for_cpu"
-    grouped = mps_charge(name, (query, key, key), grad=False)
-    plain = mps_charge(name, (query, query, query), grad=False)
-    assert grouped.scratch_bytes - plain.scratch_bytes == 2 * query.numel() * 4
+    grouped = RULES[name]((query, key, key), False)
+    plain = RULES[name]((query, query, query), False)
+    assert grouped.workspace_bytes - plain.workspace_bytes == 2 * query.numel() * 4
 
 
 def optimizer_temporaries(device):

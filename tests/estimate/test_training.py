@@ -176,9 +176,9 @@ def test_the_second_step_holds_the_optimizer_state():
 
 
 def test_asking_a_kernel_for_the_first_time_keeps_nothing_alive(monkeypatch):
-    from mpskit.estimate.trace import tracer as trace
+    from mpskit.estimate.trace import tracer
 
-    monkeypatch.setattr(trace, "_PLANS", {})
+    monkeypatch.setattr(tracer, "_PLANS", {})
     first = estimate_training_memory(Attention, TensorSpec((4, 32, 64)), device="cpu")
     assert estimate_training_memory(Attention, TensorSpec((4, 32, 64)), device="cpu") == first
 

@@ -2,28 +2,27 @@
 
 torch's own fake tensors are a subclass: each operator on one goes through Python several times,
 composite operators see another device than the one that counts, and autograd aborts the process
-on a device that the build lacks. An unbacked tensor is a plain CPU tensor whose storage points
-into a reserved, never written range of addresses: autograd, autocast and every composite operator
-treat it as what it claims to be, and only the kernels must be kept away from it (``trace`` does).
-A kernel that reads it all the same finds zeros instead of crashing.
+on a device that the build lacks. A data-less tensor is a plain CPU tensor whose storage points into
+a reserved, never written range of addresses: autograd, autocast and every composite operator treat
+it as what it claims to be, and only the kernels must be kept away from it (a tracer does). A kernel
+that reads it all the same finds zeros instead of crashing.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
+import itertools
 import mmap
 import sys
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from mpskit._base.sizes import GIB, MIB
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
-
-__all__ = ["is_unbacked", "unbacked_storage", "unbacked_tensor"]
+__all__ = ["dataless_storage", "dataless_tensor", "is_dataless"]
 
 # Reserved, not committed: the first size that the system grants.
 _RANGES = (1024 * GIB, 64 * GIB, 4 * GIB, 256 * MIB)
@@ -33,9 +32,20 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _STRIDE = 4096
 
 
-@functools.cache
 def _addresses() -> tuple[int, int, mmap.mmap]:
     """Reserve the range once per process: its first address, its end, and its owner."""
+    if not _RESERVED:
+        with _RESERVING:
+            if not _RESERVED:
+                _RESERVED.append(_range())
+    return _RESERVED[0]
+
+
+_RESERVED: list[tuple[int, int, mmap.mmap]] = []
+_RESERVING = threading.Lock()
+
+
+def _range() -> tuple[int, int, mmap.mmap]:
     for size in _RANGES:
         try:
             owner = _reserve(size)
@@ -55,39 +65,30 @@ def _reserve(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size, flags=flags)
 
 
-class _Next:
-    """The next address to give out: distinct ones, because some code compares ``data_ptr``."""
-
-    offset = 0
+# Storages begin at distinct addresses, because some code compares ``data_ptr``.
+_numbers = itertools.count()
 
 
-def unbacked_storage(nbytes: int) -> torch.UntypedStorage:
+def dataless_storage(nbytes: int) -> torch.UntypedStorage:
     """Return a CPU storage of ``nbytes`` with no memory behind it."""
-    import torch
-
     start, end, _ = _addresses()
-    if _Next.offset + nbytes > end - start:
-        _Next.offset = 0
-    address = start + _Next.offset
-    _Next.offset += _STRIDE
+    address = start + next(_numbers) * _STRIDE % max(end - start - nbytes, 1)
     make: Any = torch._C._construct_storage_from_data_pointer
     storage: torch.UntypedStorage = make(address, torch.device("cpu"), nbytes)
     return storage
 
 
-def unbacked_tensor(
+def dataless_tensor(
     shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, nbytes: int
 ) -> torch.Tensor:
-    """Return a strided CPU tensor over a new unbacked storage of ``nbytes``."""
-    import torch
-
-    storage = unbacked_storage(nbytes)
+    """Return a strided CPU tensor over a new data-less storage of ``nbytes``."""
+    storage = dataless_storage(nbytes)
     empty: Any = torch.empty(0, dtype=dtype, device="cpu")
     tensor: torch.Tensor = empty.set_(storage, 0, shape, stride)
     return tensor
 
 
-def is_unbacked(tensor: torch.Tensor) -> bool:
+def is_dataless(tensor: torch.Tensor) -> bool:
     """Return whether a strided tensor's memory lies in the reserved range."""
     start, end, _ = _addresses()
     return start <= tensor.data_ptr() < end

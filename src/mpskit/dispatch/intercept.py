@@ -1,9 +1,9 @@
-"""How the tracer gets hold of every operator below autograd, autocast and decomposition.
+"""Intercepts operators below autograd, autocast and decomposition, through a spare dispatch key.
 
-By a dispatch key where torch allows it: a fallback in Python for the unused key ``Fake``, which
-stands between the composite kernels and the CPU's. A ``TorchDispatchMode`` sees the same
-operators and is the way for older torch, but while one is active torch's own C++ takes detours
-(``isTensorSubclassLike``: out of place instead of in place) that no real run takes.
+A fallback in Python for the key ``Fake``, which torch leaves unused, stands between the composite
+kernels and the CPU's. A ``TorchDispatchMode`` sees the same operators and is the way for older
+torch, but while one is active torch's own C++ takes detours (``isTensorSubclassLike``: out of place
+instead of in place) that no real run takes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,28 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["KERNELS_OF_OPERATORS", "intercepting", "registered_key", "seen_again"]
+from mpskit.dispatch.patches import Patches
+
+__all__ = [
+    "Answerer",
+    "OutsideThread",
+    "calls_operators",
+    "intercepting",
+    "registered_key",
+    "seen_again",
+]
+
+
+class OutsideThread(threading.Thread):
+    """A thread that a simulated Mac does not enter, though every other new one is inside of it."""
 
 
 class Answerer(Protocol):
-    """What answers operators in place of their kernels."""
+    """What answers operators in place of their kernels.
+
+    Answerers compose: while one answers, nothing is intercepted, so it may hand an operator to the
+    ``answer`` of another in place of the kernel.
+    """
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the operator returns; real kernels may be called inside."""
@@ -44,15 +61,27 @@ _ACTIVE = _Active()
 def intercepting(answerer: Answerer) -> Any:
     """Return a context manager inside which ``answerer`` gets every operator of this thread."""
     key = registered_key()
-    return _mode(answerer) if key is None else _Keyed(answerer, key)
+    return _mode(answerer) if key is None else _keyed(answerer, key)
 
 
-@functools.cache
 def registered_key() -> Any:
-    """Register the fallback once per process; it is inert where no tracer is active.
+    """Register the fallback once per process; it is inert where nothing intercepts.
 
     None where this torch cannot take one.
     """
+    if not _KEY:
+        with _REGISTERING:
+            if not _KEY:
+                _KEY.append(_register())
+    return _KEY[0]
+
+
+_KEY: list[Any] = []
+_REGISTERING = threading.Lock()
+_KEPT: list[Any] = []
+
+
+def _register() -> Any:
     fallback = getattr(torch.library.Library, "fallback", None)
     parse = getattr(torch._C, "_dispatch_key_parse", None)
     if fallback is None or parse is None:
@@ -67,9 +96,6 @@ def registered_key() -> Any:
     return key
 
 
-_KEPT: list[Any] = []
-
-
 def _intercepted(func: Any, *args: Any, **kwargs: Any) -> Any:
     answerer = _ACTIVE.stack[-1]
     if answerer.decomposed(func):
@@ -82,13 +108,17 @@ def _intercepted(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 def taken_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run what an operator consists of, so that its parts are intercepted."""
-    if func._schema.name in KERNELS_OF_OPERATORS:
+    if calls_operators(func):
         return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
     return func.decompose(*args, **kwargs)
 
 
-# Kernels, not compositions, that only call other operators.
-KERNELS_OF_OPERATORS = frozenset(
+def calls_operators(func: Any) -> bool:
+    """Return whether an operator has a kernel, no composition, that only calls other operators."""
+    return func._schema.name in _KERNELS_OF_OPERATORS
+
+
+_KERNELS_OF_OPERATORS = frozenset(
     {"aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention"}
 )
 
@@ -116,35 +146,30 @@ def seen_again() -> Iterator[None]:
 _UNSEEN = ("_make_subclass", "as_subclass")
 
 
-class _Keyed:
-    """Switches the key on for this thread."""
-
-    def __init__(self, answerer: Answerer, key: Any) -> None:
-        self._answerer = answerer
-        self._guard = torch._C._IncludeDispatchKeyGuard(key)
-        self._patched: list[str] = []
-
-    def __enter__(self) -> None:
-        for name in _UNSEEN:
-            if name not in vars(torch.Tensor):
-                setattr(torch.Tensor, name, _unseen(getattr(torch.Tensor, name), name))
-                self._patched.append(name)
-        _ACTIVE.stack.append(self._answerer)
-        self._guard.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._guard.__exit__(*error)
-        _ACTIVE.stack.pop()
-        for name in self._patched:
-            delattr(torch.Tensor, name)
+@contextlib.contextmanager
+def _keyed(answerer: Answerer, key: Any) -> Iterator[None]:
+    """Switch the key on for this thread."""
+    stack = _ACTIVE.stack
+    depth = len(stack)
+    patches = Patches()
+    patches.on_exit(lambda: stack.__delitem__(slice(depth, None)))
+    try:
+        with patches:
+            for name in _UNSEEN:
+                patches.bind(torch.Tensor, name, _unseen)
+            stack.append(answerer)
+            with torch._C._IncludeDispatchKeyGuard(key):
+                yield
+    finally:
+        patches.undo()  # where an interrupt came before the first line of undoing
 
 
-def _unseen(call: Callable[..., Any], name: str) -> Any:
+def _unseen(call: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_excluded()):
             return call(*args, **kwargs)
 
-    return staticmethod(wrapper) if name == "_make_subclass" else wrapper
+    return wrapper
 
 
 def _mode(answerer: Answerer) -> Any:

@@ -1,16 +1,27 @@
-"""What an operator returns, without running it: torch's own meta kernels, asked once per shape."""
+"""What an operator returns, without running it: torch's own meta kernels."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _device
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["Output", "Plan", "Unplannable", "infer", "signature", "tensors_in", "unflatten"]
+from mpskit.dispatch.intercept import OutsideThread
+
+__all__ = [
+    "Output",
+    "Plan",
+    "Unplannable",
+    "infer",
+    "settings",
+    "signature",
+    "tensors_in",
+    "unflatten",
+]
 
 
 class Unplannable(Exception):  # noqa: N818 - a private signal, not an error for the user
@@ -59,6 +70,23 @@ def signature(value: Any, *, exact: bool) -> Any:
     return (kind, value)
 
 
+_core: Any = torch._C
+
+
+def settings() -> tuple[Any, ...]:
+    """Return what an operator's result may depend on beside its arguments.
+
+    Whether denormal numbers are flushed is not among it: that changes values, and a plan has none.
+    """
+    return (
+        torch.get_default_dtype(),
+        _device.CURRENT_DEVICE,
+        torch.is_grad_enabled(),
+        _core._is_any_autocast_enabled(),
+        _core._get_deterministic_algorithms(),
+    )
+
+
 def infer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     """Ask the operator's meta kernel what it returns.
 
@@ -80,14 +108,16 @@ def _apart(func: Any, args: Any, kwargs: Any) -> Any:
     tracebacks hold every frame below, and with it the step's tensors; here there is none below.
     """
     outcome: list[Any] = []
+    grad = torch.is_grad_enabled()
 
     def call() -> None:
         try:
-            outcome.append(func(*args, **kwargs))
+            with torch.set_grad_enabled(grad):
+                outcome.append(func(*args, **kwargs))
         except Exception as error:  # noqa: BLE001 - it is raised again where it belongs
             outcome.append(error.with_traceback(None))
 
-    thread = threading.Thread(target=call, name="mpskit meta kernel")
+    thread = OutsideThread(target=call, name="mpskit meta kernel")
     thread.start()
     thread.join()
     result = outcome.pop()

@@ -1,10 +1,9 @@
-"""Where an operator's memory on MPS is not what its CPU kernel shows: the one place that says so.
+"""MPS memory that an operator uses beyond its outputs.
 
-The estimator (``mpskit.estimate``) and the simulated Mac (``mpskit.simulation``) both run the CPU's
-operators and charge these bytes instead, so that they cannot disagree. Each rule answers with the
-bytes that stand for some of the operator's results, for as long as these live, and with what the
-kernel takes and gives back while it runs. Nothing here imports torch: tensors are only asked for
-their shape, item size and storage.
+The estimator and the simulated Mac both run the CPU's operators, and charge these bytes where MPS
+takes another path. Each rule answers with the bytes that stand for some of the operator's outputs,
+for as long as these live, and with the workspace that the kernel takes and gives back while it
+runs. Nothing here imports torch: tensors are only asked for their shape, itemsize and storage.
 
 Sources: torch's C++ for MPS, ``aten/src/ATen/native/transformers/attention.cpp`` (the choice of
 path and ``_scaled_dot_product_attention_math``), ``native/mps/operations/Attention.mm`` and
@@ -14,38 +13,31 @@ path and ``_scaled_dot_product_attention_math``), ``native/mps/operations/Attent
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["OPERATORS", "PathCharge", "mps_charge"]
+__all__ = ["RULES", "OpMemory", "Rule"]
 
 
-class PathCharge(NamedTuple):
-    """What an operator takes on MPS where the CPU's kernel takes something else.
+class OpMemory(NamedTuple):
+    """What an operator takes on a device where the CPU's outputs do not show it.
 
     Attributes:
-        results: position among the operator's results -> bytes to charge for its storage, as long
-            as it lives. Results that are not named are charged their own size.
-        scratch_bytes: taken once the results exist, and given back before the operator returns.
+        outputs: position among the operator's outputs -> bytes to charge for its storage, as long
+            as it lives. Outputs that are not named are charged their own size.
+        workspace_bytes: taken once the outputs exist, and given back before the operator returns.
     """
 
-    results: Mapping[int, int]
-    scratch_bytes: int
+    outputs: Mapping[int, int] = MappingProxyType({})
+    workspace_bytes: int = 0
 
 
-def mps_charge(name: str, args: Sequence[Any], *, grad: bool) -> PathCharge | None:
-    """Return what the operator takes on MPS, or None where its results say it.
-
-    Args:
-        name: the operator's name without namespace and overload, such as
-            ``"mkldnn_rnn_layer"``.
-        args: its positional arguments as dispatch shows them.
-        grad: whether autograd records the call (gradients are enabled and an argument needs one).
-    """
-    rule = _RULES.get(name)
-    return None if rule is None else rule(args, grad)
+# Positional arguments as dispatch shows them, and whether autograd records the call (gradients are
+# enabled and an argument needs one) -> what the operator takes.
+Rule = Callable[[Sequence[Any], bool], OpMemory]
 
 
-def _attention(args: Sequence[Any], grad: bool) -> PathCharge:
+def _attention(args: Sequence[Any], grad: bool) -> OpMemory:
     """``_scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal)``.
 
     With gradients MPS takes the math path, which keeps the weights (batch x heads x queries x
@@ -57,24 +49,24 @@ def _attention(args: Sequence[Any], grad: bool) -> PathCharge:
     sizes = _Attention(query, key)
     repeated = sizes.copied(key) + sizes.copied(value)
     if not grad:
-        return PathCharge({1: 0}, sizes.weights(query.element_size()) + repeated)
-    weights = sizes.weights(sizes.item)
+        return OpMemory({1: 0}, sizes.weights(query.element_size()) + repeated)
+    weights = sizes.weights(sizes.itemsize)
     dropout = float(args[3]) if len(args) > 3 else 0.0
     kept = weights * (3 if dropout else 1)
     kept += sizes.replaced(query, sizes.full(query)) + sizes.replaced(key, sizes.full(key))
-    if sizes.copied(value) or sizes.item != query.element_size():
+    if sizes.copied(value) or sizes.itemsize != query.element_size():
         kept += sizes.replaced(value, sizes.full(value))
-    return PathCharge({1: max(kept, 0)}, weights)
+    return OpMemory({1: max(kept, 0)}, weights)
 
 
-def _attention_backward(args: Sequence[Any], _: bool) -> PathCharge:
+def _attention_backward(args: Sequence[Any], _: bool) -> OpMemory:
     """The math path's backward holds two more matrices of the weights' size for a moment."""
     query, key, value = args[1:4]
     sizes = _Attention(query, key)
     dropout = float(args[6]) if len(args) > 6 else 0.0
-    held = sizes.weights(sizes.item) * (3 if dropout else 2) + sizes.full(value)
+    held = sizes.weights(sizes.itemsize) * (3 if dropout else 2) + sizes.full(value)
     results = sum(t.numel() * t.element_size() for t in (query, key, value))
-    return PathCharge({}, max(held - results, 0))
+    return OpMemory({}, max(held - results, 0))
 
 
 class _Attention:
@@ -83,14 +75,14 @@ class _Attention:
     def __init__(self, query: Any, key: Any) -> None:
         self.batch, self.heads, self.queries = query.shape[0], query.shape[1], query.shape[2]
         self.keys = key.shape[2]
-        self.item = max(query.element_size(), 4)
+        self.itemsize = max(query.element_size(), 4)
 
-    def weights(self, item: int) -> int:
-        return int(self.batch * self.heads * self.queries * self.keys * item)
+    def weights(self, itemsize: int) -> int:
+        return int(self.batch * self.heads * self.queries * self.keys * itemsize)
 
     def full(self, operand: Any) -> int:
         """Bytes of an operand repeated for every head, in the precision of the math path."""
-        return int(self.batch * self.heads * operand.shape[2] * operand.shape[3] * self.item)
+        return int(self.batch * self.heads * operand.shape[2] * operand.shape[3] * self.itemsize)
 
     def copied(self, operand: Any) -> int:
         """Bytes of the copy that grouped-query attention makes of a key or value."""
@@ -110,7 +102,7 @@ class _Attention:
         return int(copy - own if operand.untyped_storage().nbytes() <= own else copy)
 
 
-def _lstm(args: Sequence[Any], grad: bool) -> PathCharge:
+def _lstm(args: Sequence[Any], grad: bool) -> OpMemory:
     """``mkldnn_rnn_layer(input, w0, w1, w2, w3, hx, cx, reverse, batch_sizes, mode, hidden, ...)``.
 
     ``_lstm_mps`` keeps for each layer the four gates, the cell states and the outputs of every
@@ -119,14 +111,12 @@ def _lstm(args: Sequence[Any], grad: bool) -> PathCharge:
     """
     source, hidden = args[0], int(args[10])
     steps = source.shape[0] * source.shape[1]
-    return PathCharge({3: int(steps * hidden * source.element_size() * (6 if grad else 1))}, 0)
+    return OpMemory({3: int(steps * hidden * source.element_size() * (6 if grad else 1))}, 0)
 
 
-_RULES: dict[str, Callable[[Sequence[Any], bool], PathCharge]] = {
+# Operator's name without namespace and overload -> its rule; other operators take their outputs.
+RULES: Mapping[str, Rule] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "mkldnn_rnn_layer": _lstm,
 }
-
-# The operators that have a rule, so that a caller need not ask for each of the others.
-OPERATORS = frozenset(_RULES)

@@ -1,78 +1,70 @@
-"""What the tracer has to know of an operator, read once from its schema."""
+"""What an operator's schema and registrations say of it, read once per operator."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
-from mpskit.dispatch.intercept import KERNELS_OF_OPERATORS
+__all__ = ["OpSchema", "is_recorded"]
 
-__all__ = ["OpFacts", "facts_of"]
-
-# Schema says nothing of an alias, and the kernel returns one.
+# The schema says nothing of an alias, and the kernel returns one.
 _HIDDEN_VIEWS = frozenset({"aten::_unsafe_view", "aten::lift", "aten::lift_fresh"})
-
-# Operators whose integer result picks among things: their values decide which expert or which
-# row is used, so they are spread evenly instead of left unknown.
-_CHOOSERS = frozenset(
-    {
-        "aten::topk",
-        "aten::argmax",
-        "aten::argmin",
-        "aten::argsort",
-        "aten::sort",
-        "aten::max",
-        "aten::min",
-        "aten::multinomial",
-        "aten::kthvalue",
-        "aten::mode",
-        "aten::median",
-    }
-)
 
 Route = Literal["view", "inplace", "item", "dynamic", "compute"]
 
 
 @dataclass(frozen=True, slots=True)
-class OpFacts:
-    """One operator: how the tracer answers it.
+class OpSchema:
+    """Facts about one operator.
 
     Attributes:
-        route: ``view`` runs for real, it touches no data; ``inplace`` returns what it was given;
-            ``item`` reads one value; ``dynamic`` has a shape that depends on values;
-            ``compute`` is answered by its meta kernel.
+        name: without overload, and without namespace where that is ``aten``: ``"mm"``.
+        route: ``view`` touches no data; ``inplace`` returns what it was given; ``item`` reads one
+            value; ``dynamic`` has a shape that depends on values; ``compute`` is any other.
         written: positions of the arguments that it writes to.
         written_names: names of keyword-only arguments that it writes to.
-        chooses: its integer results are spread evenly over what they index.
-        composite: it has only a decomposition, which must be traced instead.
+        has_device: it takes a device argument.
+        fresh: it may return a storage of its own.
+        random: it draws random numbers.
+        composite: the CPU has no kernel of its own for it, only its decomposition.
     """
 
     name: str
     route: Route
     written: tuple[int, ...]
     written_names: tuple[str, ...]
-    returns_written: bool
-    chooses: bool
+    has_device: bool
+    fresh: bool
+    random: bool
     composite: bool
 
+    @classmethod
+    def of(cls, func: Any, **more: Any) -> Self:
+        """Read an operator; ``more`` are the fields that a subclass adds."""
+        schema = func._schema
+        arguments = list(schema.arguments)
+        positional = [i for i, a in enumerate(arguments) if _writes(a) and not a.kwarg_only]
+        names = [a.name for a in arguments if _writes(a) and a.kwarg_only]
+        return cls(
+            name=schema.name.removeprefix("aten::"),
+            route=_route(func, schema.name, bool(positional or names)),
+            written=tuple(positional),
+            written_names=tuple(names),
+            has_device=any(a.name == "device" for a in arguments),
+            fresh=any(value.alias_info is None for value in schema.returns),
+            random=torch.Tag.nondeterministic_seeded in func.tags,
+            composite=_is_composite(func),
+            **more,
+        )
 
-def facts_of(func: Any) -> OpFacts:
-    """Read an operator's schema."""
-    schema = func._schema
-    name = schema.name
-    arguments = list(schema.arguments)
-    positional = [index for index, a in enumerate(arguments) if _writes(a) and not a.kwarg_only]
-    names = [a.name for a in arguments if _writes(a) and a.kwarg_only]
-    return OpFacts(
-        name=name.removeprefix("aten::"),
-        route=_route(func, name, bool(positional or names)),
-        written=tuple(positional),
-        written_names=tuple(names),
-        returns_written=all(_writes(r) for r in schema.returns),
-        chooses=name in _CHOOSERS,
-        composite=name in KERNELS_OF_OPERATORS or _is_composite(func),
+
+def is_recorded(args: Sequence[Any]) -> bool:
+    """Return whether autograd records a call with these positional arguments."""
+    return torch.is_grad_enabled() and any(
+        isinstance(value, torch.Tensor) and value.requires_grad for value in args
     )
 
 
@@ -97,6 +89,4 @@ def _route(func: Any, name: str, writes: bool) -> Route:
 def _is_composite(func: Any) -> bool:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     name = func.name()
-    return bool(
-        has(name, "CompositeImplicitAutograd") and not has(name, "Meta") and not has(name, "CPU")
-    )
+    return bool(has(name, "CompositeImplicitAutograd")) and not has(name, "CPU")

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from mpskit._base.arguments import check_count
+from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import target_for
-from mpskit.estimate.trace.optimizers import borrowed
+from mpskit.estimate.trace.optimizers import borrow
 from mpskit.estimate.trace.run import Job, Step, Traced, build_model, precision_of, trace
 from mpskit.estimate.trace.steps import call_model, decode, default_loss
 
@@ -125,8 +126,8 @@ def trace_training(
     module, notes = build_model(model)
     job = Job(module, batch, target_for(device), precision, steps, "forward", notes)
 
-    def prepare(stack: contextlib.ExitStack) -> Step:
-        chosen = stack.enter_context(borrowed(optimizer, module, job.ledger))
+    def prepare(patches: Patches) -> Step:
+        chosen = borrow(optimizer, module, job.log, patches)
         if train_step is not None:
             return functools.partial(_own_step, train_step, chosen)
         autocast = functools.partial(autocast_on, job.target.device, mixed)

@@ -6,7 +6,6 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from mpskit.allocator import AllocatorModel, allocator_for
+from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
@@ -22,7 +22,7 @@ from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_
 from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
 from mpskit.estimate.specs import TensorSpec
 from mpskit.estimate.targets import Target, target_for
-from mpskit.estimate.trace.optimizers import borrowed
+from mpskit.estimate.trace.optimizers import borrow
 from mpskit.estimate.trace.run import Job, Step, Traced, precision_of, trace
 from mpskit.estimate.trace.steps import default_loss
 
@@ -129,24 +129,24 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
         batch["labels"] = by_row if subject.labels == "rows" else tokens
     phase = "forward" if how.training else "inference"
     job = Job(subject.model, batch, target, how.precision, _STEPS, phase, subject.notes)
-    marks = LayerMarks(subject.model, subject.stacks, job.ledger)
+    marks = LayerMarks(subject.model, subject.stacks, job.log)
     autocast = functools.partial(autocast_on, target.device, precision_of(how.precision).autocast)
 
     def inference(model: torch.nn.Module, batch: Any) -> None:
         with torch.no_grad(), autocast():
             model(**batch)
 
-    def prepare(stack: ExitStack) -> Step:
-        stack.enter_context(marks.watching())
+    def prepare(patches: Patches) -> Step:
+        marks.watch(patches)
         if not how.training:
             return inference
-        made = stack.enter_context(borrowed(how.optimizer, subject.model, job.ledger))
+        made = borrow(how.optimizer, subject.model, job.log, patches)
         if made is not None:
             made.step = functools.partial(marks.stepping, made.step)
         return TrainingStep(default_loss, made, autocast, how.accumulate)
 
     traced = trace(job, prepare)
-    traced.ledger = repeat_middle(traced.ledger, marks, subject.layers)
+    traced.log = repeat_middle(traced.log, marks, subject.layers)
     return traced
 
 
@@ -171,7 +171,7 @@ def _optimizer(given: Any) -> Any:
 
 def _estimated(traced: Traced, torch_version: str) -> MemoryEstimate:
     """Replay the events, and sum up what is alive at the peak."""
-    records, events = traced.ledger.records, traced.ledger.events
+    records, events = traced.log.records, traced.log.events
     model = allocator_for(traced.target.device, torch_version=torch_version)
     at = _replayed([record.size for record in records], events, model)
     alive = bytearray(len(records))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 if TYPE_CHECKING:
+    from mpskit.dispatch.autocast import Autocast
     from mpskit.host import Machine
-    from mpskit.simulation.autocast import Autocast
     from mpskit.simulation.memory import Memory
     from mpskit.simulation.operators import Bridge
     from mpskit.simulation.rng import Randomness

@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _device
 
-from mpskit.simulation.autocast import is_on
+from mpskit.dispatch.autocast import is_on
 from mpskit.simulation.core import CPU, MPS, Simulation, ThreadState, asks_mps, device_of
 from mpskit.simulation.device_mismatch import check_linear
 from mpskit.simulation.transfer import move

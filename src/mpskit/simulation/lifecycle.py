@@ -18,12 +18,13 @@ from torch.utils import _device
 from mpskit._base.signals import deferred_signals
 from mpskit.allocator.watermarks import FALLBACK, int_problem, read_int
 from mpskit.backends.versions import has, minimum_macos, older
+from mpskit.dispatch.autocast import Autocast
+from mpskit.dispatch.intercept import OutsideThread
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentTypeError, SettingsError, SimulationError
 from mpskit.host import Host, HostKind, Machine
 from mpskit.memory.working_set import recommended_bytes
 from mpskit.simulation import (
-    autocast,
     autograd,
     children,
     compiling,
@@ -38,7 +39,6 @@ from mpskit.simulation import (
     torch_c,
     torch_function_checks,
 )
-from mpskit.simulation.autocast import Autocast
 from mpskit.simulation.core import RngMode, Simulation
 from mpskit.simulation.coverage import Coverage
 from mpskit.simulation.memory import Memory
@@ -224,7 +224,8 @@ def _install(simulation: Simulation, patches: Patches) -> None:
     events.install(simulation, patches)
     rng.install(simulation, patches)
     autograd.install(simulation, patches)
-    autocast.install(simulation, patches)
+    clear = simulation.autocast.emptying(torch.clear_autocast_cache)
+    patches.set(torch, "clear_autocast_cache", clear)
     loader.install(simulation, patches)
     compiling.install(patches)
     _install_threads(simulation, patches)
@@ -260,7 +261,7 @@ def _install_threads(simulation: Simulation, patches: Patches) -> None:
     original: Any = vars(threading.Thread)["_bootstrap_inner"]
 
     def _bootstrap_inner(self: threading.Thread) -> None:
-        with modes(simulation):
+        with contextlib.nullcontext() if isinstance(self, OutsideThread) else modes(simulation):
             original(self)
 
     patches.set(threading.Thread, "_bootstrap_inner", _bootstrap_inner)
@@ -287,7 +288,7 @@ def _build(machine: Machine, *, rng: RngMode, fallback: bool | None) -> Simulati
         tags=tags,
         rules=Rules(coverage, version, machine.macos, fallback=fallback),
         randomness=Randomness(rng),
-        autocast=Autocast(tags),
+        autocast=Autocast(tags.has),
     )
 
 

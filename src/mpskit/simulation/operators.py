@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpskit.dispatch.intercept import intercepting, registered_key, seen_again
 from mpskit.dispatch.patches import Patches
-from mpskit.simulation import charges, messages
+from mpskit.simulation import messages, op_memory
 from mpskit.simulation.autograd import runs_on_mac
 from mpskit.simulation.core import CPU, Simulation, ThreadState, asks_mps
 from mpskit.simulation.device_mismatch import check_mix
@@ -94,10 +94,11 @@ class Dispatch:
         if where == BOTH and not facts.mixes:
             check_mix(func, args, kwargs, self._tags.has)
         if facts.has_device:
-            charges.foresee(self._simulation.memory, args, kwargs)
+            op_memory.foresee(self._simulation.memory, args, kwargs)
         result = self._compute(func, facts, args, kwargs)
-        if facts.name in charges.OPERATORS:
-            charges.charge(self._simulation, facts.name, args, result)
+        rule = op_memory.RULES.get(facts.name)
+        if rule is not None:
+            op_memory.charge(self._simulation, rule, args, result)
         if facts.cpu_result is not None:
             self._tag([part for at, part in enumerate(result) if at != facts.cpu_result])
         elif facts.fresh:
@@ -109,7 +110,7 @@ class Dispatch:
         try:
             return self._call(facts.kernel or func, facts, True, args, kwargs)
         except RuntimeError as error:
-            charges.blame(self._simulation.memory, error)
+            op_memory.blame(self._simulation.memory, error)
             raise
 
     def _draw(self, func: Any, on_mac: bool, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -121,18 +122,13 @@ class Dispatch:
     def _tag(self, result: Any, *, any_shape: bool = False) -> None:
         if isinstance(result, torch.Tensor):
             if result.dtype in self._refused:
-                raise self._refusal(result.dtype)
+                raise self._simulation.rules.refusal(result.dtype) or TypeError(str(result.dtype))
             if result.dim() > _MOST_DIMENSIONS and not any_shape:
                 raise RuntimeError(messages.too_many_dimensions(result.dim()))
             self._tags.add(result)
         elif isinstance(result, (list, tuple)):
             for part in result:
                 self._tag(part)
-
-    def _refusal(self, dtype: torch.dtype) -> Exception:
-        creating = self._state.target is None
-        error = self._simulation.rules.refusal(dtype, creating=creating)
-        return error if error is not None else TypeError(str(dtype))
 
     def _target(self, facts: OpFacts, where: int, kwargs: dict[str, Any]) -> bool:
         """Return whether the result is to be on the Mac; put CPU in place of ``mps``."""

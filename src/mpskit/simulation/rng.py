@@ -9,12 +9,12 @@ the CPU's in both: Metal's generator is another (Philox) and is not imitated.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mpskit.dispatch.patches import Patches
+from mpskit.dispatch.random_state import draw
 from mpskit.simulation.core import MPS, Simulation, asks_mps, device_of
 
 __all__ = ["Randomness", "install"]
@@ -109,19 +109,8 @@ class Randomness:
             kwargs = {**kwargs, "generator": None}
             given = None
         if given is None and on_mac and self._separate:
-            return self._on_own_stream(func, args, kwargs)
+            return draw(self.default, func, args, kwargs)
         return func(*args, **kwargs)
-
-    def _on_own_stream(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Lend the GPU's state to the default generator: not every operator takes one."""
-        cpu = torch.default_generator
-        before = cpu.get_state()
-        cpu.set_state(self.default.get_state())
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self.default.set_state(cpu.get_state())
-            cpu.set_state(before)
 
 
 def _check(generator: _Base, on_mac: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch._library import custom_ops
 
 from mpskit.backends.versions import has, older
+from mpskit.dispatch.op_schema import OpSchema
 from mpskit.simulation.coverage import Coverage, Status
 from mpskit.simulation.reference_kernels import KERNELS
 
@@ -36,9 +37,7 @@ _NEVER = {
 }
 
 
-def dtype_refusal(
-    dtype: torch.dtype, *, creating: bool, torch_version: str, macos: str
-) -> TypeError | None:
+def dtype_refusal(dtype: torch.dtype, *, torch_version: str, macos: str) -> TypeError | None:
     """Return the error that MPS raises for a tensor of a dtype, or None where it takes it.
 
     A tensor that moves to MPS is allocated there first, so it meets the same text as one made
@@ -47,11 +46,9 @@ def dtype_refusal(
 
     Args:
         dtype: dtype of the tensor that would be on ``mps``.
-        creating: whether a kernel makes it there (otherwise it moves there); the text is the same.
         torch_version: the installed torch.
         macos: the machine's macOS, as ``"15.6"``.
     """
-    del creating
     text = _text(str(dtype).removeprefix("torch."), torch_version, macos)
     return TypeError(text) if text else None
 
@@ -104,30 +101,20 @@ Gate = Callable[[Sequence[Any], Mapping[str, Any]], None]
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
-class OpFacts:
-    """Facts about one operator.
+class OpFacts(OpSchema):
+    """Facts about one operator; composite ones come here in inference mode only.
 
     Attributes:
-        name: without namespace and overload, ``"mm"``.
-        has_device: it takes a device argument.
         moves: it may read one device and write another.
-        fresh: it may return a storage of its own.
-        random: it draws random numbers.
         cpu_result: position of a result that stays on the CPU.
-        composite: it is made of other operators (it comes here in inference mode only).
         body: its kernel, where that is Python code, which has to see the simulation.
         kernel: what stands for the MPS kernel, where the CPU's would not do.
         mixes: its tensors may lie on two devices, as far as it is concerned.
         gate: raises what a Mac raises before it runs; None where nothing can be wrong.
     """
 
-    name: str
-    has_device: bool
     moves: bool
-    fresh: bool
-    random: bool
     cpu_result: int | None
-    composite: bool
     body: Callable[..., Any] | None
     kernel: Callable[..., Any] | None
     mixes: bool
@@ -152,28 +139,21 @@ class Rules:
         self._fallback = fallback
         self.fallbacks: list[str] = []
         self.known: dict[Any, OpFacts] = {}
-        self.refused = frozenset(d for d in _DTYPES if self.refusal(d, creating=True) is not None)
+        self.refused = frozenset(d for d in _DTYPES if self.refusal(d) is not None)
 
-    def refusal(self, dtype: torch.dtype, *, creating: bool) -> Exception | None:
+    def refusal(self, dtype: torch.dtype) -> Exception | None:
         """Return the error of a dtype that MPS does not take, or None."""
-        return dtype_refusal(
-            dtype, creating=creating, torch_version=self._torch_version, macos=self._macos
-        )
+        return dtype_refusal(dtype, torch_version=self._torch_version, macos=self._macos)
 
     def facts(self, func: Any) -> OpFacts:
         """Work out the facts of an operator that was not seen before."""
-        schema = func._schema
-        body = _body(func)
-        facts = OpFacts(
-            name=schema.name.partition("::")[2],
-            has_device=any(argument.name == "device" for argument in schema.arguments),
+        name, body = func._schema.name, _body(func)
+        facts = OpFacts.of(
+            func,
             moves=func in _MOVES,
-            fresh=any(value.alias_info is None for value in schema.returns),
-            cpu_result=_ON_CPU.get(schema.name),
-            random=torch.Tag.nondeterministic_seeded in func.tags,
-            composite=_is_composite(func),
+            cpu_result=_ON_CPU.get(name),
             body=body,
-            kernel=KERNELS.get(schema.name),
+            kernel=KERNELS.get(name),
             mixes=func in _MOVES or body is not None or self._runs_on_cpu(func),
             gate=self._gate(func),
         )
@@ -212,14 +192,6 @@ class Rules:
                 self.fallbacks.append(name)
 
         return run_on_cpu
-
-
-def _is_composite(func: Any) -> bool:
-    """Return whether the CPU has no kernel of its own for an operator, only its decomposition."""
-    schema = func._schema
-    name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return bool(has(name, "CompositeImplicitAutograd")) and not has(name, "CPU")
 
 
 def _body(func: Any) -> Callable[..., Any] | None:

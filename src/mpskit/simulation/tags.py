@@ -1,17 +1,16 @@
 """Which storages count as being on ``mps:0``, what each was charged for, and where arguments lie.
 
-A tensor's data lie on the CPU; its storage is *tagged*. Torch keeps one Python object for a C++
-storage for as long as the C++ one lives, so a weak reference to it fires exactly when the memory
-goes, also when only a view or the autograd graph still held it.
+A tensor's data lie on the CPU; its storage is *tagged* for as long as it lives.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from mpskit.dispatch.storage_lifetime import LiveStorages, StorageRef
 
 if TYPE_CHECKING:
     from mpskit.simulation.memory import Memory
@@ -34,19 +33,11 @@ _SPARSE_PARTS = {
 }
 
 
-class _Tag(weakref.ref[Any]):
-    """A weak reference that knows its storage's address and its block in the allocator."""
-
-    __slots__ = ("block", "key")
-    key: int
-    block: int | None
-
-
 class Tags:
-    """The tagged storages, keyed by the address of the C++ storage."""
+    """The tagged storages, keyed by the address of the C++ storage, with their blocks."""
 
     def __init__(self, memory: Memory) -> None:
-        self.live: dict[int, _Tag] = {}
+        self.live = LiveStorages(self._release)
         self._memory = memory
 
     def has(self, tensor: torch.Tensor) -> bool:
@@ -77,43 +68,30 @@ class Tags:
 
     def add_storage(self, storage: torch.UntypedStorage, size: int | None = None) -> None:
         """Tag a storage that is not tagged yet and charge it."""
-        block = self._memory.charge(_nbytes(storage) if size is None else size)
-        tag = _Tag(storage, self._drop)
-        tag.key = storage._cdata
-        tag.block = block
-        self.live[tag.key] = tag
+        self.live.add(storage, self._memory.charge(_nbytes(storage) if size is None else size))
 
     def remove(self, tensor: torch.Tensor) -> None:
         """Make a tensor's storage a plain CPU one again."""
         for part in _parts(tensor) or (tensor,):
             tag = self.live.pop(address_of(part), None)
-            if tag is not None and tag.block is not None:
-                self._memory.release(tag.block)
+            if tag is not None:
+                self._release(tag)
 
     def recharge(self, storage: torch.UntypedStorage) -> None:
         """Charge a tagged storage anew after its size changed; nothing for an untagged one."""
         tag = self.live.get(storage._cdata)
-        if tag is None:
-            return
-        if tag.block is not None:
-            self._memory.release(tag.block)
-            tag.block = None
-        tag.block = self._memory.charge(_nbytes(storage))
+        if tag is not None:
+            self._release(tag)
+            tag.entry = self._memory.charge(_nbytes(storage))
 
     def clear(self) -> None:
         """Forget every tag: the tensors that are left are plain CPU tensors from now on."""
         self.live.clear()
 
-    def any(self, tensors: Iterable[torch.Tensor]) -> bool:
-        """Return whether one of the tensors is on the simulated device."""
-        return any(self.has(tensor) for tensor in tensors)
-
-    def _drop(self, tag: weakref.ref[Any]) -> None:
-        assert isinstance(tag, _Tag)  # noqa: S101 - only tags carry this callback
-        if self.live.get(tag.key) is tag:
-            del self.live[tag.key]
-            if tag.block is not None:
-                self._memory.release(tag.block)
+    def _release(self, tag: StorageRef) -> None:
+        block, tag.entry = tag.entry, None
+        if block is not None:
+            self._memory.release(block)
 
 
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

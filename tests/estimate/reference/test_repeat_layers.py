@@ -31,13 +31,13 @@ def events(config: dict[str, Any], how: Stepped, device: str, **options: Any) ->
     """Return the events with storages numbered in their order of allocation."""
     shape = read_shape(config, tokens=32)
     subject = build_reference(shape, **options)
-    ledger = trace_subject(subject, how, target_for(device), (2, 32)).ledger
+    log = trace_subject(subject, how, target_for(device), (2, 32)).log
     numbers: dict[int, int] = {}
     result: list[Any] = []
-    for event in ledger.events:
+    for event in log.events:
         if event >= 0:
             numbers[event] = len(numbers)
-            record = ledger.records[event]
+            record = log.records[event]
             result.append((record.size, record.op, record.phase, record.kind))
         else:
             result.append(~numbers.pop(~event))  # no storage goes twice

@@ -8,7 +8,6 @@ keeps that distance.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +17,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mpskit.dispatch.patches import Patches
 from mpskit.errors import EstimateError
-from mpskit.estimate.trace.storage_log import Ledger
+from mpskit.estimate.trace.storage_log import StorageLog
 
 __all__ = ["LayerMarks", "Subject", "repeat_middle", "traced_depth"]
 
@@ -68,9 +68,9 @@ class LayerMarks:
     """
 
     def __init__(
-        self, model: torch.nn.Module, stacks: Sequence[torch.nn.ModuleList], ledger: Ledger
+        self, model: torch.nn.Module, stacks: Sequence[torch.nn.ModuleList], log: StorageLog
     ) -> None:
-        self.ledger = ledger
+        self.log = log
         self.model = model
         self.stacks = stacks
         self.positions: list[tuple[int, int]] = [(0, _AROUND)]  # (event, layer that it begins)
@@ -80,23 +80,20 @@ class LayerMarks:
     def mark(self, layer: int) -> None:
         """Take what follows for that layer's."""
         if self.positions[-1][1] != layer:
-            self.positions.append((len(self.ledger.events), layer))
+            self.positions.append((len(self.log.events), layer))
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def watch(self, patches: Patches) -> None:
         """Keep the marks while steps run; the model is exchanged already."""
-        with contextlib.ExitStack() as stack:
-            for number, layer in self.layers():
-                for parameter in layer.parameters():
-                    record = self.ledger.number(parameter.untyped_storage())
-                    if record is not None:
-                        self.owners[record] = number
-                hook = self._entering(number, number - 1 if number % _STACK else _AROUND)
-                stack.callback(layer.register_forward_pre_hook(hook).remove)
-            for number, layers in enumerate(self.stacks):
-                last = number * _STACK + len(layers) - 1
-                stack.callback(layers[-1].register_forward_hook(self._leaving(last)).remove)
-            yield
+        for number, layer in self.layers():
+            for parameter in layer.parameters():
+                record = self.log.number(parameter.untyped_storage())
+                if record is not None:
+                    self.owners[record] = number
+            hook = self._entering(number, number - 1 if number % _STACK else _AROUND)
+            patches.on_exit(layer.register_forward_pre_hook(hook).remove)
+        for number, layers in enumerate(self.stacks):
+            last = number * _STACK + len(layers) - 1
+            patches.on_exit(layers[-1].register_forward_hook(self._leaving(last)).remove)
 
     def layers(self) -> Iterator[tuple[int, torch.nn.Module]]:
         """Yield every layer with its number."""
@@ -112,7 +109,7 @@ class LayerMarks:
 
     def _entering(self, number: int, before: int) -> Callable[..., None]:
         def enter(_: torch.nn.Module, args: Any) -> None:
-            if self.ledger.where.phase != "backward":  # there a checkpoint runs it again
+            if self.log.where.phase != "backward":  # there a checkpoint runs it again
                 self.mark(number)
                 self._on_gradient(args[0], before)
 
@@ -120,8 +117,8 @@ class LayerMarks:
 
     def _leaving(self, number: int) -> Callable[..., None]:
         def leave(_: torch.nn.Module, __: Any, output: Any) -> None:
-            if self.ledger.where.phase != "backward":
-                self.left.add(len(self.ledger.events))
+            if self.log.where.phase != "backward":
+                self.left.add(len(self.log.events))
                 self.mark(_AROUND)
                 hidden = output if isinstance(output, torch.Tensor) else output[0]
                 self._on_gradient(hidden, number)
@@ -153,18 +150,18 @@ class _Parameters(TorchFunctionMode):
                 self.marks.mark(self._layer[id(args[0])])
             return func(*args, **kwargs or {})
         self.marks.mark(_AROUND)
-        start = len(self.marks.ledger.events)
+        start = len(self.marks.log.events)
         result = func(*args, **kwargs or {})
-        made = [event for event in self.marks.ledger.events[start:] if event >= 0]
+        made = [event for event in self.marks.log.events[start:] if event >= 0]
         self.marks.owners |= zip(made, itertools.cycle(self._trained))
         return result
 
 
-def repeat_middle(ledger: Ledger, marks: LayerMarks, layers: Sequence[int]) -> Ledger:
+def repeat_middle(log: StorageLog, marks: LayerMarks, layers: Sequence[int]) -> StorageLog:
     """Return the events of the same step of a deeper model.
 
     Args:
-        ledger: a step of a model with so many layers in each stack as are traced, or with all of
+        log: a step of a model with so many layers in each stack as are traced, or with all of
             them where it has no more.
         marks: which layer the events belong to.
         layers: layers of each stack of the deep model.
@@ -173,7 +170,7 @@ def repeat_middle(ledger: Ledger, marks: LayerMarks, layers: Sequence[int]) -> L
         EstimateError: the first and the last layer do not allocate as the middle one does.
     """
     added = [count - len(stack) for count, stack in zip(layers, marks.stacks, strict=True)]
-    return _Repeater(ledger, marks, added).deep() if any(added) else ledger
+    return _Repeater(log, marks, added).deep() if any(added) else log
 
 
 class _Run(NamedTuple):
@@ -189,20 +186,20 @@ class _Repeater:
     ``place`` counts a record among those of its layer; records of the same place correspond.
     """
 
-    def __init__(self, ledger: Ledger, marks: LayerMarks, added: Sequence[int]) -> None:
-        self.ledger = ledger
+    def __init__(self, log: StorageLog, marks: LayerMarks, added: Sequence[int]) -> None:
+        self.log = log
         self.added = added  # by stack
         self.position = [len(stack) // 2 for stack in marks.stacks]  # of the repeated layer
-        self.layer = [_AROUND] * len(ledger.records)
-        self.place = [0] * len(ledger.records)
+        self.layer = [_AROUND] * len(log.records)
+        self.place = [0] * len(log.records)
         # The middle layer's records by place, and the number of the first that is added.
         self.middle: list[list[int]] = [[] for _ in added]
         self.runs = self._grouped(marks)
         self._compare()
         sizes = [count * len(middle) for count, middle in zip(added, self.middle, strict=True)]
-        self.base = list(itertools.accumulate(sizes, initial=len(ledger.records)))
+        self.base = list(itertools.accumulate(sizes, initial=len(log.records)))
 
-    def deep(self) -> Ledger:
+    def deep(self) -> StorageLog:
         """Return the deep model's records and events."""
         events: list[int] = []
         upwards = True
@@ -219,21 +216,21 @@ class _Repeater:
             events += [
                 self._number(e, copy) if e >= 0 else ~self._number(~e, copy) for e in run.events
             ]
-        records = list(self.ledger.records)
+        records = list(self.log.records)
         for count, middle in zip(self.added, self.middle, strict=True):
-            records += [self.ledger.records[number] for number in middle] * count
-        return Ledger(self.ledger.where, records, events)
+            records += [self.log.records[number] for number in middle] * count
+        return StorageLog(self.log.where, records, events)
 
     def _grouped(self, marks: LayerMarks) -> list[_Run]:
         """Give every record its layer, and cut the events where the layer changes."""
         runs: list[_Run] = []
         counts: Counter[int] = Counter()
         starts = [position for position, _ in marks.positions]
-        ends = [*starts[1:], len(self.ledger.events)]
+        ends = [*starts[1:], len(self.log.events)]
         for (start, running), end in zip(marks.positions, ends, strict=True):
             # The caller gives a layer's input up when the layer has returned.
             returning = start in marks.left
-            for event in self.ledger.events[start:end]:
+            for event in self.log.events[start:end]:
                 returning = returning and event < 0
                 if event >= 0:
                     layer = self.layer[event] = marks.owners.get(event, running)
@@ -293,7 +290,7 @@ class _Repeater:
 
     def _compare(self) -> None:
         """Refuse layers of which the middle one's neighbours allocate something else."""
-        records = self.ledger.records
+        records = self.log.records
         sizes: dict[int, list[int]] = defaultdict(list)
         for layer, record in zip(self.layer, records, strict=True):
             sizes[layer].append(record.size)

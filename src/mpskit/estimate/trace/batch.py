@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from mpskit.dispatch.dataless_tensors import unbacked_tensor
+from mpskit.dispatch.dataless_tensors import dataless_tensor
 from mpskit.estimate.specs import TensorSpec, map_tensors
-from mpskit.estimate.trace.storage_log import Ledger
+from mpskit.estimate.trace.storage_log import StorageLog
 
 __all__ = ["build_batch"]
 
@@ -19,18 +19,18 @@ _KEPT_INTEGERS = 1 << 22
 _KEPT_FLOATS = 1 << 10
 
 
-def build_batch(batch: Any, ledger: Ledger, dtype: torch.dtype | None) -> Any:
+def build_batch(batch: Any, log: StorageLog, dtype: torch.dtype | None) -> Any:
     """Return the batch as the step's own: integers with their values, floats without memory.
 
     Args:
         batch: tensors or ``TensorSpec``, nested; left as it is.
-        ledger: where the batch is recorded.
+        log: where the batch is recorded.
         dtype: what floating-point tensors become; None leaves them.
     """
 
     def build(item: Any) -> torch.Tensor:
         tensor = _from_spec(item, dtype) if isinstance(item, TensorSpec) else _twin(item, dtype)
-        ledger.add(tensor.untyped_storage(), "batch")
+        log.add(tensor.untyped_storage(), "batch")
         return tensor
 
     return map_tensors(batch, build)
@@ -54,4 +54,4 @@ def _twin(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 def _contiguous(shape: Any, dtype: torch.dtype) -> torch.Tensor:
     stride = torch.empty(shape, dtype=dtype, device="meta").stride()
-    return unbacked_tensor(shape, stride, dtype, math.prod(shape) * dtype.itemsize)
+    return dataless_tensor(shape, stride, dtype, math.prod(shape) * dtype.itemsize)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from mpskit.dispatch.mps_op_memory import PathCharge
+from mpskit.dispatch.mps_op_memory import OpMemory
 
-__all__ = ["lstm_backward_charge", "lstm_charge"]
+__all__ = ["lstm_backward_memory", "lstm_memory"]
 
 _PAGE = 4096
 # Arrays of states: as wide as the wider of input and hidden state, and as wide as the hidden one.
@@ -23,24 +23,24 @@ _WIDE_ARRAYS = 6
 _HIDDEN_ARRAYS = 5
 
 
-def lstm_charge(args: Sequence[Any], *, grad: bool) -> PathCharge:  # noqa: ARG001
+def lstm_memory(args: Sequence[Any], _: bool) -> OpMemory:
     """``mkldnn_rnn_layer(input, w0, w1, w2, w3, hx, cx, reverse, batch_sizes, mode, size)``."""
     source, weight, hidden = args[0], args[1], int(args[10])
     steps, batch, width = source.shape
-    item = source.element_size()
-    gates = _leading(4 * hidden, item)
-    workspace = _paged(steps * batch * gates * item)
+    itemsize = source.element_size()
+    gates = _leading(4 * hidden, itemsize)
+    workspace = _paged(steps * batch * gates * itemsize)
     states = (steps + 1) * batch
     # Cell and difference states stay in float32 in half precision.
-    workspace += _WIDE_ARRAYS * _paged(states * _leading(max(width, hidden), item) * item)
+    workspace += _WIDE_ARRAYS * _paged(states * _leading(max(width, hidden), itemsize) * itemsize)
     workspace += _HIDDEN_ARRAYS * _paged(states * hidden * 4)
     if not torch.is_grad_enabled():
-        plain = 4 * hidden * (width + hidden) * item
-        return PathCharge({3: 0}, plain + _scratch(args[0], gates))
-    return PathCharge({3: workspace}, _reordered(weight, hidden, gates) + _scratch(args[0], gates))
+        plain = 4 * hidden * (width + hidden) * itemsize
+        return OpMemory({3: 0}, plain + _scratch(args[0], gates))
+    return OpMemory({3: workspace}, _reordered(weight, hidden, gates) + _scratch(args[0], gates))
 
 
-def lstm_backward_charge(args: Sequence[Any], *, grad: bool) -> PathCharge:  # noqa: ARG001
+def lstm_backward_memory(args: Sequence[Any], _: bool) -> OpMemory:
     """``mkldnn_rnn_layer_backward(input, w1, w2, w3, w4, hx, cx, output, hy, cy, ...)``.
 
     The weights are copied transposed, their gradients are summed in a padded layout first.
@@ -50,7 +50,7 @@ def lstm_backward_charge(args: Sequence[Any], *, grad: bool) -> PathCharge:  # n
     gates = _leading(4 * hidden, source.element_size())
     turned = _leading(weight.shape[1], 4) + _leading(hidden, 4)
     scratch = 4 * hidden * turned * weight.element_size()
-    return PathCharge({}, scratch + _reordered(weight, hidden, gates) + _scratch(source, gates))
+    return OpMemory({}, scratch + _reordered(weight, hidden, gates) + _scratch(source, gates))
 
 
 def _reordered(weight: Any, hidden: int, gates: int) -> int:
@@ -61,8 +61,8 @@ def _scratch(source: Any, gates: int) -> int:
     return int(source.shape[0] * source.shape[1] * gates * source.element_size())
 
 
-def _leading(size: int, item: int) -> int:
-    line = 64 // item
+def _leading(size: int, itemsize: int) -> int:
+    line = 64 // itemsize
     rounded = -(-size // line) * line
     return rounded + line if rounded % 256 == 0 else rounded
 

@@ -1,64 +1,70 @@
-"""What must not happen while a step runs on tensors without memory, and is turned aside.
+"""Patches active during a trace, on its thread only.
 
-Values are not read behind the tracer's back (``tolist``, ``numpy``), nothing is compiled, tensors
-stay on the CPU whatever device the code names, and autocast for the target casts CPU tensors.
+Host reads of data-less tensors raise, torch.compile is bypassed, device moves stay on the CPU, and
+autocast for the target casts CPU tensors.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from mpskit.dispatch.dataless_tensors import is_unbacked
-from mpskit.estimate.trace.casts import Casting
+from mpskit.dispatch.autocast import Autocast, AutocastMode, is_on
+from mpskit.dispatch.dataless_tensors import is_dataless
+from mpskit.dispatch.patches import Patches, in_place
 from mpskit.estimate.trace.unknown_values import Reads
 
-__all__ = ["guarded"]
+__all__ = ["install"]
 
-_READERS = ("tolist", "numpy")
 _HERE = frozenset({"cpu", "meta"})
+_core: Any = torch._C
 
 
-@contextlib.contextmanager
-def guarded(reads: Reads, device: str) -> Iterator[None]:
-    """Install the guards for one trace, and take them away after.
+def install(patches: Patches, reads: Reads, device: str) -> None:
+    """Install the guards of one trace.
 
     Args:
+        patches: takes them away after.
         reads: makes the error for a value that is read.
         device: the target's name.
     """
-    with contextlib.ExitStack() as stack:
-        for name in _READERS:
-            _patch(stack, torch.Tensor, name, _reader(getattr(torch.Tensor, name), name, reads))
-        _patch(stack, torch.Tensor, "__repr__", _described(torch.Tensor.__repr__))
-        _patch(stack, torch.Tensor, "to", _staying(torch.Tensor.to))
-        for name in ("cuda", "xpu"):
-            if hasattr(torch.Tensor, name):
-                _patch(stack, torch.Tensor, name, lambda self, *_, **__: self)
-        _patch(stack, torch, "compile", _not_compiled)
-        dynamo = sys.modules.get("torch._dynamo.config")
-        if dynamo is not None:
-            _patch(stack, dynamo, "disable", True)
-        if device != "cpu":
-            stack.enter_context(_autocast(stack))
-        yield
+    tensor = torch.Tensor
+    for name in ("tolist", "numpy"):
+        patches.bind(tensor, name, functools.partial(_reader, name, reads))
+    patches.bind(tensor, "__repr__", _described)
+    patches.bind(tensor, "to", _staying)
+    for name in ("cuda", "xpu"):
+        if hasattr(tensor, name):
+            patches.bind(tensor, name, in_place(lambda self, *_, **__: self))
+    patches.bind(torch, "compile", in_place(_not_compiled))
+    _run_eagerly(patches)
+    if device != "cpu":
+        _Casting(patches)
 
 
-def _patch(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
-    if name in vars(owner) or not isinstance(owner, type):
-        stack.callback(setattr, owner, name, getattr(owner, name))
-    else:
-        stack.callback(delattr, owner, name)
-    setattr(owner, name, value)
+def _run_eagerly(patches: Patches) -> None:
+    """Let what was compiled before run as it was written."""
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+    if hasattr(dynamo, "_maybe_set_eval_frame"):
+        patches.bind(dynamo, "_maybe_set_eval_frame", lambda call: lambda _: call(None))
+    elif dynamo is not None:  # an older torch
+        patches.share(_disable_dynamo)
 
 
-def _reader(call: Callable[..., Any], name: str, reads: Reads) -> Callable[..., Any]:
+def _disable_dynamo(patches: Patches) -> None:
+    config: Any = sys.modules["torch._dynamo.config"]
+    context = config.patch(disable=True)
+    context.__enter__()
+    patches.on_exit(lambda: context.__exit__(None, None, None))
+
+
+def _reader(name: str, reads: Reads, call: Callable[..., Any]) -> Callable[..., Any]:
     def read(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.layout is torch.strided and is_unbacked(self):
+        if self.layout is torch.strided and is_dataless(self):
             raise reads.refusal(f"Tensor.{name}()", self.shape)
         return call(self, *args, **kwargs)
 
@@ -69,7 +75,7 @@ def _described(call: Callable[..., str]) -> Callable[..., str]:
     """Return a ``repr`` that does not read what is not there: people print tensors."""
 
     def describe(self: torch.Tensor, **kwargs: Any) -> str:
-        if self.layout is torch.strided and is_unbacked(self):
+        if self.layout is torch.strided and is_dataless(self):
             return f"tensor(..., size={tuple(self.shape)}, dtype={self.dtype})"
         return call(self, **kwargs)
 
@@ -101,27 +107,54 @@ def _not_compiled(model: Any = None, **_: Any) -> Any:
     return model if model is not None else lambda function: function
 
 
-@contextlib.contextmanager
-def _autocast(stack: contextlib.ExitStack) -> Iterator[None]:
-    """Let ``torch.autocast`` for an accelerator cast as the target does."""
-    cls: Any = torch.amp.autocast_mode.autocast
-    casting = Casting()
-    make, enter, leave = cls.__init__, cls.__enter__, cls.__exit__
+class _Casting:
+    """Lets ``torch.autocast`` for an accelerator cast every tensor by the MPS lists.
 
-    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
-        make(self, "mps" if device_type not in _HERE else device_type, *args, **kwargs)
+    CUDA's lists differ from them in few operators (3-D convolutions run in half precision there);
+    they are taken to be the same. One function mode is on for as long as any region is open.
+    """
 
-    def start(self: Any) -> Any:
-        found = enter(self)
-        if self.device == "mps":
-            casting.start()
-        return found
+    def __init__(self, patches: Patches) -> None:
+        self._autocast = Autocast(lambda _: True)
+        self._modes: list[Any] = []
+        self._before = is_on(), _core._len_torch_function_stack()
+        patches.on_exit(self._close)
+        region: Any = torch.amp.autocast_mode.autocast
+        patches.bind(region, "__init__", self._named)
+        patches.bind(region, "__enter__", self._entered)
+        patches.bind(region, "__exit__", self._left)
+        patches.bind(torch, "clear_autocast_cache", self._autocast.emptying)
 
-    def stop(self: Any, *error: Any) -> Any:
-        if self.device == "mps":
-            casting.stop()
-        return leave(self, *error)
+    def _named(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def init(region: Any, device: str, *args: Any, **kwargs: Any) -> None:
+            call(region, device if device in _HERE else "mps", *args, **kwargs)
 
-    for name, value in (("__init__", init), ("__enter__", start), ("__exit__", stop)):
-        _patch(stack, cls, name, value)
-    yield
+        return init
+
+    def _entered(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def enter(region: Any) -> Any:
+            found = call(region)
+            if region.device == "mps":
+                self._modes.append(AutocastMode(self._autocast))
+                if len(self._modes) == 1:
+                    self._modes[0].__enter__()
+            return found
+
+        return enter
+
+    def _left(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def leave(region: Any, *error: Any) -> Any:
+            if region.device == "mps":
+                mode = self._modes.pop()
+                if not self._modes:
+                    mode.__exit__(*error)
+            return call(region, *error)
+
+        return leave
+
+    def _close(self) -> None:
+        """Leave what an interrupt or the step left open."""
+        was_on, depth = self._before
+        torch.set_autocast_enabled("mps", was_on)
+        while _core._len_torch_function_stack() > depth:
+            _core._pop_torch_function_stack()

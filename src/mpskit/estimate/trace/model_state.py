@@ -1,49 +1,76 @@
-"""Exchanges a model's memory for unbacked tensors, and puts everything back.
+"""Exchanges a model's memory for data-less tensors, and puts everything back.
 
 By storage: tied and flattened parameters stay tied. The module objects, the Parameter objects,
 their hooks and every name stay the same ones, so a user's step and optimizer find what they know.
+That is why a model can be under exchange for one trace only: a second one is refused.
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
-import sys
-from collections.abc import Iterator
+import functools
+import threading
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from mpskit.dispatch.dataless_tensors import unbacked_storage
-from mpskit.estimate.trace.storage_log import Ledger
+from mpskit.dispatch.dataless_tensors import dataless_storage
+from mpskit.dispatch.patches import Patches
+from mpskit.errors import EstimateError
+from mpskit.estimate.trace.storage_log import StorageLog
 
-__all__ = ["kept_random_state", "swapped"]
+__all__ = ["claim", "exchange"]
 
 # Integer and boolean buffers up to this size keep their values: counters and flags that a
 # forward pass may look at.
 _KEPT_NUMEL = 4096
 
+_LOCK = threading.Lock()
+_claimed: dict[int, str] = {}  # id -> name of the thread that traces it
 
-@contextlib.contextmanager
-def swapped(model: torch.nn.Module, ledger: Ledger, dtype: torch.dtype | None) -> Iterator[None]:
-    """Inside, the model's tensors have no memory; after, everything is as it was.
+
+def claim(patches: Patches, what: str, parts: Iterable[object]) -> None:
+    """Reserve objects for one trace, all of them or none.
+
+    Raises:
+        EstimateError: another trace has one of them under exchange.
+    """
+    ids = {id(part) for part in parts}
+    mine: set[int] = set()
+    patches.on_exit(lambda: [_claimed.pop(mine.pop(), None) for _ in tuple(mine)])
+    with _LOCK:
+        for thread in (_claimed[part] for part in ids & _claimed.keys()):
+            raise EstimateError(
+                f"{what}, or a part of it, is being estimated already on thread {thread}: its "
+                "memory is exchanged until that is done. Wait for it, or give each thread a model "
+                "and an optimizer of its own",
+                given=what,
+            )
+        mine |= ids
+        _claimed.update(dict.fromkeys(ids, threading.current_thread().name))
+
+
+def exchange(
+    patches: Patches, model: torch.nn.Module, log: StorageLog, dtype: torch.dtype | None
+) -> None:
+    """Take the memory of a model's tensors away until ``patches`` are undone.
 
     Args:
+        patches: puts everything back.
         model: any module; it may lie on any device, ``meta`` included.
-        ledger: where the new storages are recorded, by kind.
+        log: where the new storages are recorded, by kind.
         dtype: what floating-point parameters and buffers become; None leaves them.
+
+    Raises:
+        EstimateError: another trace has the model or a part of it under exchange.
     """
     modules = list(model.modules())
-    kept = [_Kept(module) for module in modules]
-    swap = _Swap(ledger, dtype)
-    try:
-        for module in modules:
-            swap.module(module)
-        yield
-    finally:
-        swap.undo()
-        for state in kept:
-            state.restore()
+    claim(patches, type(model).__name__, [*modules, *model.parameters(), *model.buffers()])
+    for module in modules:
+        patches.on_exit(_Kept(module).restore)
+    exchanged = _Exchange(patches, log, dtype)
+    for module in modules:
+        exchanged.module(module)
 
 
 class _Kept:
@@ -57,22 +84,24 @@ class _Kept:
         ]
 
     def restore(self) -> None:
-        vars(self.module).clear()
-        vars(self.module).update(self.attributes)
+        attributes = vars(self.module)
+        for name in attributes.keys() - self.attributes.keys():
+            del attributes[name]
+        attributes.update(self.attributes)
         for value, copy in self.inner:
             value.clear()
             (value.extend if isinstance(value, list) else value.update)(copy)
 
 
-class _Swap:
-    """The exchange itself: one unbacked storage for each storage that the model holds."""
+class _Exchange:
+    """The exchange itself: one data-less storage for each storage that the model holds."""
 
-    def __init__(self, ledger: Ledger, dtype: torch.dtype | None) -> None:
-        self.ledger = ledger
+    def __init__(self, patches: Patches, log: StorageLog, dtype: torch.dtype | None) -> None:
+        self.patches = patches
+        self.log = log
         self.dtype = dtype
         self._storages: dict[tuple[int, Any], torch.UntypedStorage] = {}
         self._replaced: dict[int, torch.Tensor] = {}
-        self._undo: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
 
     def module(self, module: torch.nn.Module) -> None:
         """Exchange what one module holds itself."""
@@ -87,13 +116,6 @@ class _Swap:
                 if isinstance(tensor, torch.Tensor):
                     self._keep_attribute(tensor)
 
-    def undo(self) -> None:
-        """Give every tensor its memory and its gradient back."""
-        for tensor, data, grad in reversed(self._undo):
-            tensor.grad = None
-            tensor.data = data
-            tensor.grad = grad
-
     def _exchange(self, tensor: torch.Tensor, kind: str) -> torch.Tensor:
         found = self._replaced.get(id(tensor))
         if found is not None:
@@ -106,33 +128,39 @@ class _Swap:
             if isinstance(tensor, torch.nn.Parameter):
                 twin = torch.nn.Parameter(twin, requires_grad=tensor.requires_grad)
         else:
-            grad, tensor.grad = tensor.grad, None
-            self._undo.append((tensor, tensor.data, grad))
+            self.patches.on_exit(functools.partial(_give_back, tensor, tensor.data, tensor.grad))
+            tensor.grad = None
             tensor.data = twin
             twin = tensor
         self._replaced[id(tensor)] = twin
         return twin
 
     def _twin(self, tensor: torch.Tensor, kind: str) -> torch.Tensor:
-        """Return an unbacked tensor of the same layout; what shared storage shares it again."""
+        """Return a data-less tensor of the same layout; what shared storage shares it again."""
         if kind == "buffers" and _keeps_values(tensor):
             twin = tensor.detach().to("cpu", copy=True)
-            self.ledger.add(twin.untyped_storage(), kind)
+            self.log.add(twin.untyped_storage(), kind)
             return twin
         dtype = self.dtype if self.dtype and tensor.is_floating_point() else tensor.dtype
         source = tensor.untyped_storage()
         storage = self._storages.get((source._cdata, dtype))
         if storage is None:
             nbytes = source.nbytes() // tensor.itemsize * dtype.itemsize
-            storage = self._storages[source._cdata, dtype] = unbacked_storage(nbytes)
-            self.ledger.add(storage, kind)
+            storage = self._storages[source._cdata, dtype] = dataless_storage(nbytes)
+            self.log.add(storage, kind)
         empty = torch.empty(0, dtype=dtype, device="cpu")
         return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
     def _keep_attribute(self, tensor: torch.Tensor) -> None:
         """A tensor that is a plain attribute lives too."""
         if tensor.layout is torch.strided and tensor.device.type == "cpu":
-            self.ledger.add(tensor.untyped_storage(), "buffers")
+            self.log.add(tensor.untyped_storage(), "buffers")
+
+
+def _give_back(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:
+    tensor.grad = None
+    tensor.data = data
+    tensor.grad = grad
 
 
 def _keeps_values(tensor: torch.Tensor) -> bool:
@@ -141,22 +169,3 @@ def _keeps_values(tensor: torch.Tensor) -> bool:
 
 
 _MUTABLE = {dict, list, set, type(torch.nn.Module()._forward_hooks)}
-
-
-@contextlib.contextmanager
-def kept_random_state(seed: int = 0) -> Iterator[None]:
-    """Draw from fixed seeds inside; give every generator its state back after."""
-    numpy = sys.modules.get("numpy")
-    ours, theirs = torch.get_rng_state(), random.getstate()
-    arrays = numpy.random.get_state() if numpy else None
-    try:
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        if numpy:
-            numpy.random.seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(ours)
-        random.setstate(theirs)
-        if numpy:
-            numpy.random.set_state(arrays)

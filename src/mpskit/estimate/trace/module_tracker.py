@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
+import functools
 import importlib
-import sys
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 import torch
-from torch.nn.modules import module as torch_module
 
-from mpskit.estimate.trace.storage_log import Ledger
+from mpskit.dispatch.patches import Patches
+from mpskit.estimate.trace.storage_log import StorageLog
 
-__all__ = ["Scope"]
+__all__ = ["ModuleTracker"]
 
 
-class Scope:
-    """Hooks that keep ``ledger.where`` true while a step runs."""
+class ModuleTracker:
+    """Keeps ``log.where`` true while a step runs on this thread."""
 
-    def __init__(self, model: torch.nn.Module, ledger: Ledger, first: str) -> None:
-        self.ledger = ledger
-        self.where = ledger.where
+    def __init__(self, model: torch.nn.Module, log: StorageLog, first: str) -> None:
+        self.log = log
+        self.where = log.where
         self._base = first
+        self._thread = get_ident()
         self._depth = 0
         root = type(model).__name__
         self._names = {id(module): name or root for name, module in model.named_modules()}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._stack: list[str] = []
+        self._open = 0
         self._numbers: list[int] = []
         self._paths: list[str] = []
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Install every hook, and take it away after."""
-        with contextlib.ExitStack() as stack:
-            for handle in self._hooks():
-                stack.callback(handle.remove)
-            owners: tuple[Any, ...] = (torch.autograd, torch.autograd.graph)
-            for owner in owners:
-                run = owner._engine_run_backward
-                stack.callback(setattr, owner, "_engine_run_backward", run)
-                owner._engine_run_backward = self._backward(run)
-            yield
+    def install(self, patches: Patches) -> None:
+        """Watch modules, backward passes and optimizers until ``patches`` are undone."""
+        patches.bind(torch.nn.Module, "_call_impl", self._call)
+        for owner in (torch.autograd, torch.autograd.graph):
+            patches.bind(owner, "_engine_run_backward", self._backward)
+        # Not by torch's functions: another thread may be inside its hooks, and the dictionaries
+        # that they iterate over must not change.
+        optimizers: Any = importlib.import_module("torch.optim.optimizer")
+        for kind, hook in (("pre", self._before_step), ("post", self._after_step)):
+            name = f"_global_optimizer_{kind}_hooks"
+            patches.derive(optimizers, name, functools.partial(_with, self, hook))
 
     def begin(self, step: int) -> None:
         """Start a step."""
@@ -56,30 +57,29 @@ class Scope:
 
     def backward_module(self) -> str:
         """Return the module whose forward pass made the autograd node that runs now."""
-        node = None if self._stack else torch._C._current_autograd_node()
+        node = None if self._open else torch._C._current_autograd_node()
         if node is None:
             return self.where.module
         index = bisect.bisect_right(self._numbers, node._sequence_nr()) - 1
         return self._paths[index] if index >= 0 else ""
 
-    def _hooks(self) -> Iterator[Any]:
-        yield torch_module.register_module_forward_pre_hook(self._enter)
-        yield torch_module.register_module_forward_hook(self._leave, always_call=True)
-        optimizers: Any = importlib.import_module("torch.optim.optimizer")
-        yield optimizers.register_optimizer_step_pre_hook(self._before_step)
-        yield optimizers.register_optimizer_step_post_hook(self._after_step)
+    def _call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the call of a module, with its name marked as the one that runs."""
 
-    def _enter(self, module: torch.nn.Module, _: Any) -> None:
-        name = self._names.get(id(module))
-        self._stack.append(self.where.module if name is None else name)
-        self._mark(self._stack[-1])
+        def run(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            outer = self.where.module
+            self._open += 1
+            self._mark(self._names.get(id(module), outer))
+            try:
+                return call(module, *args, **kwargs)
+            except BaseException:
+                self.where.failed = self.where.failed or self.where.module
+                raise
+            finally:
+                self._open -= 1
+                self._mark(outer)
 
-    def _leave(self, *_: Any) -> None:
-        if self.where.failed is None and sys.exc_info()[0] is not None:
-            self.where.failed = self.where.module
-        if self._stack:
-            self._stack.pop()
-        self._mark(self._stack[-1] if self._stack else "")
+        return run
 
     def _mark(self, path: str) -> None:
         self.where.module = path
@@ -91,7 +91,7 @@ class Scope:
     def _backward(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def backward(*args: Any, **kwargs: Any) -> Any:
             if self._depth == 0:
-                self.ledger.keep_activations()
+                self.log.keep_activations()
                 self.where.locate = self.backward_module
             self._depth += 1
             before, self.where.phase = self.where.phase, "backward"
@@ -110,14 +110,21 @@ class Scope:
         for parameter in self._parameters:
             gradient = parameter.grad
             if gradient is not None and gradient.layout is torch.strided:
-                self.ledger.classify(gradient.untyped_storage(), "gradients")
+                self.log.classify(gradient.untyped_storage(), "gradients")
 
     def _before_step(self, *_: Any) -> None:
-        self.where.phase = "optimizer"
+        if get_ident() == self._thread:
+            self.where.phase = "optimizer"
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if get_ident() != self._thread:
+            return
         for state in optimizer.state.values():
             for value in state.values() if isinstance(state, dict) else ():
                 if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-                    self.ledger.classify(value.untyped_storage(), "optimizer")
+                    self.log.classify(value.untyped_storage(), "optimizer")
         self.where.phase = self._base
+
+
+def _with(key: object, hook: object, hooks: dict[Any, Any]) -> OrderedDict[Any, Any]:
+    return OrderedDict({**hooks, key: hook})

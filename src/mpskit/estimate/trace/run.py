@@ -12,14 +12,16 @@ import torch
 
 from mpskit.allocator import Event, allocator_for, replay
 from mpskit.dispatch.intercept import intercepting
+from mpskit.dispatch.patches import Patches
+from mpskit.dispatch.random_state import isolate
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import Target
+from mpskit.estimate.trace import guards
 from mpskit.estimate.trace.batch import build_batch
-from mpskit.estimate.trace.guards import guarded
-from mpskit.estimate.trace.model_state import kept_random_state, swapped
-from mpskit.estimate.trace.module_tracker import Scope
-from mpskit.estimate.trace.storage_log import Ledger
+from mpskit.estimate.trace.model_state import exchange
+from mpskit.estimate.trace.module_tracker import ModuleTracker
+from mpskit.estimate.trace.storage_log import StorageLog
 from mpskit.estimate.trace.summary import Summary
 from mpskit.estimate.trace.tracer import Tracer
 
@@ -80,12 +82,21 @@ def build_model(model: Any) -> tuple[torch.nn.Module, tuple[str, ...]]:
                 f"a model is an nn.Module or a callable that makes one, not {type(model).__name__}",
                 given=model,
             )
-        tracer = Tracer(Ledger())
-        with _explained(tracer, "building the model"), intercepting(tracer):
-            model = model()
+        model = _built(model)
     if not isinstance(model, torch.nn.Module):
         raise ArgumentTypeError(f"the callable made {type(model).__name__}, no nn.Module")
     return _unwrapped(model)
+
+
+def _built(make: Callable[[], Any]) -> Any:
+    tracer = Tracer(StorageLog())
+
+    def build(patches: Patches) -> Any:
+        isolate(patches, tracer.generator)
+        with _explained(tracer, "building the model"), intercepting(tracer):
+            return make()
+
+    return Patches.around(build)
 
 
 def _unwrapped(model: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
@@ -107,7 +118,7 @@ def _unwrapped(model: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]
 class Traced:
     """The events of a trace, before any allocator has seen them."""
 
-    ledger: Ledger
+    log: StorageLog
     target: Target
     precision: str
     notes: tuple[str, ...] = ()
@@ -117,7 +128,7 @@ class Traced:
         version = torch_version or torch.__version__
         model = allocator_for(self.target.device, torch_version=version)
         played = replay(self._events(), model)
-        summary = Summary(self.ledger, played.timeline)
+        summary = Summary(self.log, played.timeline)
         kinds: dict[str, Any] = summary.by_kind()
         return MemoryEstimate(
             device=self.target.device,
@@ -133,8 +144,8 @@ class Traced:
         )
 
     def _events(self) -> Iterator[Event]:
-        records = self.ledger.records
-        for event in self.ledger.events:
+        records = self.log.records
+        for event in self.log.events:
             number = event if event >= 0 else ~event
             yield Event("alloc" if event >= 0 else "free", number, records[number].size)
 
@@ -150,37 +161,47 @@ class Job:
     steps: int
     phase: str
     notes: tuple[str, ...] = ()
-    ledger: Ledger = field(default_factory=Ledger)
+    log: StorageLog = field(default_factory=StorageLog)
 
 
-def trace(job: Job, prepare: Callable[[contextlib.ExitStack], Step]) -> Traced:
-    """Run the steps of a job.
+def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
+    """Run the steps of a job on this thread; other threads see torch as it is.
 
     Args:
-        job: what to run; its ledger is filled.
-        prepare: called once the model is exchanged, with a stack for what it has to undo;
+        job: what to run; its log is filled.
+        prepare: called once the model is exchanged, with the patches for what it has to undo;
             returns the step.
+
+    Raises:
+        EstimateError: a step cannot be traced, or another thread is estimating the same model.
     """
-    ledger, dtype = job.ledger, precision_of(job.precision).weights
-    kind = job.target.device
-    tracer = Tracer(ledger, job.target.charges, doubles=kind != "mps", numbers=kind == "cpu")
-    with contextlib.ExitStack() as stack:
+    log, dtype, target = job.log, precision_of(job.precision).weights, job.target
+    tracer = Tracer(
+        log,
+        target.op_memory,
+        supports_float64=target.device != "mps",
+        scalars_on_device=target.device == "cpu",
+    )
+
+    def run(patches: Patches) -> None:
         _refuse_lazy(job.model)
-        stack.enter_context(_no_collection())
-        stack.enter_context(kept_random_state())
-        stack.enter_context(job.target.defaults())
-        stack.enter_context(swapped(job.model, ledger, dtype))
-        stack.callback(ledger.close)
-        batch = build_batch(job.batch, ledger, dtype)
-        step = prepare(stack)
-        scope = Scope(job.model, ledger, job.phase)
-        stack.enter_context(scope.watching())
-        stack.enter_context(guarded(tracer.reads, job.target.device))
+        patches.share(_without_collection)
+        isolate(patches, tracer.generator)
+        target.install(patches)
+        exchange(patches, job.model, log, dtype)
+        batch = build_batch(job.batch, log, dtype)
+        step = prepare(patches)
+        tracker = ModuleTracker(job.model, log, job.phase)
+        tracker.install(patches)
+        guards.install(patches, tracer.reads, target.device)
         with _explained(tracer, "the step"), intercepting(tracer):
             for number in range(job.steps):
-                scope.begin(number)
+                tracker.begin(number)
                 step(job.model, batch)
-    return Traced(ledger, job.target, job.precision, (*job.notes, *tracer.reads.notes))
+        log.close()  # before what this function holds is freed
+
+    Patches.around(run)
+    return Traced(log, target, job.precision, (*job.notes, *tracer.reads.notes))
 
 
 def _refuse_lazy(model: torch.nn.Module) -> None:
@@ -210,13 +231,8 @@ def _explained(tracer: Tracer, what: str) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def _without_collection(patches: Patches) -> None:
     """The garbage collector would free cycles at moments that no other run repeats."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    if gc.isenabled():
+        patches.on_exit(gc.enable)
+        gc.disable()

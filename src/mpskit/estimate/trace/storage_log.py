@@ -1,20 +1,20 @@
 """Every storage that lived during the traced steps, in the order of allocation and freeing.
 
-Storages, not tensors: views share one. A weak reference on the Python storage object fires when
-the C++ storage dies, also when only the autograd graph or a view held it.
+Storages, not tensors: views share one.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mpskit.dispatch.storage_lifetime import LiveStorages, StorageRef
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Ledger", "Record", "Where"]
+__all__ = ["Record", "StorageLog", "Where"]
 
 
 @dataclass(slots=True)
@@ -49,13 +49,8 @@ class Record:
     step: int
 
 
-class _Ref(weakref.ref["torch.UntypedStorage"]):
-    __slots__ = ("key",)
-    key: int
-
-
 @dataclass
-class Ledger:
+class StorageLog:
     """Allocation events: ``number`` for an allocation of that record, ``~number`` for its end.
 
     ``unknown`` holds the keys of living storages with memory whose values are no longer true.
@@ -65,7 +60,9 @@ class Ledger:
     records: list[Record] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
     unknown: set[int] = field(default_factory=set)
-    _alive: dict[int, tuple[int, _Ref]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._alive = LiveStorages(self._freed)
 
     def add(
         self, storage: torch.UntypedStorage, kind: str | None = None, *, size: int | None = None
@@ -77,36 +74,31 @@ class Ledger:
             kind: what it is, where that is known already.
             size: what to charge for it, where that is not its own size.
         """
-        key = storage._cdata
-        if key in self._alive:
-            return
-        number = self._record(storage.nbytes() if size is None else size, kind)
-        reference = _Ref(storage, self._freed)
-        reference.key = key
-        self._alive[key] = (number, reference)
+        if storage._cdata not in self._alive:
+            number = self._record(storage.nbytes() if size is None else size, kind)
+            self._alive.add(storage, number)
 
-    def scratch(self, size: int) -> None:
+    def workspace(self, size: int) -> None:
         """Record memory that an operator takes and gives back before it returns."""
         if size > 0:
             self.events.append(~self._record(size, None))
 
     def classify(self, storage: torch.UntypedStorage, kind: str) -> None:
         """Say what a living storage is; the first answer other than an activation stands."""
-        entry = self._alive.get(storage._cdata)
-        if entry is None:
-            return
-        record = self.records[entry[0]]
-        if record.kind in {None, "activations"}:
-            record.kind = kind
+        number = self.number(storage)
+        if number is not None and self.records[number].kind in {None, "activations"}:
+            self.records[number].kind = kind
 
     def number(self, storage: torch.UntypedStorage) -> int | None:
         """Return which record a living storage has."""
-        entry = self._alive.get(storage._cdata)
-        return None if entry is None else entry[0]
+        reference = self._alive.get(storage._cdata)
+        return None if reference is None else reference.entry
 
     def keep_activations(self) -> None:
         """Take what the forward pass allocated and still lives for saved activations."""
-        for number, _ in self._alive.values():
+        for number in (reference.entry for reference in self._alive.values()):
+            if number is None:
+                continue
             record = self.records[number]
             if record.kind is None and record.phase == "forward":
                 record.kind = "activations"
@@ -129,8 +121,7 @@ class Ledger:
         self.events.append(number)
         return number
 
-    def _freed(self, reference: _Ref) -> None:
-        entry = self._alive.pop(reference.key, None)
+    def _freed(self, reference: StorageRef) -> None:
         self.unknown.discard(reference.key)  # the address may be another storage's next
-        if entry is not None:
-            self.events.append(~entry[0])
+        if reference.entry is not None:
+            self.events.append(~reference.entry)

@@ -1,4 +1,4 @@
-"""From the ledger to the figures: the peak, its parts, its place, and the timeline."""
+"""From the log to the figures: the peak, its parts, its place, and the timeline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mpskit.estimate.result import KINDS, ModuleUse, Peak, TimelinePoint
-from mpskit.estimate.trace.storage_log import Ledger, Record
+from mpskit.estimate.trace.storage_log import Record, StorageLog
 
 __all__ = ["Summary"]
 
@@ -16,16 +16,16 @@ _TOP = 10
 
 
 class Summary:
-    """Reads a closed ledger beside what an allocator made of it.
+    """Reads a closed log beside what an allocator made of it.
 
     Args:
-        ledger: the events of the traced steps.
+        log: the events of the traced steps.
         timeline: (live, driver) bytes of the target's allocator after each event.
     """
 
-    def __init__(self, ledger: Ledger, timeline: Sequence[tuple[int, int]]) -> None:
-        self.records = ledger.records
-        self.events = ledger.events
+    def __init__(self, log: StorageLog, timeline: Sequence[tuple[int, int]]) -> None:
+        self.records = log.records
+        self.events = log.events
         self.live = [live for live, _ in timeline]
         self.driver = [driver for _, driver in timeline]
         self.peak_event = max(range(len(self.live)), key=self.live.__getitem__, default=-1)

@@ -1,4 +1,4 @@
-"""Runs a step on unbacked tensors: operators are answered by their shapes, nothing is computed.
+"""Answers operators on data-less tensors by the shapes of their outputs; nothing is computed.
 
 Small results whose inputs are all known are computed for real, so that masks, positions, step
 counters and constants keep their values and the control flow that rests on them is the real one.
@@ -8,40 +8,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from mpskit.dispatch.dataless_tensors import is_unbacked, unbacked_storage
+from mpskit.dispatch.dataless_tensors import dataless_storage, is_dataless
+from mpskit.dispatch.intercept import calls_operators
 from mpskit.dispatch.meta_shapes import (
     Output,
     Plan,
     Unplannable,
     infer,
+    settings,
     signature,
     tensors_in,
     unflatten,
 )
-from mpskit.dispatch.mps_op_memory import PathCharge
-from mpskit.dispatch.op_schema import OpFacts, facts_of
-from mpskit.estimate.trace.storage_log import Ledger
-from mpskit.estimate.trace.unknown_values import Reads, spread
+from mpskit.dispatch.mps_op_memory import OpMemory, Rule
+from mpskit.dispatch.op_schema import OpSchema, is_recorded
+from mpskit.dispatch.random_state import draw
+from mpskit.estimate.trace.storage_log import StorageLog
+from mpskit.estimate.trace.unknown_values import CHOOSERS, Reads, spread
 
-__all__ = ["Charge", "Tracer"]
+__all__ = ["Tracer"]
 
-# An operator's arguments and whether autograd records it -> what the target takes for it, where
-# that is not what its results show.
-Charge = Callable[..., PathCharge]
-_PLAIN_CHARGE = PathCharge({}, 0)
+_OUTPUTS_ONLY = OpMemory()
 
-_FACTS: dict[Any, OpFacts] = {}
+_SCHEMAS: dict[Any, OpSchema] = {}
 _PLANS: dict[Any, Plan] = {}
 _PLANS_LIMIT = 20_000
 _CPU = torch.device("cpu")
 _HERE = frozenset({"cpu", "meta"})
-_DOUBLES = frozenset({torch.float64, torch.complex128})
+_FLOAT64 = frozenset({torch.float64, torch.complex128})
 _SPARSE = "sparse tensors are not estimated: use the dense form (Embedding(sparse=False))"
-_NO_DOUBLES = (
+_NO_FLOAT64 = (
     "MPS has no float64 and torch raises TypeError there: convert to float32 first "
     "(model.float(), or the dtype= of what makes the tensor)"
 )
@@ -56,39 +57,41 @@ _KNOWN_FLOATS = 1 << 14
 
 
 class Tracer:
-    """Answers every operator and writes every new storage into the ledger.
+    """Answers every operator and writes every new storage into the log.
 
     Args:
-        ledger: what is written.
-        charges: operator's name -> rule, where the target takes something else than its results.
-        doubles: whether the target has float64 and complex128 (MPS has not).
-        numbers: whether ``torch.tensor(1.0)`` takes memory of the target. On a GPU it does not: it
+        log: what is written.
+        rules: operator's name -> its memory, where the target takes more than its outputs.
+        supports_float64: whether the target has float64 and complex128 (MPS has not).
+        scalars_on_device: whether ``torch.tensor(1.0)`` takes memory of the target. On a GPU it
             stays on the CPU, as the step counters of torch's optimizers do there.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
-        charges: Mapping[str, Charge] | None = None,
+        log: StorageLog,
+        rules: Mapping[str, Rule] | None = None,
         *,
-        doubles: bool = True,
-        numbers: bool = True,
+        supports_float64: bool = True,
+        scalars_on_device: bool = True,
     ) -> None:
-        self.ledger = ledger
-        self.where = ledger.where
-        self.charges = charges or {}
-        self._refused = frozenset() if doubles else _DOUBLES
-        self.numbers = numbers
-        self.reads = Reads(ledger.where)
+        self.log = log
+        self.where = log.where
+        self.generator = torch.Generator().manual_seed(0)
+        self.rules = rules or {}
+        self._refused = frozenset() if supports_float64 else _FLOAT64
+        self.scalars_on_device = scalars_on_device
+        self.reads = Reads(log.where)
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answer one operator by the route that its schema tells."""
+        """Answer one operator by the route that its schema gives."""
         device = kwargs.get("device")
         if device is not None and device.type not in _HERE:
             kwargs = {**kwargs, "device": _CPU}  # the target's tensors are traced here
-        facts = _FACTS.get(func) or _look_up(func)
-        if not facts.name.startswith("profiler::"):
-            self.where.op = facts.name
+        facts = _SCHEMAS.get(func) or _look_up(func)
+        if facts.name.startswith("profiler::"):
+            return func(*args, **kwargs)  # the name of a stretch of time; no tensor is touched
+        self.where.op = facts.name
         special = SPECIAL.get(facts.name)
         if special is not None and not self._all_known(args, kwargs):
             return special(self, args)
@@ -96,7 +99,7 @@ class Tracer:
 
     def decomposed(self, func: Any) -> bool:
         """Return whether the operator has only a decomposition, which must be traced instead."""
-        return (_FACTS.get(func) or _look_up(func)).composite
+        return (_SCHEMAS.get(func) or _look_up(func)).composite
 
     def known(self, arguments: Iterable[Any]) -> bool:
         """Return whether every tensor among the arguments has its true values."""
@@ -104,25 +107,25 @@ class Tracer:
             if isinstance(item, torch.Tensor):
                 if item.layout is not torch.strided:
                     raise self.reads.unsupported(self.where.op, _SPARSE, item.layout)
-                if is_unbacked(item) or (self.ledger.unknown and self._is_tainted(item)):
+                if is_dataless(item) or (self.log.unknown and self._is_tainted(item)):
                     return False
             elif isinstance(item, list | tuple) and not self.known(item):
                 return False
         return True
 
-    def view(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    def view(self, func: Any, facts: OpSchema, args: Any, kwargs: Any) -> Any:
         """Run it: it touches no data."""
         result = func(*args, **kwargs)
-        if facts.name.startswith("lift") and (self.numbers or result.dim()):
+        if facts.name.startswith("lift") and (self.scalars_on_device or result.dim()):
             self.record(result)
         return result
 
-    def inplace(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    def inplace(self, func: Any, facts: OpSchema, args: Any, kwargs: Any) -> Any:
         """Return what is written to; run it if all of it is known."""
         if self._all_known(args, kwargs):
-            return func(*args, **kwargs)
+            return self.run(func, facts, args, kwargs)
         self._taint(facts, args)
-        self.ledger.scratch(self._charge(facts, args).scratch_bytes)
+        self.log.workspace(self._taken(facts, args).workspace_bytes)
         if not func._schema.returns:
             return None
         written = [args[i] for i in facts.written if i < len(args)]
@@ -131,7 +134,7 @@ class Tracer:
             self._resize_out(func, args, kwargs, written)
         return written[0] if len(func._schema.returns) == 1 else tuple(written)
 
-    def item(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    def item(self, func: Any, facts: OpSchema, args: Any, kwargs: Any) -> Any:
         """Read a value, or assume one."""
         if self._all_known(args, kwargs):
             return func(*args, **kwargs)
@@ -139,7 +142,7 @@ class Tracer:
             return self.reads.scalar(facts.name, args[0])
         raise self.reads.refusal(facts.name)
 
-    def dynamic(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    def dynamic(self, func: Any, facts: OpSchema, args: Any, kwargs: Any) -> Any:
         """Run it on what is known; an index by numbers has a shape after all."""
         if facts.name == "index":
             indices = [self._as_numbers(index) for index in args[1]]
@@ -147,41 +150,48 @@ class Tracer:
             return self.compute(func, facts, (args[0], flat), kwargs)
         if not self._all_known(args, kwargs):
             return self._dynamic_unknown(facts, args)
-        return self.record(func(*args, **kwargs))
+        return self.record(self.run(func, facts, args, kwargs))
 
-    def compute(self, func: Any, facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    def compute(self, func: Any, facts: OpSchema, args: Any, kwargs: Any) -> Any:
         """Answer by shape, or for real where all is known and little."""
         known = self._all_known(args, kwargs)
         plan = self._plan(func, args, kwargs, exact=known)
         if plan is None or (known and plan.numel <= _known_limit(plan)):
-            return self.record(func(*args, **kwargs))
+            return self.record(self.run(func, facts, args, kwargs))
         if self._refused and not known and not self._refused.isdisjoint(plan.dtypes):
-            raise self.reads.unsupported(facts.name, _NO_DOUBLES)
+            raise self.reads.unsupported(facts.name, _NO_FLOAT64)
         self._taint(facts, args)
-        charge = self._charge(facts, args)
-        result = self._build(plan, facts, args, kwargs, charge)
-        self.ledger.scratch(charge.scratch_bytes)
+        taken = self._taken(facts, args)
+        result = self._build(plan, facts, args, kwargs, taken)
+        self.log.workspace(taken.workspace_bytes)
         return result
+
+    def run(self, func: Any, facts: OpSchema, args: Any, kwargs: Any) -> Any:
+        """Run the kernel; random numbers come from the trace's own generator."""
+        if facts.random and kwargs.get("generator") is None:
+            return draw(self.generator, func, args, kwargs)
+        return func(*args, **kwargs)
 
     def _all_known(self, args: Any, kwargs: Any) -> bool:
         return self.known(args) and (not kwargs or self.known(kwargs.values()))
 
     def _is_tainted(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self.ledger.unknown
+        return tensor.untyped_storage()._cdata in self.log.unknown
 
-    def _taint(self, facts: OpFacts, args: Any) -> None:
+    def _taint(self, facts: OpSchema, args: Any) -> None:
         """What was known and is written to with unknowns is unknown from now on."""
         if facts.name == "_amp_foreach_non_finite_check_and_unscale_":
             return  # it writes whether a gradient overflowed: none does
         for target in [args[i] for i in facts.written if i < len(args)]:
             for tensor in target if isinstance(target, list | tuple) else (target,):
-                if tensor is not None and not is_unbacked(tensor):
+                if tensor is not None and not is_dataless(tensor):
                     storage = tensor.untyped_storage()
-                    self.ledger.add(storage)  # so that it is forgotten when it dies
-                    self.ledger.unknown.add(storage._cdata)
+                    self.log.add(storage)  # so that it is forgotten when it dies
+                    self.log.unknown.add(storage._cdata)
 
     def _plan(self, func: Any, args: Any, kwargs: Any, *, exact: bool) -> Plan | None:
-        key = (func, signature(args, exact=exact), signature(tuple(kwargs.items()), exact=exact))
+        given = (signature(args, exact=exact), signature(tuple(kwargs.items()), exact=exact))
+        key = (func, given, settings())
         try:
             plan = _PLANS.get(key)
         except TypeError:  # an argument without a hash
@@ -204,7 +214,7 @@ class Tracer:
                 return None
             raise self.reads.refusal(str(func)) from error
 
-    def _build(self, plan: Plan, facts: OpFacts, args: Any, kwargs: Any, charge: PathCharge) -> Any:
+    def _build(self, plan: Plan, facts: OpSchema, args: Any, kwargs: Any, taken: OpMemory) -> Any:
         storages: dict[int, torch.UntypedStorage] = {}
         leaves: list[Any] = []
         for index, output in enumerate(plan.leaves):
@@ -212,38 +222,33 @@ class Tracer:
                 leaves.append(output)
             elif output.storage < 0:
                 leaves.append(_alias(output, args, kwargs))
-            elif facts.chooses and output.dtype is torch.int64 and _few(output):
+            elif facts.name in CHOOSERS and output.dtype is torch.int64 and _few(output):
                 leaves.append(self.record(_chosen(facts, output, args)))
             else:
-                leaves.append(self.fresh(output, storages, charge.results.get(index)))
+                leaves.append(self.fresh(output, storages, taken.outputs.get(index)))
         return unflatten(plan, leaves)
 
     def fresh(
         self, output: Output, storages: dict[int, torch.UntypedStorage], charged: int | None = None
     ) -> torch.Tensor:
-        """Return an unbacked tensor; results that share a storage find it in ``storages``."""
+        """Return a data-less tensor; results that share a storage find it in ``storages``."""
         storage = storages.get(output.storage)
         if storage is None:
-            storage = storages[output.storage] = unbacked_storage(output.nbytes)
-            self.ledger.add(storage, size=charged)
+            storage = storages[output.storage] = dataless_storage(output.nbytes)
+            self.log.add(storage, size=charged)
         empty = torch.empty(0, dtype=output.dtype, device=_CPU)
         return empty.set_(storage, output.offset, output.shape, output.stride)
 
     def record(self, result: Any) -> Any:
-        """Write the storages of real results into the ledger."""
+        """Write the storages of real results into the log."""
         for leaf in result if isinstance(result, list | tuple) else (result,):
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
-                self.ledger.add(leaf.untyped_storage())
+                self.log.add(leaf.untyped_storage())
         return result
 
-    def _charge(self, facts: OpFacts, args: Any) -> PathCharge:
-        rule = self.charges.get(facts.name)
-        if rule is None:
-            return _PLAIN_CHARGE
-        grad = torch.is_grad_enabled() and any(
-            isinstance(a, torch.Tensor) and a.requires_grad for a in args
-        )
-        return rule(args, grad=grad)
+    def _taken(self, facts: OpSchema, args: Any) -> OpMemory:
+        rule = self.rules.get(facts.name)
+        return _OUTPUTS_ONLY if rule is None else rule(args, is_recorded(args))
 
     def _as_numbers(self, index: Any) -> tuple[Any, ...]:
         """Turn a mask into the index tensors that it stands for."""
@@ -253,7 +258,7 @@ class Tracer:
             raise self.reads.refusal("an index by a mask")
         return tuple(self.record(part) for part in index.nonzero().unbind(1))
 
-    def _dynamic_unknown(self, facts: OpFacts, args: Any) -> Any:
+    def _dynamic_unknown(self, facts: OpSchema, args: Any) -> Any:
         if facts.name == "_ctc_loss" and self.known(args[1:]):
             return self.record(torch.ops.aten._ctc_loss.default(*args))
         if facts.name == "masked_select" and self.known((args[1],)):
@@ -267,14 +272,15 @@ class Tracer:
         """An ``out=`` of another shape gets a new storage, as a kernel would resize it."""
         for leaf, out in zip(infer(func, args, kwargs).leaves, written, strict=False):
             if isinstance(leaf, Output) and leaf.shape != tuple(out.shape):
-                storage = unbacked_storage(leaf.nbytes)
-                self.ledger.add(storage)
+                storage = dataless_storage(leaf.nbytes)
+                self.log.add(storage)
                 out.set_(storage, leaf.offset, leaf.shape, leaf.stride)
 
 
-def _look_up(func: Any) -> OpFacts:
-    facts = _FACTS[func] = facts_of(func)
-    return facts
+def _look_up(func: Any) -> OpSchema:
+    schema = OpSchema.of(func)
+    found = _SCHEMAS[func] = replace(schema, composite=schema.composite or calls_operators(func))
+    return found
 
 
 def _packed(tracer: Tracer, args: Any) -> Any:
@@ -289,7 +295,7 @@ def _packed(tracer: Tracer, args: Any) -> Any:
     nbytes = math.prod(shape) * source.element_size()
     output = Output(shape, strides, 0, source.dtype, nbytes, 0)
     # The sizes stay on the CPU, wherever the data are.
-    return tracer.fresh(output, {}), tracer.record(sizes) if tracer.numbers else sizes
+    return tracer.fresh(output, {}), tracer.record(sizes) if tracer.scalars_on_device else sizes
 
 
 # Operators whose shape rests on the values of some of their arguments.
@@ -305,7 +311,7 @@ def _few(output: Output) -> bool:
     return output.nbytes // 8 <= _KNOWN_INTEGERS
 
 
-def _chosen(facts: OpFacts, output: Output, args: Any) -> torch.Tensor:
+def _chosen(facts: OpSchema, output: Output, args: Any) -> torch.Tensor:
     position = {"topk": 2, "kthvalue": 2, "multinomial": len(args)}.get(facts.name, 1)
     dim = args[position] if len(args) > position and type(args[position]) is int else -1
     return spread(output.shape, args[0].shape, dim)

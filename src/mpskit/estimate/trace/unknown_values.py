@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 from mpskit.errors import EstimateError
 from mpskit.estimate.trace.storage_log import Where
 
-__all__ = ["Reads", "spread"]
+__all__ = ["CHOOSERS", "Reads", "spread"]
+
+# Operators whose integer output picks among things: its values decide which expert or which row is
+# used, so they are spread evenly instead of left unknown.
+CHOOSERS = frozenset(
+    {"topk", "argmax", "argmin", "argsort", "sort", "max", "min", "multinomial", "kthvalue"}
+    | {"mode", "median"}
+)
 
 # A loop that ends when a number is small enough never ends on an assumed number.
 _MOST_READS = 2_000
@@ -62,16 +70,9 @@ def spread(shape: tuple[int, ...], source: torch.Size, dim: int) -> torch.Tensor
     """
     size = max(source[dim], 1) if source else 1
     if len(shape) != len(source):
-        return (torch.arange(_product(shape)) % size).reshape(shape)
+        return (torch.arange(math.prod(shape)) % size).reshape(shape)
     along = shape[dim] if shape else 1
     rows = [1 if axis == dim % len(shape) else n for axis, n in enumerate(shape)]
-    start = torch.arange(_product(rows)).reshape(rows) * along
+    start = torch.arange(math.prod(rows)).reshape(rows) * along
     steps = [along if axis == dim % len(shape) else 1 for axis in range(len(shape))]
     return (start + torch.arange(along).reshape(steps)) % size
-
-
-def _product(shape: Any) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from mpskit.dispatch.mps_op_memory import PathCharge
-from mpskit.estimate.trace.cpu_lstm import lstm_backward_charge, lstm_charge
+from mpskit.dispatch.mps_op_memory import OpMemory, Rule
+from mpskit.estimate.trace.cpu_lstm import lstm_backward_memory, lstm_memory
 
-__all__ = ["TERMS", "cpu_charges", "kernel_of", "sizes_of"]
+__all__ = ["TERMS", "cpu_op_memory", "kernel_of", "sizes_of"]
 
 # What a rule is a sum of: bytes of the operator's input, weight and result; of the copies of input
 # and result whose channels are padded to whole blocks, as oneDNN's layout wants them (images of
@@ -32,20 +32,20 @@ _PLAIN_CHANNELS = 3
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def cpu_charges() -> Mapping[str, Any]:
+def cpu_op_memory() -> Mapping[str, Rule]:
     """Return the rules of the CPU by operator's name."""
-    charges: dict[str, Any] = {name: functools.partial(_charge, name) for name in _OPERATORS}
-    charges["mkldnn_rnn_layer"] = lstm_charge
-    charges["mkldnn_rnn_layer_backward"] = lstm_backward_charge
-    return charges
+    rules: dict[str, Rule] = {name: functools.partial(_memory, name) for name in _OPERATORS}
+    rules["mkldnn_rnn_layer"] = lstm_memory
+    rules["mkldnn_rnn_layer_backward"] = lstm_backward_memory
+    return rules
 
 
-def _charge(name: str, args: Sequence[Any], *, grad: bool) -> PathCharge:  # noqa: ARG001
+def _memory(name: str, args: Sequence[Any], _: bool) -> OpMemory:
     stages = _table().get(kernel_of(name, args), ())
     sizes = sizes_of(name, args)
     totals = [sum(c * s for c, s in zip(stage, sizes, strict=True)) for stage in stages]
     copies = sum(_nbytes(operand) for operand in args[:3] if _scattered(operand))
-    return PathCharge({}, max(totals, default=0) + copies)
+    return OpMemory({}, max(totals, default=0) + copies)
 
 
 def _scattered(operand: Any) -> bool:
@@ -90,15 +90,23 @@ def sizes_of(name: str, args: Sequence[Any]) -> tuple[int, ...]:
         return (_nbytes(args[1]), 0, 0, 0, 0, 0, 0)
     x, weight, tail = _operands(name, args)
     output = _output_shape(x, weight, tail)
-    item = x.element_size()
+    itemsize = x.element_size()
     unfolded = x.shape if tail[3] else output
-    columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(unfolded[2:]) * item
+    columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(unfolded[2:]) * itemsize
     if math.prod(weight.shape[2:]) == 1 and output[2:] == tuple(x.shape[2:]):
         columns = 0  # a pointwise convolution multiplies the input as it lies
-    blocked = _blocked(x.shape) * item
+    blocked = _blocked(x.shape) * itemsize
     read = blocked if x.shape[1] > _PLAIN_CHANNELS else 0
-    result = math.prod(output) * item
-    return (_nbytes(x), _nbytes(weight), result, blocked, read, _blocked(output) * item, columns)
+    result = math.prod(output) * itemsize
+    return (
+        _nbytes(x),
+        _nbytes(weight),
+        result,
+        blocked,
+        read,
+        _blocked(output) * itemsize,
+        columns,
+    )
 
 
 def _blocked(shape: Sequence[int]) -> int:

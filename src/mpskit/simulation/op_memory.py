@@ -1,4 +1,4 @@
-"""Charges that the results alone do not tell: other paths, and what is too large to be made."""
+"""MPS memory that an operator uses beyond its outputs, and factories too large to be made."""
 
 from __future__ import annotations
 
@@ -9,36 +9,30 @@ from typing import Any
 
 import torch
 
-from mpskit.dispatch.mps_op_memory import OPERATORS, mps_charge
+from mpskit.dispatch.mps_op_memory import RULES, Rule
+from mpskit.dispatch.op_schema import is_recorded
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.memory import Memory
 
-__all__ = ["OPERATORS", "blame", "charge", "foresee"]
+__all__ = ["RULES", "blame", "charge", "foresee"]
 
 # From this size on a factory's memory is asked for before the CPU fills it with numbers.
 _LARGE = 256 * 1024**2
 _CPU_FAILED = re.compile(r"DefaultCPUAllocator: can't allocate memory: .*allocate (\d+) bytes")
 
 
-def charge(simulation: Simulation, name: str, args: tuple[Any, ...], result: Any) -> None:
-    """Tag an operator's results with what the Mac's path keeps, and take its scratch for a moment.
+def charge(simulation: Simulation, rule: Rule, args: tuple[Any, ...], result: Any) -> None:
+    """Tag an operator's outputs with what MPS keeps for them, and take its workspace for a moment.
 
     Raises:
         RuntimeError: the simulated memory is full; torch's own text.
     """
-    grad = torch.is_grad_enabled() and any(
-        isinstance(value, torch.Tensor) and value.requires_grad for value in args
-    )
-    path = mps_charge(name, args, grad=grad)
-    if path is None:
-        return
-    results = (result,) if isinstance(result, torch.Tensor) else result
-    for position, part in enumerate(results):
+    taken = rule(args, is_recorded(args))
+    outputs = (result,) if isinstance(result, torch.Tensor) else result
+    for position, part in enumerate(outputs):
         if isinstance(part, torch.Tensor):
-            simulation.tags.add(part, path.results.get(position))
-    block = simulation.memory.charge(path.scratch_bytes)
-    if block is not None:
-        simulation.memory.release(block)
+            simulation.tags.add(part, taken.outputs.get(position))
+    _probe(simulation.memory, taken.workspace_bytes)
 
 
 def foresee(memory: Memory, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -50,7 +44,7 @@ def foresee(memory: Memory, args: Sequence[Any], kwargs: Mapping[str, Any]) -> N
     sizes = next((value for value in args[:2] if type(value) in {list, tuple, torch.Size}), ())
     if len(sizes) and all(type(size) is int for size in sizes):
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
-        _probe(memory, math.prod(sizes) * dtype.itemsize)
+        _probe_large(memory, math.prod(sizes) * dtype.itemsize)
 
 
 def blame(memory: Memory, error: RuntimeError) -> None:
@@ -61,10 +55,15 @@ def blame(memory: Memory, error: RuntimeError) -> None:
     """
     failed = _CPU_FAILED.search(str(error))
     if failed is not None:
-        _probe(memory, int(failed[1]))
+        _probe_large(memory, int(failed[1]))
+
+
+def _probe_large(memory: Memory, size: int) -> None:
+    if size >= _LARGE:
+        _probe(memory, size)
 
 
 def _probe(memory: Memory, size: int) -> None:
-    block = memory.charge(size) if size >= _LARGE else None
+    block = memory.charge(size)
     if block is not None:
         memory.release(block)

@@ -1,36 +1,38 @@
-"""``torch.autocast("mps")``: CPU tensors know nothing of it, so the casts are made here."""
+"""``torch.autocast("mps")`` on CPU tensors, which know nothing of it: the casts are made here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from mpskit.dispatch.autocast_lists import cast_policy
-from mpskit.dispatch.patches import Patches
-from mpskit.simulation.core import Simulation
-from mpskit.simulation.tags import Tags
 
-__all__ = ["Autocast", "install", "is_on"]
+__all__ = ["Autocast", "AutocastMode", "is_on"]
 
 _enabled = torch.is_autocast_enabled
 
 
 def is_on() -> bool:
-    """Return whether autocast is on for the simulated device in this thread."""
+    """Return whether autocast is on for ``mps`` in this thread."""
     return bool(_enabled("mps"))
 
 
 class Autocast:
-    """Casts the arguments of a function as the MPS table says; weights are cast once.
+    """Casts the arguments of a function as the MPS lists say; weights are cast once.
 
     Args:
-        tags: say which arguments are on the simulated device.
+        on_device: says of a tensor whether it is on the device that is stood in for.
+
+    Attributes:
+        casts: lower-precision copies of leaves by the leaf's ``id``, kept until torch empties its
+            own cache.
     """
 
-    def __init__(self, tags: Tags) -> None:
-        self._has = tags.has
+    def __init__(self, on_device: Callable[[torch.Tensor], bool]) -> None:
+        self._on_device = on_device
         self._policies: dict[Any, str | None] = {}
         self.casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -45,6 +47,15 @@ class Autocast:
         dtype = self._target(policy, args, kwargs)
         return self._cast(args, dtype), {k: self._cast(v, dtype) for k, v in kwargs.items()}
 
+    def emptying(self, clear: Callable[[], None]) -> Callable[[], None]:
+        """Return ``torch.clear_autocast_cache`` so that it empties ``casts`` too."""
+
+        def clear_autocast_cache() -> None:
+            self.casts.clear()
+            clear()
+
+        return clear_autocast_cache
+
     def _target(self, policy: str, args: Any, kwargs: dict[str, Any]) -> torch.dtype:
         if policy == "lower":
             return torch.get_autocast_dtype("mps")
@@ -55,7 +66,8 @@ class Autocast:
         return torch.float32
 
     def _eligible(self, value: torch.Tensor) -> bool:
-        return value.is_floating_point() and value.dtype != torch.float64 and self._has(value)
+        wanted = value.is_floating_point() and value.dtype != torch.float64
+        return wanted and self._on_device(value)
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, torch.Tensor):
@@ -91,13 +103,16 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def install(simulation: Simulation, patches: Patches) -> None:
-    """Empty the kept casts when torch empties its own."""
-    original = torch.clear_autocast_cache
-    casts = simulation.autocast.casts
+class AutocastMode(TorchFunctionMode):
+    """Applies the casts to every function of a thread while autocast is on there."""
 
-    def clear_autocast_cache() -> None:
-        casts.clear()
-        original()
+    def __init__(self, autocast: Autocast) -> None:
+        super().__init__()
+        self._autocast = autocast
 
-    patches.set(torch, "clear_autocast_cache", clear_autocast_cache)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function on the arguments as autocast hands them on."""
+        kwargs = kwargs or {}
+        if is_on():
+            args, kwargs = self._autocast.apply(func, args, kwargs)
+        return func(*args, **kwargs)
