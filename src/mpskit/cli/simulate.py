@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
-from mpskit.system.command import run_command
 
 __all__ = ["add_arguments", "run"]
 
