@@ -75,7 +75,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _run(words: Sequence[str], variables: dict[str, str]) -> int:
-    from mpskit.system.command import exit_code
+    from mpskit.system.command import exit_code, run_command
 
     command = list(words)
     if command[0].startswith("-") or command[0].endswith(".py"):
