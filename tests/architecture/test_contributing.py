@@ -207,7 +207,7 @@ CHANGES = (
         "a pytest fixture",
         {
             "testing/plugin.py": before(
-                "@pytest.fixture\ndef mpskit_device()",
+                "@pytest.fixture\ndef mpskit_device(",
                 "@pytest.fixture\ndef mpskit_new() -> int:\n    return 7\n\n\n",
             )
         },

@@ -268,7 +268,10 @@ def test_a_backward_runs_where_its_forward_ran(make, loss_device):
     other = {"mps": "cpu", "cpu": "mps"}
     for device in ("mps", "cpu"):
         where = device if loss_device == "same" else other[device]
-        leaf, loss = _loss(make, device, where)
+        try:
+            leaf, loss = _loss(make, device, where)
+        except NotImplementedError as error:  # an operator that MPS lacks in this torch
+            pytest.skip(str(error).partition(".")[0])
         torch.ones(2, device=other[device]) + 1
         loss.backward()
         assert leaf.grad.device.type == device

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
-from mpskit.system.command import run_command
 
 __all__ = ["add_arguments", "run"]
 
@@ -76,7 +75,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _run(words: Sequence[str], variables: dict[str, str]) -> int:
-    from mpskit.system.command import exit_code
+    from mpskit.system.command import exit_code, run_command
 
     command = list(words)
     if command[0].startswith("-") or command[0].endswith(".py"):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.function import BackwardCFunction
 
 from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import Simulation
@@ -39,6 +40,10 @@ def install(simulation: Simulation, patches: Patches) -> None:
         return outputs
 
     patches.set(torch.autograd.Function, "apply", classmethod(remembering))
+    for name in ("apply", "apply_boxed"):  # the second is in newer torch only
+        backward = vars(BackwardCFunction).get(name)
+        if backward is not None:
+            patches.set(BackwardCFunction, name, _backward(simulation, backward))
 
 
 def runs_on_mac(tags: Tags, node: Any) -> bool:
@@ -90,12 +95,21 @@ def _outside(simulation: Simulation, hook: Callable[[Any], Any]) -> Callable[[An
     return call
 
 
-def _checked(simulation: Simulation, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the call of the engine with its device check made before, on simulated devices.
+def _backward(simulation: Simulation, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the engine's call of an ``autograd.Function`` with the function mode on.
 
-    The function mode is off here, in a handler of its own. It goes on again for the Python code
-    that the engine calls: hooks, backwards of ``autograd.Function`` and recomputed forwards.
+    The mode is off in the engine, which runs in a handler of it, and has to be: its C++ nodes call
+    operators whose handler asks tensors this and that.
     """
+
+    def apply(self: Any, *gradients: Any) -> Any:
+        return _called(simulation, backward, self, *gradients)
+
+    return apply
+
+
+def _checked(simulation: Simulation, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the call of the engine with its device check made before, on simulated devices."""
 
     def run(outputs: Any, gradients: Any, *args: Any, **kwargs: Any) -> Any:
         for index, (output, gradient) in enumerate(zip(outputs, gradients, strict=False)):
@@ -106,7 +120,12 @@ def _checked(simulation: Simulation, original: Callable[..., Any]) -> Callable[.
                     f"invalid gradient at index {index} - expected device {output.device} but got "
                     f"{gradient.device}"
                 )
-        return _called(simulation, original, outputs, gradients, *args, **kwargs)
+        state = simulation.state()
+        before, state.call = state.call, None
+        try:
+            return original(outputs, gradients, *args, **kwargs)
+        finally:
+            state.call = before
 
     return run
 

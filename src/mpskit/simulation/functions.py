@@ -16,7 +16,7 @@ from torch.utils import _device
 from mpskit.dispatch.autocast import is_on
 from mpskit.simulation.core import CPU, MPS, Simulation, ThreadState, asks_mps, device_of
 from mpskit.simulation.device_mismatch import check_linear
-from mpskit.simulation.transfer import move
+from mpskit.simulation.tensor_patches import move
 
 __all__ = ["CONSTRUCTORS", "FunctionMode"]
 

@@ -1,4 +1,4 @@
-"""Layer 1: attributes of ``torch.Tensor``, true in every thread and mode."""
+"""Layer 1: attributes of ``torch.Tensor``, true in every thread and mode, and moves of tensors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import CPU, MPS, Simulation, asks_mps, device_of
 from mpskit.simulation.tags import address_of
-from mpskit.simulation.transfer import move
 
-__all__ = ["install"]
+__all__ = ["install", "move"]
 
 _base = torch._C.TensorBase
 _raw_device: Callable[[torch.Tensor], torch.device] = _base.device.__get__
@@ -165,3 +164,62 @@ def _parse(
         given |= {"device": other.device, "dtype": other.dtype}
     device, dtype = given.pop("device", None), given.pop("dtype", None)
     return (None if device is None else torch.device(device_of(device))), dtype, given
+
+
+_to_copy = torch.ops.aten._to_copy.default
+
+
+def move(
+    simulation: Simulation,
+    tensor: torch.Tensor,
+    target: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> torch.Tensor:
+    """Return a copy on the other device; the gradient comes back to this one."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        moved: torch.Tensor = _Move.apply(tensor, simulation, target, dtype, memory_format)  # type: ignore[no-untyped-call]
+        return moved
+    return _copy(simulation, tensor, target, dtype, memory_format)
+
+
+def _copy(
+    simulation: Simulation,
+    tensor: torch.Tensor,
+    target: torch.device,
+    dtype: torch.dtype | None,
+    memory_format: torch.memory_format | None,
+) -> torch.Tensor:
+    state = simulation.state()
+    state.target = target
+    try:
+        # A subclass decides about .to(), not about the copy below it (UninitializedParameter).
+        with torch._C.DisableTorchFunctionSubclass():
+            copy: torch.Tensor = _to_copy(tensor, dtype=dtype, memory_format=memory_format)
+    finally:
+        state.target = None
+    return copy
+
+
+class _Move(torch.autograd.Function):
+    """Torch sees a copy from CPU to CPU, so the way back has to be told."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tensor: torch.Tensor,
+        simulation: Simulation,
+        target: torch.device,
+        dtype: torch.dtype | None,
+        memory_format: torch.memory_format | None,
+    ) -> torch.Tensor:
+        ctx.simulation = simulation
+        ctx.origin = MPS if target.type == "cpu" else CPU
+        ctx.dtype = tensor.dtype
+        return _copy(simulation, tensor, target, dtype, memory_format)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        gradient = move(ctx.simulation, gradients[0], ctx.origin, dtype=ctx.dtype)
+        return gradient, None, None, None, None
