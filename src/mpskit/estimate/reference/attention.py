@@ -44,9 +44,10 @@ class Run:
 class _Transposed(nn.Linear):
     """GPT-2's projection: a sum with the bias, a product with the weight the other way round."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight.view(x.shape[-1], -1))
-        return rows.view(*x.shape[:-1], -1)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
+        width = input.shape[-1]
+        rows = torch.addmm(self.bias, input.view(-1, width), self.weight.view(width, -1))
+        return rows.view(*input.shape[:-1], -1)
 
 
 LINEARS: dict[str, type[nn.Linear]] = {"plain": nn.Linear, "transposed": _Transposed}

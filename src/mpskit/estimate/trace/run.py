@@ -57,6 +57,12 @@ PRECISIONS = {
 }
 
 
+HALF_ON_CPU = (
+    "matrix products in half precision take a workspace on the CPU that depends on the processor "
+    "and its threads; it is not counted"
+)
+
+
 def precision_of(name: str) -> Precision:
     """Return the precision of that name.
 
@@ -201,7 +207,9 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
         log.close()  # before what this function holds is freed
 
     Patches.around(run)
-    return Traced(log, target, job.precision, (*job.notes, *tracer.reads.notes))
+    uncounted = target.device == "cpu" and precision_of(job.precision) != Precision()
+    notes = (*job.notes, *([HALF_ON_CPU] if uncounted else ()), *tracer.reads.notes)
+    return Traced(log, target, job.precision, notes)
 
 
 def _refuse_lazy(model: torch.nn.Module) -> None:
