@@ -120,8 +120,8 @@ def test_the_peak_is_the_real_one(name, true_peak):
         make, TensorSpec(shape), optimizer=optimizer, precision=precision, device="cpu"
     )
     # Kernels have buffers of some KiB for each thread (attention 8 KiB), and half-precision products
-    # one of up to some hundred KiB for each, by the processor: 0, 2.9% and 5.8% of these models
-    # were seen (without AMX, with it on one thread and on two). The estimate says so.
+    # one of up to some hundred KiB for each, by the processor: with AMX 2.9% of these models was
+    # seen on one thread and 5.8% on two. The estimate says so.
     rel = 0.08 if options else 1e-3
     assert told.peak_bytes == pytest.approx(true, rel=rel, abs=32_768)
     assert (HALF_ON_CPU in told.notes) == bool(options)
