@@ -13,13 +13,13 @@ from mpskit._base.data import read_toml
 from mpskit.backends.kinds import ESTIMATED
 from mpskit.cli.json_output import print_json
 from mpskit.errors import ArgumentError
+from mpskit.estimate.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from mpskit.estimate import MemoryEstimate, Verdict
 
 __all__ = ["add_arguments", "run"]
 
-_PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
 _BATCH_HELP = (
     "the batch: name=dtype[sizes] for arguments by name, or dtype[sizes] by position, such as "
     "input_ids=int64[1,512] labels=int64[1,512]"
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inference", action="store_true", help="no gradients and no optimizer")
     parser.add_argument("--generate", type=int, metavar="N", help="inference: decode N tokens")
     parser.add_argument("--optimizer", choices=[*_optimizers(), "none"], default="adamw")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--accumulate", type=int, default=1, metavar="N")
     parser.add_argument("--device", choices=ESTIMATED, default="mps")
     parser.add_argument("--machine", metavar="NAME", help="say whether it fits, such as m1-16gb")

@@ -12,10 +12,11 @@ import torch
 from mpskit._base.arguments import check_count
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
+from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import target_for
 from mpskit.estimate.trace.optimizers import borrow
-from mpskit.estimate.trace.run import Job, Step, Traced, build_model, precision_of, trace
+from mpskit.estimate.trace.run import Job, Step, Traced, build_model, trace
 from mpskit.estimate.trace.steps import call_model, decode, default_loss
 
 __all__ = [

@@ -16,6 +16,7 @@ from mpskit.allocator import AllocatorModel, allocator_for
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
+from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
 from mpskit.estimate.reference.modules import build_reference
 from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_middle
@@ -23,7 +24,7 @@ from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
 from mpskit.estimate.specs import TensorSpec
 from mpskit.estimate.targets import Target, target_for
 from mpskit.estimate.trace.optimizers import borrow
-from mpskit.estimate.trace.run import Job, Step, Traced, precision_of, trace
+from mpskit.estimate.trace.run import Job, Step, Traced, trace
 from mpskit.estimate.trace.steps import default_loss
 
 __all__ = ["Stepped", "estimate_from_config", "trace_subject"]

@@ -14,7 +14,8 @@ from mpskit.allocator import Event, allocator_for, replay
 from mpskit.dispatch.intercept import intercepting
 from mpskit.dispatch.patches import Patches
 from mpskit.dispatch.random_state import isolate
-from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
+from mpskit.errors import ArgumentTypeError, EstimateError
+from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import Target
 from mpskit.estimate.trace import guards
@@ -26,13 +27,10 @@ from mpskit.estimate.trace.summary import Summary
 from mpskit.estimate.trace.tracer import Tracer
 
 __all__ = [
-    "PRECISIONS",
     "Job",
-    "Precision",
     "Step",
     "Traced",
     "build_model",
-    "precision_of",
     "trace",
 ]
 
@@ -40,39 +38,10 @@ __all__ = [
 Step = Callable[[torch.nn.Module, Any], None]
 
 
-@dataclass(frozen=True)
-class Precision:
-    """What a precision's name stands for: the weights' dtype and autocast's, where there is one."""
-
-    weights: torch.dtype | None = None
-    autocast: torch.dtype | None = None
-
-
-PRECISIONS = {
-    "fp32": Precision(),
-    "bf16": Precision(weights=torch.bfloat16),
-    "fp16": Precision(weights=torch.float16),
-    "bf16-mixed": Precision(autocast=torch.bfloat16),
-    "fp16-mixed": Precision(autocast=torch.float16),
-}
-
-
 HALF_ON_CPU = (
     "matrix products in half precision take a workspace on the CPU that depends on the processor "
     "and its threads; it is not counted"
 )
-
-
-def precision_of(name: str) -> Precision:
-    """Return the precision of that name.
-
-    Raises:
-        ArgumentError: there is none.
-    """
-    found = PRECISIONS.get(name)
-    if found is None:
-        raise ArgumentError(f"no precision {name!r}: one of {', '.join(PRECISIONS)}", given=name)
-    return found
 
 
 def build_model(model: Any) -> tuple[torch.nn.Module, tuple[str, ...]]:
@@ -207,7 +176,7 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
         log.close()  # before what this function holds is freed
 
     Patches.around(run)
-    uncounted = target.device == "cpu" and precision_of(job.precision) != Precision()
+    uncounted = target.device == "cpu" and any(precision_of(job.precision))
     notes = (*job.notes, *([HALF_ON_CPU] if uncounted else ()), *tracer.reads.notes)
     return Traced(log, target, job.precision, notes)
 
