@@ -24,7 +24,7 @@ _NOBODY = frozenset(
     | {"py", "so", "to", "up", "us", "we"}
 )
 _OTHER_HOMES = re.compile(r"((?:/home|/Users|\\Users)[/\\])(?!\(name\))[^/\\\s:'\"]+")
-_MAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+_MAIL = re.compile(r"[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}\b")
 # The prefixes of Hugging Face, GitHub, OpenAI and Anthropic, Slack, AWS and Weights & Biases.
 _SECRET = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|sk-|xox[abprs]-|AKIA|wandb_v1_)[\w-]{6,}")
 _ASSIGNED = re.compile(
@@ -69,7 +69,7 @@ def program_name(executable: object, name: object) -> str:
         found = re.split(r"[/\\]", executable)[-1]
     else:
         own = name if isinstance(name, str) else ""
-        found = re.split(r"[\s:@(]", re.split(r"[/\\]", own[:4096])[-1])[0]
+        found = re.split(r"[/\\]", re.split(r"[\s:@(]", own[:4096])[0])[-1]
     return "".join(sign if sign.isprintable() else "?" for sign in found[:_MOST_NAME]).strip(".")
 
 

@@ -245,7 +245,7 @@ class Helper:
 
     Args:
         command: the program and its arguments.
-        started: gets the helper as soon as it runs, so that an interrupt cannot lose it.
+        started: gets the helper before it runs, so that no interrupt can lose it.
 
     Raises:
         OSError: it cannot be started.
@@ -254,6 +254,8 @@ class Helper:
     def __init__(self, command: Sequence[str], started: list[Helper]) -> None:
         import subprocess
 
+        self._process: subprocess.Popen[str] | None = None
+        started.append(self)
         with deferred_signals():
             self._process = subprocess.Popen(
                 command,
@@ -264,23 +266,22 @@ class Helper:
                 errors="replace",
                 start_new_session=True,
             )
-            started.append(self)
 
     @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
         """The process's number."""
-        return self._process.pid
+        return self._process.pid if self._process is not None else None
 
     @property
     def running(self) -> bool:
         """Whether it has not ended yet."""
-        return self._process.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     def says(self, line: str, *, within: float) -> bool:
         """Wait for its first line; a program that ends without one has failed."""
         import select
 
-        pipe = self._process.stdout
+        pipe = self._process.stdout if self._process is not None else None
         if pipe is None:
             return False
         ready, _, _ = select.select([pipe], [], [], within)
@@ -290,6 +291,8 @@ class Helper:
         """End it and what it started; it may be gone already."""
         import subprocess
 
+        if self._process is None:
+            return
         with self._process as process:  # closes the pipe, and waits
             for order in (signal.SIGTERM, signal.SIGKILL):
                 if process.poll() is not None:
