@@ -43,7 +43,8 @@ def threads():
 
 
 def wait_for(monitor, samples):
-    end = time.monotonic() + 20
+    # Only a hang takes so long: no test measures how fast a busy machine is.
+    end = time.monotonic() + 120
     while len(monitor.timeline) < samples:
         assert time.monotonic() < end, "the monitor takes no samples"
         time.sleep(FAST)
@@ -470,7 +471,7 @@ def monitor_in_processes(seconds):
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    return [json.loads(child.communicate(timeout=seconds + 120)[0]) for child in children]
+    return [json.loads(child.communicate()[0]) for child in children]
 
 
 def test_eight_threads_in_two_processes_leave_nothing_open():

@@ -447,8 +447,10 @@ def _check_size(name: str, size: Any) -> None:
             "run_with_batch_size(fn, 64) or @run_with_batch_size(64)",
             given=size,
         )
-    if not 1 <= size <= sys.maxsize:
+    if size < 1:
         raise ArgumentError(f"{name} is a batch size from 1, not {shown(size)}", given=size)
+    if size > sys.maxsize:
+        raise ArgumentError(f"{name} is more than any batch has: {shown(size)}", given=size)
 
 
 def _checked_fallback(fallback: Any) -> Literal["cpu"] | None:
