@@ -433,7 +433,7 @@ def test_eight_threads_lose_no_error() -> None:
 
 @pytest.mark.full
 def test_eight_threads_in_two_processes_for_long() -> None:
-    run_everywhere(3000)
+    run_everywhere(600)
 
 
 def test_eight_threads_in_two_processes_briefly() -> None:
