@@ -12,13 +12,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mpskit.backends.kinds import NAMES
+
 __all__ = ["program_name", "scrub", "scrub_all"]
 
 # Accounts and hosts of these names identify nobody, and the words occur in reports. The short ones
 # would tear up any sentence.
 _NOBODY = frozenset(
-    {"root", "user", "admin", "runner", "ubuntu", "docker", "linux", "macos", "mac", "darwin"}
-    | {"windows", "python", "torch", "mpskit", "cpu", "cuda", "mps", "xpu", "gpu", "memory"}
+    set(NAMES)
+    | {"root", "user", "admin", "runner", "ubuntu", "docker", "linux", "macos", "mac", "darwin"}
+    | {"windows", "python", "torch", "mpskit", "gpu", "memory"}
     | {"machine", "device", "localhost", "am", "an", "as", "at", "be", "by", "ci", "do", "go"}
     | {"gb", "if", "in", "is", "it", "kb", "mb", "me", "ms", "my", "no", "of", "on", "or", "os"}
     | {"py", "so", "to", "up", "us", "we"}
