@@ -23,7 +23,17 @@ def test_nothing_set_is_all_defaults():
         ("MPSKIT_DISABLE_MPS", "1", "disable_mps", True),
         ("MPSKIT_DISABLE_MPS", "No", "disable_mps", False),
         ("MPSKIT_NO_CACHE", "true", "no_cache", True),
+        ("MPSKIT_DISABLE_MPS", "off", "disable_mps", False),
+        ("MPSKIT_DISABLE_MPS", "on", "disable_mps", True),
+        ("MPSKIT_DISABLE_MPS", "0", "disable_mps", False),
+        ("MPSKIT_DEVICE", "mps:0", "device", "mps:0"),
+        ("MPSKIT_DEVICE", "cpu:0", "device", "cpu:0"),
+        ("MPSKIT_DEVICE", "xpu:10", "device", "xpu:10"),
+        ("MPSKIT_DEVICE", "npu:1", "device", "npu:1"),
         ("LOCAL_RANK", "3", "local_rank", 3),
+        ("WORLD_SIZE", "4", "world_size", 4),
+        ("WORLD_SIZE", "-1", "world_size", None),
+        ("WORLD_SIZE", "many", "world_size", None),
     ],
 )
 def test_right_values(variable, text, field, value):
@@ -35,6 +45,12 @@ def test_right_values(variable, text, field, value):
     [
         ("MPSKIT_DEVICE", "gpu", "cpu, cuda, mps"),
         ("MPSKIT_DEVICE", "cuda:x", "cuda:N"),
+        ("MPSKIT_DEVICE", "cuda:01", "cuda:N"),
+        ("MPSKIT_DEVICE", "cuda:\uff11", "cuda:N"),
+        ("MPSKIT_DEVICE", "cuda:\u0661", "cuda:N"),
+        ("MPSKIT_DEVICE", "cuda:12345", "cuda:N"),
+        ("MPSKIT_DEVICE", "cpu:3", "cuda:N"),
+        ("MPSKIT_DEVICE", "mps:5", "cuda:N"),
         ("MPSKIT_POLICY", "fast", "auto, conservative"),
         ("MPSKIT_POLICY", "mps,mps", "mps,cuda,cpu"),
         ("MPSKIT_DISABLE_MPS", "maybe", "true"),
@@ -60,6 +76,7 @@ def test_wrong_values_list_the_right_ones_and_carry_the_input(variable, text, ri
                 "MPSKIT_NO_CACHE",
                 "MPSKIT_CACHE_DIR",
                 "LOCAL_RANK",
+                "WORLD_SIZE",
             ]
         ),
         st.text(max_size=20),
@@ -78,7 +95,7 @@ def test_a_policy_is_parsed_or_none(text):
 
 
 @pytest.mark.parametrize(
-    "name", ["MPSKIT_DEVICE", "MPSKIT_POLICY", "MPSKIT_DISABLE_MPS", "LOCAL_RANK"]
+    "name", ["MPSKIT_DEVICE", "MPSKIT_POLICY", "MPSKIT_DISABLE_MPS", "LOCAL_RANK", "WORLD_SIZE"]
 )
 def test_the_fingerprint_tells_every_decisive_change(monkeypatch, name):
     before = fingerprint()

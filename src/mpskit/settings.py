@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpskit.backends.kinds import NAMES
+from mpskit.backends.kinds import NAMES, kind_of
 from mpskit.errors import SettingsError
 
 __all__ = [
@@ -29,11 +29,12 @@ __all__ = [
 POLICIES = ("auto", "conservative")
 SIMULATE = "MPSKIT_SIMULATE"
 POLICY = "MPSKIT_POLICY"
-# Those that change a decision; LOCAL_RANK is the launcher's (torchrun), not ours.
-_DECISIVE = ("MPSKIT_DEVICE", POLICY, "MPSKIT_DISABLE_MPS", "LOCAL_RANK")
+# Those that change a decision; the last two are the launcher's (torchrun), not ours.
+_DECISIVE = ("MPSKIT_DEVICE", POLICY, "MPSKIT_DISABLE_MPS", "LOCAL_RANK", "WORLD_SIZE")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
-_DEVICE = re.compile(rf"(?:{'|'.join(NAMES)})(?::\d{{1,4}})?")
+# As torch reads it: ASCII digits without a leading zero.
+_DEVICE = re.compile(rf"({'|'.join(NAMES)})(?::(0|[1-9][0-9]{{0,3}}))?")
 _DEVICE_HELP = f"{', '.join(NAMES)}, or one of several as cuda:N"
 
 
@@ -48,6 +49,7 @@ class Settings:
         no_cache: the cache folder must not be touched.
         cache_dir: where the cache lives.
         local_rank: the process's rank on this machine, from the launcher.
+        world_size: how many processes it started in all; None if it says nothing sensible.
     """
 
     device: str | None = None
@@ -56,6 +58,7 @@ class Settings:
     no_cache: bool = False
     cache_dir: Path | None = None
     local_rank: int | None = None
+    world_size: int | None = None
 
 
 # CPython's os.environ encodes and decodes at each look-up, and raises inside for an absent name:
@@ -83,6 +86,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         no_cache=_flag(environ, "MPSKIT_NO_CACHE"),
         cache_dir=_folder(environ, "MPSKIT_CACHE_DIR"),
         local_rank=_rank(environ),
+        world_size=_world_size(environ),
     )
 
 
@@ -121,9 +125,14 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
 
 def _device(environ: Mapping[str, str]) -> str | None:
     text = environ.get("MPSKIT_DEVICE", "").strip().lower()
-    if text and not _DEVICE.fullmatch(text):
+    match = _DEVICE.fullmatch(text)
+    if text and (match is None or not _may_have(match[1], match[2])):
         raise _wrong("MPSKIT_DEVICE", environ["MPSKIT_DEVICE"], f"one of {_DEVICE_HELP}")
     return text or None
+
+
+def _may_have(name: str, index: str | None) -> bool:
+    return kind_of(name).numbered or index in (None, "0")
 
 
 def _policy(environ: Mapping[str, str]) -> str | tuple[str, ...] | None:
@@ -139,3 +148,9 @@ def _rank(environ: Mapping[str, str]) -> int | None:
     if text and not re.fullmatch(r"\d{1,6}", text, re.ASCII):
         raise _wrong("LOCAL_RANK", text, "a whole number from 0, as torchrun sets it")
     return int(text) if text else None
+
+
+def _world_size(environ: Mapping[str, str]) -> int | None:
+    # Only warned of, so that what another launcher means by -1 is no error here.
+    text = environ.get("WORLD_SIZE", "").strip()
+    return int(text) if re.fullmatch(r"\d{1,6}", text, re.ASCII) else None

@@ -1,8 +1,10 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import mpskit
 from mpskit.cli import device
@@ -57,6 +59,52 @@ def test_a_torch_that_cannot_be_loaded_is_one_line(monkeypatch, capsys, error):
     monkeypatch.setattr(device, "run", run)
     assert main(["device"]) == 1
     assert capsys.readouterr().err == f"mpskit device: {error} (see: mpskit doctor)\n"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [("backends", "in part only: it has no torch.backends"), (None, "broken in a way")],
+)
+def test_an_error_of_a_torch_that_is_whole_is_not_hidden(monkeypatch, capsys, lacks, said):
+    def run(_):
+        raise AttributeError("broken in a way of our own")
+
+    monkeypatch.setattr(device, "run", run)
+    if lacks is None:
+        with pytest.raises(AttributeError, match=said):
+            main(["device"])
+    else:
+        monkeypatch.delattr(torch, lacks)
+        assert main(["device"]) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["__version__ = '2.13.0'", "raise SystemError('bad')", ""])
+@pytest.mark.parametrize("words", [["device"], ["budget"], ["doctor", "--quiet"]])
+def test_a_torch_that_is_installed_in_part_is_one_line(tmp_path, words, text):
+    (tmp_path / "torch.py").write_text(text)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "mpskit", *words],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "torch" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+def test_what_the_output_cannot_encode_is_escaped(encoding):
+    environ = os.environb | {
+        b"PYTORCH_MPS_FAST_MATH": b"\xff\xc3\xa9",
+        b"PYTHONIOENCODING": encoding.encode(),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "mpskit", "doctor"], capture_output=True, env=environ, check=False
+    )
+    assert b"Traceback" not in done.stderr
+    assert b"\\udcff" in done.stdout
+    assert b"device test: PASS" in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

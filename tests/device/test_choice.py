@@ -1,5 +1,6 @@
 import logging
 import threading
+import warnings
 
 import pytest
 import torch
@@ -7,7 +8,12 @@ import torch
 from mpskit import DeviceUnavailableError, SettingsError, get_optimal_device
 from mpskit.backends import facts
 from mpskit.device import ReasonCode, choice, probe
-from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning
+from mpskit.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DeviceFallbackWarning,
+    EnvironmentWarning,
+)
 from mpskit.host import Readings
 
 
@@ -144,7 +150,7 @@ def test_a_decision_is_remembered_and_refresh_asks_again(on_machine, monkeypatch
 
 def test_a_virtual_machine_is_tried_once_even_without_a_cache(on_machine, monkeypatch):
     tried = []
-    monkeypatch.setattr(probe, "probe_mps", lambda: tried.append(1))
+    monkeypatch.setattr(probe, "probe_mps", lambda _: tried.append(1))
     monkeypatch.setenv("MPSKIT_NO_CACHE", "1")
     on_machine("github-macos-15-vm")
     assert get_optimal_device().device.type == "mps"
@@ -152,6 +158,77 @@ def test_a_virtual_machine_is_tried_once_even_without_a_cache(on_machine, monkey
     assert len(tried) == 1
     get_optimal_device(refresh=True)
     assert len(tried) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        ({"use_gpu": False}, {}),
+        ({}, {"MPSKIT_DEVICE": "cpu"}),
+        ({"policy": "conservative"}, {}),
+        ({"policy": ("cpu", "mps")}, {}),
+        ({}, {"MPSKIT_POLICY": "cpu"}),
+        ({"force_mps": True}, {"MPSKIT_DISABLE_MPS": "1"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::mpskit.errors.DeviceFallbackWarning")
+def test_a_virtual_machine_is_not_tried_where_mps_is_not_chosen(
+    on_machine, monkeypatch, arguments, variables
+):
+    def tried(_):
+        raise AssertionError("a try costs seconds")
+
+    monkeypatch.setattr(probe, "probe_mps", tried)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    on_machine("github-macos-15-vm")
+    assert get_optimal_device(**arguments).device.type == "cpu"
+
+
+def test_forgetting_decisions_forgets_the_try_too(on_machine, monkeypatch):
+    answers = ["broken", None]
+    monkeypatch.setattr(probe, "probe_mps", lambda _: answers.pop(0))
+    monkeypatch.setenv("MPSKIT_NO_CACHE", "1")
+    on_machine("github-macos-15-vm")
+    assert get_optimal_device().device.type == "cpu"
+    choice.forget_decisions()
+    assert get_optimal_device().device.type == "mps"
+
+
+@pytest.mark.parametrize("policy", ["conservative", "CONSERVATIVE", ("cpu", "mps"), "cpu,mps"])
+def test_a_policy_that_is_given_is_followed(on_machine, policy):
+    on_machine("m1-8gb")
+    assert get_optimal_device(policy=policy).device.type == "cpu"
+    assert get_optimal_device(policy="auto").device.type == "mps"
+
+
+def test_an_unusable_device_keeps_the_policy_and_strict_promises_no_other(on_machine, monkeypatch):
+    on_machine("m1-8gb")
+    monkeypatch.setenv("MPSKIT_DEVICE", "cuda")
+    with pytest.warns(DeviceFallbackWarning, match="using cpu"):
+        assert get_optimal_device(policy="conservative").device.type == "cpu"
+    with pytest.raises(DeviceUnavailableError, match="asked for cuda") as caught:
+        get_optimal_device(strict=True)
+    assert "using" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "arguments", "warned"),
+    [
+        ("2", {}, True), ("8", {"force_mps": True}, True), ("1", {}, False), ("", {}, False),
+        ("-1", {}, False), ("2", {"use_gpu": False}, False),
+    ],
+)  # fmt: skip
+def test_several_processes_on_one_mac_are_warned(on_machine, monkeypatch, size, arguments, warned):
+    on_machine("m1-8gb")
+    monkeypatch.setenv("WORLD_SIZE", size)
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            info = get_optimal_device(**arguments).info
+        assert [one.category for one in caught] == [EnvironmentWarning] * warned
+        assert [one.filename for one in caught] == [__file__] * warned
+        assert any(f"WORLD_SIZE={size}:" in line for line in info.advice) is warned
 
 
 def test_one_line_in_the_log_per_process(on_machine, caplog):

@@ -97,11 +97,65 @@ def test_what_was_asked_for_and_cannot_be_is_a_fallback(request_, statuses, name
 
 
 def test_a_card_that_was_asked_for_and_lost_is_told():
-    decision = decide(Request(force_mps=True, device="cuda:1"), BOX, apple_silicon=False)
+    decision = decide(Request(force_mps=True, device="cuda:1"), BOTH, apple_silicon=False)
     told = [r.device for r in decision.rejected if r.code is ReasonCode.OUTRANKED]
-    assert (decision.device, told) == ("cuda:0", ["cuda:1"])
+    assert (decision.device, told) == ("mps", ["cuda:1"])
     same = decide(Request(force_mps=True, device="cuda:0"), BOX, apple_silicon=False)
     assert ReasonCode.OUTRANKED not in [r.code for r in same.rejected]
+
+
+@pytest.mark.parametrize(
+    ("request_", "statuses", "device", "basis", "reason"),
+    [
+        (Request(device="cuda", policy="conservative"), MAC, "cpu", Basis.DEFAULT, "on the CPU"),
+        (Request(device="cuda", env_policy="conservative"), MAC, "cpu", Basis.DEFAULT, "the CPU"),
+        (Request(device="xpu", policy=("cpu", "mps")), MAC, "cpu", Basis.FORCED, "policy=cpu,mps"),
+        (Request(force_mps=True, device="cuda:1"), BOX, "cuda:1", Basis.FORCED, "=cuda:1 asks"),
+        (Request(force_mps=True, policy=("xpu",)), BOX, "cpu", Basis.FORCED, "policy=xpu"),
+        (Request(device="cuda"), MAC, "mps", Basis.DEFAULT, "the Mac's GPU can be used"),
+    ],
+)
+def test_where_a_named_device_cannot_be_used_the_next_wish_counts(
+    request_, statuses, device, basis, reason
+):
+    decision = decide(request_, statuses, apple_silicon=statuses is MAC)
+    assert (decision.device, decision.basis) == (device, basis)
+    assert reason in decision.reason
+    assert "cannot be used" in decision.reason
+    assert f"using {device.split(':')[0]}" in decision.fallback
+    assert "using" not in decision.refusal
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (Request(use_gpu=False), ReasonCode.GPU_NOT_WANTED),
+        (Request(device="cpu"), ReasonCode.LOWER_PRIORITY),
+        (Request(policy="conservative"), ReasonCode.CONSERVATIVE_POLICY),
+        (Request(policy=("cpu",)), ReasonCode.NOT_IN_ORDER),
+        (Request(policy=("cpu", "mps")), ReasonCode.LOWER_PRIORITY),
+    ],
+)
+def test_why_the_gpu_was_not_used(request_, code):
+    decision = decide(request_, MAC, apple_silicon=True)
+    assert {r.device: r.code for r in decision.rejected}["mps"] is code
+
+
+@pytest.mark.parametrize(
+    ("request_", "statuses", "reason", "advice"),
+    [
+        (Request(), PLAIN, "no accelerator can be used here", None),
+        (Request(), MAC, "the Mac's GPU can be used", "Small models"),
+        (Request(), BOX, "cuda can be used and comes first", None),
+        (Request(policy="conservative"), MAC, "on the CPU on Apple silicon", "favour MPS"),
+        (Request(policy="conservative"), PLAIN, "on the CPU on Apple silicon", None),
+        (Request(device="mps"), MAC, "MPSKIT_DEVICE=mps asks for it", None),
+    ],
+)
+def test_what_is_said_of_the_choice(request_, statuses, reason, advice):
+    decision = decide(request_, statuses, apple_silicon=True)
+    assert reason in decision.reason
+    assert [advice in line for line in decision.advice] == ([True] if advice else [])
 
 
 def test_a_rank_without_a_card_is_an_error():

@@ -5,7 +5,7 @@ import pytest
 from mpskit.backends.facts import Found, TorchFacts
 from mpskit.backends.kinds import KINDS, ROCM, Kind
 from mpskit.device import ReasonCode
-from mpskit.device.status import backend_statuses, mps_status
+from mpskit.device.status import ProbeAnswer, backend_statuses, mps_status
 from mpskit.host import Host, Readings, find_machine
 
 
@@ -82,14 +82,19 @@ def test_the_user_s_no_comes_first():
     assert status.fix == "unset MPSKIT_DISABLE_MPS"
 
 
-@pytest.mark.parametrize("failure", ["no answer within 20 s", None])
-def test_on_a_virtual_machine_the_probe_decides(failure):
-    status = mps_status(
-        _host("github-macos-15-vm"), _torch("2.13.0", **BUILT), probe=lambda: failure
-    )
-    assert status.usable is (failure is None)
-    assert status.code is (None if failure is None else ReasonCode.VM_UNUSABLE)
-    assert (failure or "") in status.reason
+@pytest.mark.parametrize(
+    ("answer", "code", "text"),
+    [
+        (ProbeAnswer(), None, ""),
+        (ProbeAnswer("numbers differ"), ReasonCode.VM_UNUSABLE, "work on it fails: numbers differ"),
+        (ProbeAnswer("no answer", 20), ReasonCode.VM_NOT_KNOWN, "is not known: no answer"),
+    ],
+)
+def test_on_a_virtual_machine_the_probe_decides(answer, code, text):
+    host, torch = _host("github-macos-15-vm"), _torch("2.13.0", **BUILT)
+    status = mps_status(host, torch, probe=lambda: answer)
+    assert (status.usable, status.code) == (code is None, code)
+    assert text in status.reason
 
 
 def test_no_probe_runs_where_none_is_needed():

@@ -24,7 +24,23 @@ def test_a_text_is_read_back(sizes, dtype, fill):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "int64", "int64[a]", "[3]", "int64[3", "int65[3]", "float32[-1]"]
+    "text",
+    [
+        "",
+        "int64",
+        "int64[a]",
+        "[3]",
+        "int64[3",
+        "int65[3]",
+        "float32[-1]",
+        "int64[1 2]",
+        "int64[1,,2]",
+        "int64[,]",
+        "int64[\u0661]",
+        "int64[" + "9" * 5000 + "]",
+        "int64[1]=" + "9" * 5000,
+    ],
+    ids=range(13),
 )
 def test_a_text_that_names_no_tensor(text):
     with pytest.raises(ArgumentError):

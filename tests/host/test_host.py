@@ -310,3 +310,105 @@ def test_no_reading_makes_it_raise(fields):
     assert host.summary
     assert host.os_version is None or not host.os_version.startswith("10.16") or not host.is_mac
     assert Host.model_validate_json(host.model_dump_json()) == host
+
+
+@pytest.mark.parametrize("unit", ["macos-1 ", "macos-1 x runner ", "version ", "macos ", "darwin "])
+def test_a_long_text_takes_time_in_proportion(unit):
+    """By steps that are quadratic in its length these would take an hour."""
+    text = unit * (10**6 // len(unit))
+    sysctl = {"kern.version": text, "hw.model": text, "machdep.cpu.brand_string": text}
+    host = Host.from_readings(Readings(system="Darwin", product_version=text, sysctl=sysctl))
+    assert host.is_hosted_runner is False
+
+
+@pytest.mark.parametrize(
+    ("text", "virtual"),
+    [
+        ("macos-15 on a runner", True),
+        ("macOS-latest, Runner Image", True),
+        ("github-hosted", True),
+        ("a runner of macos-15", False),
+        ("macos-15 runners", False),
+        ("macos-15\nrunner", False),
+    ],
+)
+def test_a_text_that_names_a_runner(text, virtual):
+    host = Host.from_readings(Readings(system="Darwin", machine="arm64", product_version=text))
+    assert host.is_vm is virtual
+
+
+@pytest.mark.parametrize(
+    ("cpu", "virtual"),
+    [
+        ("QEMU Virtual CPU version 2.5+", True),
+        ("qemu64", True),
+        ("AMD EPYC 7763", False),
+        ("", False),
+    ],
+)
+def test_a_virtual_processor_on_linux(cpu, virtual):
+    assert Host.from_readings(Readings(system="Linux", cpu_brand=cpu)).is_vm is virtual
+
+
+@pytest.mark.parametrize(
+    ("total", "sysctl", "found"),
+    [
+        (None, {"hw.memsize": "17179869184"}, 16 * 2**30),
+        (8 * 2**30, {"hw.memsize": "17179869184"}, 8 * 2**30),
+        (0, {"hw.memsize": "17179869184"}, 16 * 2**30),
+        (None, {"hw.memsize": "-1"}, None),
+        (None, {"hw.memsize": "many"}, None),
+        (None, None, None),
+        (1 << 63, None, None),
+    ],
+)
+def test_the_memory_of_the_machine(total, sysctl, found):
+    readings = Readings(system="Darwin", memory_total=total, sysctl=sysctl)
+    assert Host.from_readings(readings).memory_total_bytes == found
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        Readings(environ={"RUNNER_OS": "macOS"}),
+        Readings(environ={"ImageOS": "macos15"}),
+        Readings(platform_string="macOS-15.3.1-arm64"),
+        Readings(product_version="15.6"),
+        Readings(mac_ver="14.5"),
+        Readings(sysctl={"kern.version": "Darwin Kernel Version 24.1"}),
+        Readings(sysctl={"kern.hv_vmm_present": "0"}),
+        Readings(sysctl={"sysctl.proc_translated": "0"}),
+        Readings(sysctl={"hw.optional.arm64": "1"}),
+        Readings(sysctl={"iogpu.wired_limit_mb": "0"}),
+        Readings(sysctl={"hw.model": "Mac16,5"}),
+        Readings(sysctl={"hw.machine": "arm64"}),
+        Readings(metal_device="Apple M1"),
+        Readings(cpu_brand="Apple M2"),
+        Readings(machine="arm64"),
+        Readings(processor="arm"),
+        Readings(processor="i386"),
+    ],
+    ids=range(17),
+)
+def test_one_piece_of_evidence_is_enough_for_a_mac(readings):
+    assert Host.from_readings(readings).is_mac
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        Readings(),
+        Readings(machine="ARM64"),
+        Readings(machine="x86_64"),
+        Readings(machine="arm64", cgroup={"cpu.max": "max 100000"}),
+        Readings(machine="arm64", environ={"RUNNER_OS": "Linux"}),
+        Readings(machine="arm64", environ={"RUNNER_OS": "Windows"}),
+        Readings(machine="arm64", platform_string="Ubuntu 22.04"),
+        Readings(machine="arm64", product_version="Microsoft Windows 11"),
+        Readings(machine="arm64", system="Linux"),
+        Readings(sysctl={"kern.ostype": "FreeBSD"}),
+    ],
+    ids=range(10),
+)
+def test_what_is_no_evidence_for_a_mac(readings):
+    assert not Host.from_readings(readings).is_mac

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 
 import psutil
 import pytest
@@ -112,12 +111,10 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: FakeBackend) -> FakeBackend:
     return fake
 
 
-def hammer(fake: FakeBackend, seconds: float, errors: list, raised: list) -> None:
-    """Clear in every way, one time in three with an error, until the time is over."""
-    end, scope, keeper = time.monotonic() + seconds, empty_cache_scope(collect=False), CacheKeeper()
-    turn = 0
-    while time.monotonic() < end:
-        turn += 1
+def hammer(fake: FakeBackend, turns: int, errors: list, raised: list) -> None:
+    """Clear in every way, one time in three with an error, so many times."""
+    scope, keeper = empty_cache_scope(collect=False), CacheKeeper()
+    for turn in range(1, turns + 1):
         fake.reserved = 4 * GIB
         try:
             with scope, empty_cache_scope(above="1GiB", collect=turn % 50 == 0):
@@ -129,14 +126,14 @@ def hammer(fake: FakeBackend, seconds: float, errors: list, raised: list) -> Non
             errors.append(error)
 
 
-def hammer_in_threads(seconds: float) -> tuple[int, int, int]:
+def hammer_in_threads(turns: int) -> tuple[int, int, int]:
     """Hammer from eight threads; return errors seen, errors raised, most clears at one time."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         fake = install(monkeypatch, FakeBackend())
         errors: list = []
         raised: list = []
         threads = [
-            threading.Thread(target=hammer, args=(fake, seconds, errors, raised)) for _ in range(8)
+            threading.Thread(target=hammer, args=(fake, turns, errors, raised)) for _ in range(8)
         ]
         for thread in threads:
             thread.start()
@@ -152,5 +149,5 @@ def _open_things() -> tuple[int, int, int]:
 
 if __name__ == "__main__":
     before = _open_things()
-    results = hammer_in_threads(float(sys.argv[1]))
+    results = hammer_in_threads(int(sys.argv[1]))
     print(json.dumps([*results, before == _open_things()]))

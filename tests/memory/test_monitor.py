@@ -43,7 +43,8 @@ def threads():
 
 
 def wait_for(monitor, samples):
-    end = time.monotonic() + 20
+    # Only a hang takes so long: no test measures how fast a busy machine is.
+    end = time.monotonic() + 120
     while len(monitor.timeline) < samples:
         assert time.monotonic() < end, "the monitor takes no samples"
         time.sleep(FAST)
@@ -387,6 +388,14 @@ def accelerator(share):
         (plist(f"<array>{accelerator(37)}</array>"), 37.0),
         (plist(f"<array>{accelerator(3)}{accelerator(90)}</array>"), 90.0),
         (plist(f"<array>{accelerator(250)}</array>"), 100.0),
+        (plist(f"<array>{accelerator(-3)}</array>"), 0.0),
+        (plist(f"<array>{accelerator('9' * 400)}</array>"), 100.0),
+        (plist(f"<array>{accelerator('9' * 5000)}</array>"), None),
+        (plist(f"<array>{accelerator(7).replace('integer', 'real')}</array>"), 7.0),
+        (plist(f"<array>{accelerator('nan').replace('integer', 'real')}</array>"), None),
+        (plist("<array><dict/></array></dict>"), None),
+        (plist("<adict><key>P</key></adict></array>"), None),
+        (plist("<array>" * 10_000), None),
         (plist("<array><dict/></array>"), None),
         (plist("<array><string>x</string></array>"), None),
         (plist("<array/>"), None),
@@ -396,6 +405,7 @@ def accelerator(share):
         (b"\x00\xff", None),
         (b"bplist00garbage", None),
     ],
+    ids=range(19),
 )
 def test_the_gpus_share_within_ioregs_output(output, share):
     assert gpu_percent_in(output) == share
@@ -461,7 +471,7 @@ def monitor_in_processes(seconds):
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    return [json.loads(child.communicate(timeout=seconds + 120)[0]) for child in children]
+    return [json.loads(child.communicate()[0]) for child in children]
 
 
 def test_eight_threads_in_two_processes_leave_nothing_open():

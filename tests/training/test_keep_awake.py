@@ -13,9 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from interrupting import interrupted_at_each_line
 from mpskit import keep_awake
 from mpskit.errors import ArgumentTypeError, PowerWarning
 
+# Only a hang takes so long: no test measures how fast a busy machine is.
+LONG = 120.0
 WAITER = "while kill -0 $pid 2>/dev/null; do sleep 0.2; done"
 STAND_INS = {
     "caffeinate": f'#!/bin/sh\npid="$3"\n{WAITER}\n',
@@ -44,13 +47,13 @@ def tools(tmp_path, monkeypatch):
 
 def arguments_of(pid):
     """Wait for the program to have taken the place of the fork."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + LONG
     while not (found := psutil.Process(pid).cmdline()) and time.monotonic() < end:
         time.sleep(0.02)
     return found
 
 
-def gone(pid, within=5.0):
+def gone(pid, within=LONG):
     end = time.monotonic() + within
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > end:
@@ -112,6 +115,30 @@ def test_a_body_that_fails_ends_it_and_its_error_comes_out(tools, error):
     with pytest.raises(error, match="body"), keep_awake() as awake:
         raise error("body")
     assert gone(awake.pid)
+
+
+@pytest.mark.parametrize("name", ["caffeinate", "systemd-inhibit"])
+def test_an_interrupt_at_any_line_leaves_no_helper(tools, name):
+    tools(name)
+
+    def work():
+        with keep_awake():
+            pass
+
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    lines = list(interrupted_at_each_line(work))
+    assert len(lines) > 20
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    assert all(gone(child.pid) for child in left)
+
+
+def test_a_program_that_says_bytes_that_are_no_text_is_stopped(tools):
+    tools("systemd-inhibit", text="#!/bin/sh\nprintf '\\377\\n'\nsleep 600\n")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with keep_awake() as awake:
+        assert (awake.how, awake.active) == ("none", False)
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    assert all(gone(child.pid) for child in left)
 
 
 def test_as_a_decorator_and_nested(tools):

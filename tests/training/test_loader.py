@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from mpskit import dataloader_kwargs, simulate, to_device, tune_dataloader
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.training import loader as module
+from mpskit.training import loader_tuning
 from mpskit.training.dataset_facts import (
     DatasetFacts,
     ItemCost,
@@ -23,9 +25,9 @@ from mpskit.training.dataset_facts import (
     fits_a_worker,
     is_waiting,
     kept_random_state,
-    torch_cpu_count,
 )
 from mpskit.training.loader import ExplainedKwargs, LoaderFacts, build, workers_for
+from mpskit.training.loader_tuning import LoaderMeasurement
 
 # The parameters of DataLoader.__init__ in torch 2.2; later versions only add to them.
 OLDEST = {
@@ -315,30 +317,71 @@ def test_arguments_nobody_can_use(arguments, error):
     assert caught.value.given == next(iter(arguments.values()))
 
 
-def test_tuning_finds_that_waiting_needs_workers():
-    dataset = Items(200, seconds=0.01)
-    tuned = tune_dataloader(dataset, "cpu", batch_size=4, seconds=3, max_workers=2)
-    assert tuned.kwargs["num_workers"] == min(2, torch_cpu_count())
-    assert tuned.kwargs["persistent_workers"] is True
-    assert tuned.seconds < 12
-    assert "times as fast" in str(tuned)
-    assert next(found for found in tuned.measurements if found.num_workers == 0).waiting
+@pytest.fixture
+def measured(monkeypatch):
+    """Replace clock and loader: ``measured(rate_of, waiting=...)``; returns the counts tried."""
+
+    def replace(rate_of, *, waiting, cpus=4):
+        now, tried = [0.0], []
+
+        def run(bench, count, limit):
+            bench.batches = 50
+            now[0] += limit
+            tried.append(count)
+            rate = rate_of(count)
+            return LoaderMeasurement(
+                num_workers=count, start_seconds=0.0, batches_per_second=rate,
+                epoch_seconds=50 / rate, waiting=waiting if count == 0 else None,
+            )  # fmt: skip
+
+        clock = SimpleNamespace(perf_counter=lambda: now[0])
+        monkeypatch.setattr(loader_tuning, "time", clock)
+        monkeypatch.setattr(loader_tuning._Bench, "_run", run)
+        monkeypatch.setattr(
+            module, "loader_facts", lambda *_, **__: machine("cpu", counted=cpus, usable=cpus)
+        )
+        return tried
+
+    return replace
+
+
+def test_tuning_finds_that_waiting_needs_workers(measured):
+    measured(lambda count: count or 1, waiting=True)
+    tuned = tune_dataloader(Items(), "cpu", batch_size=4, seconds=3, max_workers=2)
+    assert (tuned.kwargs["num_workers"], tuned.kwargs["persistent_workers"]) == (2, True)
+    assert "2.0 times as fast" in str(tuned)
+    assert [found.num_workers for found in tuned.measurements] == [0, 1, 2]
+    assert tuned.seconds <= 3
+
+
+def test_tuning_finds_that_data_in_memory_needs_none(measured):
+    tried = measured(lambda count: 1 / (count + 1), waiting=False)
+    tuned = tune_dataloader(Items(), "cpu", batch_size=8, seconds=3)
+    assert (tuned.kwargs["num_workers"], tried[:3]) == (0, [0, 1, 2])
+    assert "no faster" in tuned.reason
+
+
+@pytest.mark.parametrize(("waiting", "most"), [(True, 16), (False, 4)])
+def test_tuning_tries_more_workers_than_cpus_only_if_loading_waits(measured, waiting, most):
+    tried = measured(lambda count: count + 1, waiting=waiting)
+    tuned = tune_dataloader(Items(), "cpu", batch_size=2, seconds=100)
+    assert max(tried) == tuned.kwargs["num_workers"] == most
+    assert ("DataLoader will warn" in tuned.reason) is waiting
+
+
+def test_tuning_stops_when_its_time_is_over(measured):
+    tried = measured(lambda count: count + 1, waiting=True, cpus=64)
+    tuned = tune_dataloader(Items(), "cpu", batch_size=2, seconds=1)
+    assert tuned.seconds <= 1 + 1e-9
+    assert 10 <= len(tried) <= 11
+
+
+def test_tuning_with_real_workers_leaves_the_data_set_as_it_was():
+    dataset = Items(20)
+    tuned = tune_dataloader(dataset, "cpu", batch_size=4, seconds=1, max_workers=1)
     assert dataset.opened is None
-    assert len(list(DataLoader(dataset, **tuned.kwargs))) == 50
-
-
-def test_tuning_finds_that_data_in_memory_needs_none():
-    dataset = TensorDataset(torch.zeros(5000, 2))
-    tuned = tune_dataloader(dataset, "mps", batch_size=8, seconds=0.2, shuffle=True)
-    assert tuned.kwargs == {"batch_size": 8, "num_workers": 0, "pin_memory": False}
-
-
-def test_tuning_tries_more_workers_than_cpus_only_if_loading_waits():
-    tuned = tune_dataloader(Items(60, seconds=0.02), "cpu", batch_size=2, seconds=1.5)
-    counts = [found.num_workers for found in tuned.measurements]
-    assert max(counts) > torch_cpu_count()
-    if tuned.kwargs["num_workers"] > torch_cpu_count():
-        assert "DataLoader will warn" in tuned.reason
+    assert tuned.measurements[0].waiting is not None
+    assert len(list(DataLoader(dataset, **tuned.kwargs))) == 5
 
 
 def test_tuning_of_streams_and_batch_samplers():

@@ -39,12 +39,12 @@ MPS = [
     ("2.5.1", "15.6", False, None, False, False, "float16"),
     ("2.6.0", "13.5", True, None, False, False, "float16"),
     ("2.6.0", "15.6", True, "bfloat16", False, False, "bfloat16"),
-    ("2.7.1", "15.6", False, "bfloat16", False, False, "float16"),
+    ("2.7.1", "15.6", False, None, False, False, "float16"),
     ("2.8.0", "15.6", True, "bfloat16", False, True, "bfloat16"),
-    ("2.8.0", "15.6", False, "float16", True, True, "float16"),
+    ("2.8.0", "15.6", False, None, False, True, "float16"),
     ("2.8.0", "13.5", True, "float16", True, True, "float16"),
     ("2.9.1", "14.0", True, "bfloat16", False, True, "bfloat16"),
-    ("2.13.0", "15.6", False, "float16", True, True, "float16"),
+    ("2.13.0", "15.6", False, None, False, True, "float16"),
     ("2.13.0", "26.1", True, "bfloat16", False, True, "bfloat16"),
     ("2.13.0", None, None, "bfloat16", False, True, "bfloat16"),
     ("2.15.0", "15.0", True, "bfloat16", False, True, "bfloat16"),
@@ -72,11 +72,25 @@ def test_mps_by_torch_macos_and_chip(
 
 @pytest.mark.parametrize(
     ("chip", "cast"),
-    [("M1", "float16"), ("M2 Max", "float16"), ("M3", "bfloat16"), ("M5 Pro", "bfloat16"),
+    [("M1", None), ("M2 Max", None), ("M3", "bfloat16"), ("M5 Pro", "bfloat16"),
      ("A18 Pro", "bfloat16"), ("M9 Ultra", "bfloat16")],
 )  # fmt: skip
 def test_the_chip_decides_what_is_fast(chip, cast):
     assert precision_for("mps", mac(chip), torch_version="2.13.0").autocast_dtype == cast
+
+
+def test_float32_is_advised_where_autocast_costs_memory_and_the_reason_is_given():
+    found = precision_for("mps", mac("M1"), torch_version="2.13.0")
+    assert (found.autocast_dtype, found.inference_dtype) == (None, "float16")
+    assert "float16 costs memory" in str(found)
+    assert "float16" in found.autocast_dtypes
+
+
+@pytest.mark.parametrize(("native", "said"), [(None, True), (True, False), (False, False)])
+def test_a_mac_whose_chip_is_not_known_gets_an_answer_with_its_assumption(native, said):
+    found = choose("mps", "2.13.0", bf16_native=native)
+    assert any("chip is not known" in reason for reason in found.reasons) is said
+    assert not any("chip" in reason for reason in choose("cuda", "2.13.0").reasons)
 
 
 def test_a_macos_that_nobody_knows_is_taken_for_new_enough():
@@ -118,7 +132,7 @@ def test_no_combination_advises_what_is_unsafe_or_missing(torch_version, device)
 
 
 def test_a_result_is_for_people_and_for_programs():
-    found = choose("mps", "2.13.0", macos="15.6", bf16_native=False)
+    found = choose("cuda", "2.13.0", bf16_native=False)
     assert "autocast to float16, with GradScaler" in str(found)
     assert json.loads(found.model_dump_json())["autocast_dtype"] == "float16"
     assert Precision.model_validate_json(found.model_dump_json()) == found
@@ -184,7 +198,8 @@ def test_autocast_to_a_dtype_that_is_none(bad):
     [
         ("cpu", None, "M1", False),
         ("cpu", "float16", "M1", True),
-        ("mps", None, "M1", True),
+        ("mps", None, "M1", False),
+        ("mps", "float16", "M1", True),
         ("mps", None, "M3", False),
         ("mps", "float16", "M3", True),
         ("mps", "bfloat16", "M1", False),
@@ -223,12 +238,12 @@ def test_steps_of_mixed_precision_on_a_simulated_mac(machine, dtype):
     with simulate(machine):
         model = torch.nn.Linear(4, 2).to("mps")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        scaler = grad_scaler("mps")
+        scaler = grad_scaler("mps", dtype)
         assert scaler.is_enabled() is (dtype is torch.float16)
         before = model.weight.detach().clone()
         # The scaler starts at 65536 and skips the steps that overflow until it has come down.
         for _ in range(6):
-            with autocast("mps"):
+            with autocast("mps", dtype):
                 out = model(torch.ones(3, 4, device="mps"))
             assert out.dtype is dtype
             optimizer.zero_grad()

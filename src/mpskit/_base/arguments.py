@@ -6,13 +6,30 @@ from typing import Any
 
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_count", "wrong_type"]
+__all__ = ["check_count", "shown", "wrong_type"]
+
+
+_MOST = 200
+
+
+def shown(value: Any) -> str:
+    """Return ``repr(value)`` for a message: never an error, and never longer than a paragraph.
+
+    Python writes out no int of more than 4,300 digits, and another type's ``__repr__`` may raise.
+    """
+    if isinstance(value, int) and value.bit_length() > 4 * _MOST:
+        return f"an int of {value.bit_length()} bits"
+    try:
+        text = repr(value[:_MOST] if isinstance(value, str | bytes) else value)
+    except Exception:  # noqa: BLE001 - it describes a mistake, and must not become another
+        return f"an object of {type(value).__name__}"
+    return text if len(text) <= 2 * _MOST else f"{text[:_MOST]}..."
 
 
 def wrong_type(name: str, wanted: str, value: Any) -> ArgumentTypeError:
     """Return the error for an argument of the wrong type: ``macos must be a str, got 15 (int)``."""
     kind = type(value).__name__
-    return ArgumentTypeError(f"{name} must be {wanted}, got {value!r} ({kind})", given=value)
+    return ArgumentTypeError(f"{name} must be {wanted}, got {shown(value)} ({kind})", given=value)
 
 
 def check_count(name: str, value: Any, *, least: int) -> None:
@@ -25,4 +42,4 @@ def check_count(name: str, value: Any, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise wrong_type(name, "an int", value)
     if value < least:
-        raise ArgumentError(f"{name} must be at least {least}, got {value}", given=value)
+        raise ArgumentError(f"{name} must be at least {least}, got {shown(value)}", given=value)

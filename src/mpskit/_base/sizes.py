@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import shown, wrong_type
 from mpskit.errors import ArgumentError
 
 __all__ = ["GIB", "KIB", "MIB", "check_size", "format_bytes", "meant_otherwise", "parse_bytes"]
@@ -51,8 +51,8 @@ def parse_bytes(text: str) -> int:
     number = float(match[1]) if match else math.nan
     if factor is None or not math.isfinite(number * factor):
         raise ArgumentError(
-            f"{text!r} is not a size: write a number and its unit, such as '16GiB', '16 GB' or "
-            "'512MiB'",
+            f"{shown(text)} is not a size: write a number and its unit, such as '16GiB', '16 GB' "
+            "or '512MiB'",
             given=text,
         )
     return int(number * factor)
@@ -66,8 +66,8 @@ def meant_otherwise(amount: int | str) -> str | None:
     >>> meant_otherwise(16 * 2**30), meant_otherwise("80 bytes"), meant_otherwise(0)
     (None, None, None)
     """
-    text = str(amount).strip()
-    if not text.isdecimal() or not 0 < int(text) < _LEAST:
+    text = shown(amount) if isinstance(amount, int) else amount.strip()
+    if not re.fullmatch(r"\d{1,19}", text, re.ASCII) or not 0 < int(text) < _LEAST:
         return None
     return f"'{text}%' or '{text}GiB'" if int(text) <= 100 else f"'{text}MiB'"
 
@@ -82,7 +82,7 @@ def check_size(name: str, size: object) -> int:
     if not isinstance(size, int) or isinstance(size, bool):
         raise wrong_type(name, "an int of bytes", size)
     if size <= 0:
-        raise ArgumentError(f"{name} must be positive, got {size} bytes", given=size)
+        raise ArgumentError(f"{name} must be positive, got {shown(size)} bytes", given=size)
     if size < _LEAST:
         raise ArgumentError(
             f"{name} is a number of bytes, and {size} bytes are no machine's memory: did you mean "

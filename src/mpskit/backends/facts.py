@@ -16,7 +16,17 @@ from typing import Any, TypeVar
 from mpskit.backends.kinds import KINDS, ROCM, Api, Kind, StatusRule, kind_of
 from mpskit.backends.versions import has
 
-__all__ = ["Found", "TorchFacts", "build_of", "current_accelerator", "read_metal", "read_torch"]
+__all__ = [
+    "Found",
+    "TorchFacts",
+    "build_of",
+    "current_accelerator",
+    "read_metal",
+    "read_torch",
+    "torch_trouble",
+]
+
+_ESSENTIAL = ("__version__", "_C", "Tensor", "backends", "device", "nn", "optim")
 
 _T = TypeVar("_T")
 
@@ -79,6 +89,20 @@ def read_torch() -> TorchFacts:
     other = _ask(_other_accelerator, None)
     found += [other] if other else []
     return TorchFacts(str(torch.__version__), {one.kind.name: one for one in found})
+
+
+def torch_trouble() -> str | None:
+    """Return what is wrong with the installed torch if it cannot be used at all, else None.
+
+    An installation that was cut short may import and lack most of its names.
+    """
+    try:
+        import torch
+
+        lacks = [name for name in _ESSENTIAL if not hasattr(torch, name)]
+    except Exception as error:  # noqa: BLE001 - a broken torch can raise anything
+        return f"torch cannot be imported: {type(error).__name__}: {error}"
+    return f"torch is installed in part only: it has no torch.{lacks[0]}" if lacks else None
 
 
 def build_of(kind: Kind) -> tuple[Kind, str | None]:

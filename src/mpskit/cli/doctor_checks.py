@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import sys
@@ -12,8 +11,9 @@ from typing import Any, Literal
 
 from mpskit._base.values import Value
 from mpskit.errors import MpskitError
+from mpskit.system.privacy import scrub
 
-__all__ = ["Check", "Findings", "gather", "scrub"]
+__all__ = ["Check", "Findings", "gather"]
 
 _Mark = Literal["ok", "note", "warn", "fail"]
 
@@ -62,18 +62,6 @@ def gather() -> Findings:
     return found
 
 
-def scrub(text: str) -> str:
-    """Return a text without the home folder, the user's name and the host's name."""
-    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
-    names = {os.environ.get("USER"), os.environ.get("LOGNAME"), platform.node()}
-    cleaned = text.replace(home, "~") if len(home) > 1 else text
-    for name in sorted(filter(None, names), key=len, reverse=True):
-        if len(name) > 2:
-            word = rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])"
-            cleaned = re.sub(word, "(name)", cleaned)
-    return cleaned
-
-
 def _survive(look: Callable[[Findings], None], found: Findings) -> None:
     name = look.__name__.strip("_")
     try:
@@ -106,15 +94,17 @@ def _machine(found: Findings) -> None:
 
 
 def _torch(found: Findings) -> None:
-    python = f"Python {platform.python_version()}"
-    try:
-        import torch
+    from mpskit.backends.facts import torch_trouble
 
-        version = str(torch.__version__)
-    except Exception as error:  # noqa: BLE001 - a broken torch can raise anything
+    python = f"Python {platform.python_version()}"
+    trouble = torch_trouble()
+    if trouble is not None:
         why = "mpskit chooses devices for torch"
-        found.add("torch", "fail", f"{python}; torch: {error}", why=why, fix=_reinstall("torch"))
+        found.add("torch", "fail", f"{python}; {trouble}", why=why, fix=_reinstall("torch"))
         return
+    import torch
+
+    version = str(torch.__version__)
     found.facts["torch"] = {"version": version, "python": platform.python_version()}
     found.add("torch", "ok", f"torch {version} on {python}")
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from mpskit.backends.facts import torch_trouble
 from mpskit.errors import MpskitError
 
 __all__ = ["COMMANDS", "main"]
@@ -48,6 +50,8 @@ class _Version(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        _write_anything(stream)
     words = list(sys.argv[1:] if argv is None else argv) or ["doctor"]
     parser = _parser(words)
     arguments = parser.parse_args(words)
@@ -64,6 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Such as a missing or broken torch, or a full disk.
         print(f"mpskit {arguments.command}: {error} (see: mpskit doctor)", file=sys.stderr)
         return 1
+    except Exception:
+        trouble = torch_trouble()
+        if trouble is None:
+            raise
+        print(f"mpskit {arguments.command}: {trouble} (see: mpskit doctor)", file=sys.stderr)
+        return 1
+
+
+def _write_anything(stream: Any) -> None:
+    """Let a stream write what its encoding lacks as an escape, rather than raise in mid-report."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

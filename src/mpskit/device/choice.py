@@ -15,12 +15,14 @@ from mpskit.backends.facts import TorchFacts
 from mpskit.device import status
 from mpskit.device.info import DeviceChoice, DeviceInfo
 from mpskit.device.policy import Decision, Request, decide, favours_its_cpu
-from mpskit.device.status import BackendStatus
+from mpskit.device.status import BackendStatus, ProbeAnswer
 from mpskit.errors import (
     ArgumentError,
     ArgumentTypeError,
     DeviceFallbackWarning,
     DeviceUnavailableError,
+    EnvironmentWarning,
+    MpskitWarning,
 )
 from mpskit.host import Host, detect_host
 from mpskit.settings import POLICIES, Settings, fingerprint, parse_policy, read_settings
@@ -29,8 +31,9 @@ from mpskit.system.machine import replaced_readings
 __all__ = ["backend_statuses", "forget_decisions", "get_optimal_device"]
 
 _Key = tuple[object, ...]
-_decisions: dict[_Key, tuple[DeviceChoice, str | None]] = remembered({})
-_probed: dict[_Key, str | None] = remembered({})
+_Warnings = tuple[tuple[type[MpskitWarning], str], ...]
+_decisions: dict[_Key, tuple[DeviceChoice, _Warnings]] = remembered({})
+_probed: dict[_Key, ProbeAnswer] = remembered({})
 # The processes that have had their one INFO line; a forked child is another process.
 _announced: set[int] = set()
 
@@ -49,8 +52,9 @@ def get_optimal_device(
     The order is CUDA or ROCm (``cuda:LOCAL_RANK``), MPS, XPU, another accelerator that torch knows,
     CPU. Who wins: ``MPSKIT_DISABLE_MPS``, ``use_gpu=False``, ``force_mps=True``,
     ``MPSKIT_DEVICE``, ``policy=``, ``MPSKIT_POLICY``, ``auto``. No CUDA context is made and the
-    MPS allocator is not touched. On a virtual machine that offers MPS, a child process tries it
-    first (at most 20 s, remembered per machine and torch version).
+    MPS allocator is not touched. On a virtual machine whose MPS would be chosen, a child process
+    tries it first (at most 20 s, remembered per machine and torch version; after a time-out the
+    next process tries for 60 s, and a third for 180 s).
 
     Args:
         use_gpu: False means the CPU.
@@ -71,6 +75,10 @@ def get_optimal_device(
         DeviceUnavailableError: ``strict`` and the device asked for cannot be used, or
             ``LOCAL_RANK`` is beyond the number of CUDA devices.
 
+    Warns:
+        DeviceFallbackWarning: the device asked for cannot be used, and another is.
+        EnvironmentWarning: the device is MPS, and a launcher set ``WORLD_SIZE`` above 1.
+
     The 71% for MPS: 1,784 published CPU and MPS timings on M1 to M5 (``docs/device.md``).
     """
     if not (type(use_gpu) is type(force_mps) is type(strict) is type(refresh) is bool):
@@ -83,8 +91,8 @@ def get_optimal_device(
         request = Request(use_gpu=use_gpu, force_mps=force_mps, policy=policy)
         found = _decide(request, strict=strict, refresh=refresh)
         _decisions[key] = found
-    if found[1] is not None:
-        warnings.warn(found[1], DeviceFallbackWarning, stacklevel=2)
+    for category, text in found[1]:
+        warnings.warn(text, category, stacklevel=2)
     return found[0]
 
 
@@ -100,13 +108,13 @@ def backend_statuses(
 ) -> list[BackendStatus]:
     """Return every backend's status on this machine, the strongest first, the CPU last."""
 
-    def ask() -> str | None:
+    def ask() -> ProbeAnswer:
         return _probe(host, facts.version, settings, refresh=refresh)
 
     return status.backend_statuses(host, facts, disable_mps=settings.disable_mps, probe=ask)
 
 
-def _probe(host: Host, version: str, settings: Settings, *, refresh: bool) -> str | None:
+def _probe(host: Host, version: str, settings: Settings, *, refresh: bool) -> ProbeAnswer:
     """Try MPS at most once in a process: also without a cache folder nobody waits twice."""
     from mpskit.device.probe import remembered_probe
 
@@ -153,20 +161,48 @@ def _normal_policy(policy: object) -> str | tuple[str, ...]:
     return parsed
 
 
-def _decide(request: Request, *, strict: bool, refresh: bool) -> tuple[DeviceChoice, str | None]:
+def _decide(request: Request, *, strict: bool, refresh: bool) -> tuple[DeviceChoice, _Warnings]:
     import torch
 
     settings = read_settings()
     host = detect_host(refresh=refresh)
     facts = torch_facts.read_torch()
-    statuses = backend_statuses(host, facts, settings, refresh=refresh)
     full = _complete(request, settings)
-    decision = decide(full, statuses, apple_silicon=favours_its_cpu(host))
+    decision = _decision(full, host, facts, settings, refresh=refresh)
     if strict and decision.blocked is not None:
-        raise DeviceUnavailableError(str(decision.fallback), given=decision.blocked.device)
-    info = _info(decision, host, facts)
+        raise DeviceUnavailableError(str(decision.refusal), given=decision.blocked.device)
+    alone = _shared_gpu(decision.device, settings)
+    info = _info(decision, host, facts, alone)
     _announce(info)
-    return DeviceChoice(torch.device(decision.device), info), decision.fallback
+    said: _Warnings = tuple((EnvironmentWarning, text) for text in alone)
+    if decision.fallback is not None:
+        said = ((DeviceFallbackWarning, decision.fallback), *said)
+    return DeviceChoice(torch.device(decision.device), info), said
+
+
+def _decision(
+    request: Request, host: Host, facts: TorchFacts, settings: Settings, *, refresh: bool
+) -> Decision:
+    """Decide as if MPS worked, and try it only if it is chosen then: the try takes seconds."""
+    favoured, disabled = favours_its_cpu(host), settings.disable_mps
+    claimed = status.backend_statuses(host, facts, disable_mps=disabled)
+    decision = decide(request, claimed, apple_silicon=favoured)
+    if decision.device != "mps":
+        return decision
+    tried = backend_statuses(host, facts, settings, refresh=refresh)
+    return decide(request, tried, apple_silicon=favoured)
+
+
+def _shared_gpu(device: str, settings: Settings) -> tuple[str, ...]:
+    """Say that the processes of a launcher would share the Mac's one GPU."""
+    if device != "mps" or (settings.world_size or 1) < 2:
+        return ()
+    why = (
+        f"WORLD_SIZE={settings.world_size}: torch has no collective operations for MPS tensors, "
+        "and a Mac has one GPU and one memory for all its processes: train with one process, or "
+        "with several on the CPU (MPSKIT_DEVICE=cpu, backend gloo)"
+    )
+    return (why,)
 
 
 def _complete(request: Request, settings: Settings) -> Request:
@@ -181,13 +217,17 @@ def _complete(request: Request, settings: Settings) -> Request:
     )
 
 
-def _info(decision: Decision, host: Host, facts: TorchFacts) -> DeviceInfo:
+def _info(decision: Decision, host: Host, facts: TorchFacts, warned: tuple[str, ...]) -> DeviceInfo:
     return DeviceInfo(
         device=decision.device,
         reason=decision.reason,
         basis=decision.basis,
         rejected=decision.rejected,
-        advice=(*decision.advice, *_warnings_of(decision.device, host, facts)),
+        advice=(
+            *decision.advice,
+            *(f"{text}." for text in warned),
+            *_warnings_of(decision.device, host, facts),
+        ),
         machine=host.summary,
         torch_version=facts.version,
     )

@@ -18,6 +18,7 @@ class ReasonCode(StrEnum):
     INTEL_MAC = "intel-mac"
     DISCRETE_GPU_UNSUPPORTED = "discrete-gpu-unsupported"
     VM_UNUSABLE = "vm-unusable"
+    VM_NOT_KNOWN = "vm-not-known"
     BAD_FORK = "bad-fork"
     DISABLED_BY_USER = "disabled-by-user"
     NO_DEVICE = "no-device"

@@ -20,7 +20,6 @@ from mpskit.settings import POLICY
 __all__ = ["Decision", "Request", "decide", "favours_its_cpu"]
 
 _CONSERVATIVE_ORDER = tuple(name for name in ORDER if name != "mps")
-_CPU_ONLY = ("cpu",)
 _TRY_BOTH = (
     "Small models are often faster on the CPU; to find out, time a few steps on this device and on "
     "get_optimal_device(use_gpu=False).device."
@@ -44,6 +43,7 @@ class Decision(NamedTuple):
     Attributes:
         device: as torch writes it.
         fallback: what to warn of when the device that was asked for cannot be used.
+        refusal: the same as an error, where no other device is wanted instead.
         blocked: the status of the device that was asked for, in that case.
     """
 
@@ -53,17 +53,23 @@ class Decision(NamedTuple):
     rejected: tuple[Rejected, ...] = ()
     advice: tuple[str, ...] = ()
     fallback: str | None = None
+    refusal: str | None = None
     blocked: Rejected | None = None
 
 
 class _Wish(NamedTuple):
-    """One rule's pick: an order of device types, and how it speaks of itself."""
+    """One rule's pick: an order of device types, and how it speaks of itself.
+
+    The order of a wish for one device has only that: where it cannot be met, the next wish counts.
+    """
 
     order: tuple[str, ...]
     source: str
     basis: Basis
     # The one device that was asked for by name: not getting it is worth a warning.
     named: str | None = None
+    # It is a wish for no GPU rather than for the CPU.
+    no_gpu: bool = False
 
 
 def decide(request: Request, statuses: Sequence[BackendStatus], *, apple_silicon: bool) -> Decision:
@@ -80,18 +86,29 @@ def decide(request: Request, statuses: Sequence[BackendStatus], *, apple_silicon
     known = {status.device: status for status in statuses}
     wishes = _wishes(request, apple_silicon=apple_silicon)
     wish = wishes[0]
-    order = _expand(wish.order, known)
-    chosen = next(name for name in order if _usable(name, known))
-    index = _index(chosen, wish, request, known)
+    chosen, lead = _choose(wishes, known)
+    index = _index(chosen, lead, request, known)
     blocked = _blocked(wish, chosen, known)
+    met = blocked is None or lead is not wish
     return Decision(
         device=chosen if index is None else f"{chosen}:{index}",
-        reason=_reason(known[chosen], wish, blocked),
-        basis=wish.basis if blocked is None else Basis.DEFAULT,
-        rejected=_rejected(chosen, index, wishes, blocked, known),
-        advice=_advice(chosen, wish, known),
+        reason=_reason(known[chosen], wish, lead, blocked),
+        basis=lead.basis if met else Basis.DEFAULT,
+        rejected=_rejected(chosen, index, wishes, lead, blocked, known),
+        advice=_advice(chosen, lead, known),
         fallback=_fallback(wish, chosen, blocked),
+        refusal=_refusal(wish, blocked),
         blocked=blocked,
+    )
+
+
+def _choose(wishes: Sequence[_Wish], known: dict[str, BackendStatus]) -> tuple[str, _Wish]:
+    """Return the device, and the strongest wish that can be met; ``auto`` always can."""
+    return next(
+        (name, wish)
+        for wish in wishes
+        for name in _expand(wish.order, known)
+        if _usable(name, known)
     )
 
 
@@ -104,13 +121,13 @@ def _wishes(request: Request, *, apple_silicon: bool) -> list[_Wish]:
     """Every request that was made, the strongest first; ``auto`` is always the last."""
     wishes = []
     if not request.use_gpu:
-        wishes.append(_Wish(_CPU_ONLY, "use_gpu=False", Basis.FORCED, "cpu"))
+        wishes.append(_Wish(("cpu",), "use_gpu=False", Basis.FORCED, "cpu", no_gpu=True))
     if request.force_mps:
-        wishes.append(_Wish(("mps", *ORDER), "force_mps=True", Basis.FORCED, "mps"))
+        wishes.append(_Wish(("mps",), "force_mps=True", Basis.FORCED, "mps"))
     if request.device:
         kind = request.device
         source = f"MPSKIT_DEVICE={kind}"
-        wishes.append(_Wish((kind.split(":")[0], *ORDER), source, Basis.FORCED, kind))
+        wishes.append(_Wish((kind.split(":")[0],), source, Basis.FORCED, kind))
     for policy, label in ((request.policy, "policy"), (request.env_policy, POLICY)):
         if policy is not None:
             wishes.append(_policy_wish(policy, label, apple_silicon=apple_silicon))
@@ -178,12 +195,14 @@ def _rejection(status: BackendStatus | None, name: str) -> Rejected:
     return Rejected(device=name, code=status.code, reason=status.reason, fix=status.fix)
 
 
-def _reason(chosen: BackendStatus, wish: _Wish, blocked: Rejected | None) -> str:
-    if blocked is not None:
-        return f"{wish.source} asked for {blocked.device}, which cannot be used; this is next"
-    if wish.basis is Basis.DEFAULT:
-        return _auto_reason(chosen, wish)
-    return f"{wish.source} asks for it"
+def _reason(chosen: BackendStatus, wish: _Wish, lead: _Wish, blocked: Rejected | None) -> str:
+    own = (
+        _auto_reason(chosen, lead) if lead.basis is Basis.DEFAULT else f"{lead.source} asks for it"
+    )
+    if blocked is None:
+        return own
+    then = "this is next" if lead is wish else own
+    return f"{wish.source} asked for {blocked.device}, which cannot be used; {then}"
 
 
 def _auto_reason(chosen: BackendStatus, wish: _Wish) -> str:
@@ -200,11 +219,12 @@ def _rejected(
     chosen: str,
     index: int | None,
     wishes: Sequence[_Wish],
+    lead: _Wish,
     blocked: Rejected | None,
     known: dict[str, BackendStatus],
 ) -> tuple[Rejected, ...]:
     """Every other candidate, then every request that lost."""
-    losers = _losers(chosen, wishes[0], known)
+    losers = _losers(chosen, lead, known)
     if blocked is not None and blocked.device not in {loser.device for loser in losers}:
         losers.append(blocked)
     return (*losers, *_outranked(wishes, chosen, index, known))
@@ -225,7 +245,7 @@ def _loser(status: BackendStatus, chosen: str, wish: _Wish) -> Rejected:
 
 def _why_not(name: str, chosen: str, wish: _Wish) -> tuple[ReasonCode, str, str]:
     fix = f"export MPSKIT_DEVICE={name}"
-    if wish.order == _CPU_ONLY:
+    if wish.no_gpu:
         return ReasonCode.GPU_NOT_WANTED, "use_gpu=False was asked", "get_optimal_device()"
     if name == "mps" and wish.order == _CONSERVATIVE_ORDER:
         why = f"{wish.source} leaves it out"
@@ -260,7 +280,13 @@ def _advice(chosen: str, wish: _Wish, known: dict[str, BackendStatus]) -> tuple[
 
 
 def _fallback(wish: _Wish, chosen: str, blocked: Rejected | None) -> str | None:
-    if blocked is None:
-        return None
+    return _unmet(wish, blocked, f": using {chosen}") if blocked is not None else None
+
+
+def _refusal(wish: _Wish, blocked: Rejected | None) -> str | None:
+    return _unmet(wish, blocked, "") if blocked is not None else None
+
+
+def _unmet(wish: _Wish, blocked: Rejected, then: str) -> str:
     mend = f"; to mend it: {blocked.fix}" if blocked.fix else ""
-    return f"{wish.source} asked for {blocked.device}, but {blocked.reason}: using {chosen}{mend}"
+    return f"{wish.source} asked for {blocked.device}, but {blocked.reason}{then}{mend}"

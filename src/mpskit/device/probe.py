@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
+from mpskit._base.files import read_small, write_whole
+from mpskit.device.status import ProbeAnswer
 from mpskit.host import Host
 from mpskit.settings import Settings
 from mpskit.system.process import run_bounded
@@ -21,8 +22,10 @@ from mpskit.system.process import run_bounded
 __all__ = ["PROBE_SECONDS", "cache_folder", "probe_mps", "remembered_probe"]
 
 PROBE_SECONDS = 20.0
+# How much longer the try after a time-out may take, up to the longest.
+_LONGER, _LONGEST_S = 3, 180.0
 # Raise it when the work below changes: an old verdict then no longer counts.
-_REVISION = 1
+_REVISION = 2
 _OK = "mpskit-probe-ok"
 # A convolution, a matrix product and their gradients, against the CPU: what the hosted runners
 # got wrong or could not allocate. The tolerance is far above rounding and far below a wrong kernel.
@@ -46,12 +49,18 @@ def probe_mps(seconds: float = PROBE_SECONDS) -> str | None:
     """Do real work on MPS in a child; return what failed, or None.
 
     Args:
-        seconds: the child is killed after this long, and that is a failure too.
+        seconds: the child is killed after this long.
+
+    Raises:
+        TimeoutError: it gave no answer. It may hang, and may have been about to answer.
     """
+    if not sys.executable:
+        return "this process does not know its Python, which the try needs"
     try:
-        child = run_bounded([sys.executable, "-c", _WORK], seconds=seconds)
+        # -P: a torch.py in the current folder must not be run.
+        child = run_bounded([sys.executable, "-P", "-c", _WORK], seconds=seconds)
     except TimeoutError:
-        return f"no answer within {seconds:g} s"
+        raise
     except OSError as error:
         return f"the child process did not start ({error.strerror or type(error).__name__})"
     if child.returncode == 0 and _OK in child.stdout:
@@ -63,22 +72,31 @@ def probe_mps(seconds: float = PROBE_SECONDS) -> str | None:
 
 def remembered_probe(
     host: Host, torch_version: str, settings: Settings, *, refresh: bool = False
-) -> str | None:
+) -> ProbeAnswer:
     """Return `probe_mps`'s answer, from the cache folder when it has one for this machine.
+
+    A try that ran out of time proves nothing on a slow machine: the next process tries again with
+    three times as long, and a third with three times that. Then it stays "not known" until
+    ``refresh``.
 
     A cache that is missing, corrupt or read-only is never an error: the probe then runs again.
     """
-    if settings.no_cache:
-        return probe_mps()
-    path = _path(host, torch_version, settings)
-    if path is None:
-        return probe_mps()
-    found = None if refresh else _read(path)
-    if found is not None:
-        return found["failure"]
-    failure = probe_mps()
-    _write(path, failure)
-    return failure
+    path = None if settings.no_cache else _path(host, torch_version, settings)
+    found = None if path is None else _read(path)
+    if found is not None and not refresh and (found.known or found.waited >= _LONGEST_S):
+        return found
+    waited = found.waited if found is not None else 0
+    answer = _probe(min(_LONGEST_S, waited * _LONGER) or PROBE_SECONDS)
+    if path is not None:
+        _write(path, answer)
+    return answer
+
+
+def _probe(seconds: float) -> ProbeAnswer:
+    try:
+        return ProbeAnswer(probe_mps(seconds))
+    except TimeoutError:
+        return ProbeAnswer(f"no answer within {seconds:g} s", waited=seconds)
 
 
 def _path(host: Host, torch_version: str, settings: Settings) -> Path | None:
@@ -111,26 +129,19 @@ def _key(host: Host, torch_version: str) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> dict[str, str | None] | None:
+def _read(path: Path) -> ProbeAnswer | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(read_small(path) or "")
+        failure, waited = found["failure"], float(found.get("waited", 0))
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError, OverflowError):
         return None
-    good = isinstance(found, dict) and "failure" in found
-    return found if good and isinstance(found["failure"], (str, type(None))) else None
+    good = isinstance(failure, str | None) and 0 <= waited <= _LONGEST_S
+    return ProbeAnswer(failure, waited) if good else None
 
 
-def _write(path: Path, failure: str | None) -> None:
-    """Write by renaming, so that two processes at once leave a whole file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"failure": failure}, file)
-        Path(name).replace(path)
-    except OSError:
-        # A cache that cannot be written costs the next process a probe, and nothing else.
-        return
+def _write(path: Path, answer: ProbeAnswer) -> None:
+    """Remember an answer. Where that fails the next process asks again, and that is all."""
+    write_whole(path, json.dumps(answer._asdict()))
 
 
 def _last_line(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from mpskit._base.values import Value
 from mpskit.backends.facts import Found, TorchFacts
@@ -11,7 +12,7 @@ from mpskit.backends.versions import has, minimum_macos, older
 from mpskit.device.codes import ReasonCode
 from mpskit.host import Host, HostKind
 
-__all__ = ["BackendStatus", "backend_statuses", "mps_status"]
+__all__ = ["BackendStatus", "ProbeAnswer", "backend_statuses", "mps_status"]
 
 
 class BackendStatus(Value):
@@ -43,6 +44,23 @@ class BackendStatus(Value):
         return f"{self.device}: {'usable' if self.usable else self.reason}"
 
 
+class ProbeAnswer(NamedTuple):
+    """What a try of MPS came to.
+
+    Attributes:
+        failure: what failed, or that there was no answer; None if real work came out right.
+        waited: seconds after which a try without an answer was given up; 0 for an answer.
+    """
+
+    failure: str | None = None
+    waited: float = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether the try had an answer."""
+        return not self.waited
+
+
 _Verdict = tuple[ReasonCode, str, str | None]
 _NATIVE_PYTHON = "/opt/homebrew/bin/python3 -m venv .venv && .venv/bin/python -m pip install torch"
 
@@ -52,7 +70,7 @@ def backend_statuses(
     facts: TorchFacts,
     *,
     disable_mps: bool = False,
-    probe: Callable[[], str | None] | None = None,
+    probe: Callable[[], ProbeAnswer] | None = None,
 ) -> list[BackendStatus]:
     """Return the status of every backend of the table and of what else torch has, the best first.
 
@@ -95,7 +113,7 @@ def mps_status(
     facts: TorchFacts,
     *,
     disabled: bool = False,
-    probe: Callable[[], str | None] | None = None,
+    probe: Callable[[], ProbeAnswer] | None = None,
 ) -> BackendStatus:
     """Return the status of MPS, with the nearest cause when it cannot be used.
 
@@ -103,8 +121,7 @@ def mps_status(
         host: the machine.
         facts: what torch says.
         disabled: ``MPSKIT_DISABLE_MPS`` is set.
-        probe: asked only on a virtual machine where torch claims a device; returns what failed,
-            or None if real work came out right.
+        probe: asked only on a virtual machine where torch claims a device.
     """
     verdict = _disabled(disabled)
     for rule in (_wrong_machine, _wrong_torch, _wrong_system):
@@ -184,8 +201,12 @@ def _wrong_system(host: Host, facts: TorchFacts) -> _Verdict | None:
     return None
 
 
-def _vm(failure: str | None) -> _Verdict | None:
-    if failure is None:
+def _vm(answer: ProbeAnswer) -> _Verdict | None:
+    if answer.failure is None:
         return None
-    why = f"this is a virtual machine that offers MPS, but work on it fails: {failure}"
+    what = "this is a virtual machine that offers MPS"
+    if not answer.known:
+        why = f"{what}, and whether it works is not known: {answer.failure}"
+        return ReasonCode.VM_NOT_KNOWN, why, "get_optimal_device(refresh=True)  # tries again"
+    why = f"{what}, but work on it fails: {answer.failure}"
     return ReasonCode.VM_UNUSABLE, why, "export MPSKIT_DEVICE=cpu"

@@ -75,6 +75,14 @@ def relevant(name: str) -> bool:
     return upper.startswith("PYTORCH_") or ("MPS" in upper and _meant(name) is not None)
 
 
+def shown(name: str) -> bool:
+    """Return whether a report may show a variable's value: one of torch's own, or a slip for one.
+
+    Any other ``PYTORCH_*`` variable may hold anything, a token too.
+    """
+    return name in variables() or _meant(name) is not None
+
+
 def _meant(name: str) -> str | None:
     """Return the variable that a name is likely to be a slip for."""
     upper = name.upper()

@@ -39,13 +39,16 @@ __all__ = [
     "current_environment",
 ]
 
+_HIDDEN = "(not shown)"
+
 
 class VariableReport(Value):
     """One variable that is set.
 
     Attributes:
         name: the variable.
-        value: its text.
+        value: its text; ``(not shown)`` for a variable that is not one of torch's nor a slip for
+            one: it may hold anything, and the report may end in a public issue.
         meaning: what it is for, and what this value does.
         problem: what is wrong with it; None if nothing is.
         fix: the shell command that mends it.
@@ -120,7 +123,7 @@ def _report(name: str, environ: Mapping[str, str], torch: str | None) -> Variabl
     found, variable = rules.judge(name, environ, torch), rules.variables().get(name)
     return VariableReport(
         name=name,
-        value=environ[name],
+        value=environ[name] if rules.shown(name) else _HIDDEN,
         meaning=f"{found.effect} ({variable.meaning})" if variable else found.effect,
         problem=found.problem,
         fix=found.fix,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.arguments import shown
 from mpskit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorSpec", "map_tensors", "parse_spec"]
 
-_SPEC = re.compile(r"\s*([a-z]+[0-9]*(?:_[a-z0-9]+)?)\s*\[([0-9,\s]*)\]\s*(?:=\s*(-?\d+))?\s*")
+_SIZES = r"(?:\d{1,18}\s*(?:,\s*\d{1,18}\s*)*,?\s*)?"
+_SPEC = re.compile(
+    rf"\s*([a-z]+[0-9]*(?:_[a-z0-9]+)?)\s*\[\s*({_SIZES})\]\s*(?:=\s*(-?\d{{1,18}}))?\s*", re.ASCII
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,8 @@ def parse_spec(text: str) -> TensorSpec:
     match = _SPEC.fullmatch(text)
     if match is None:
         raise ArgumentError(
-            f"{text!r} is no tensor: write dtype[sizes], such as int64[1,512] or float32[8,3,224]",
+            f"{shown(text)} is no tensor: write dtype[sizes], such as int64[1,512] or "
+            "float32[8,3,224]",
             given=text,
         )
     sizes = tuple(int(part) for part in match[2].split(",") if part.strip())

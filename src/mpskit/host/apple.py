@@ -47,7 +47,8 @@ _VM_TEXT = (
     r"(?i)virtualmac|macvm|vmware|vmapple|paravirt|parallels|virtualbox|qemu|kvm|\(virtual\)"
     r"|virtualiz|virtual machine|hypervisor|\b(?:utm|tart|anka|orka|vm)\b"
 )
-_RUNNER_TEXT = r"(?i)\bmacos-(?:\d+|latest)\b.*\brunner\b|\bgithub(?:-hosted| actions)\b"
+_RUNNER_IMAGE = r"(?i)\bmacos-(?:\d+|latest)\b"
+_RUNNER_TEXT = r"(?i)\bgithub(?:-hosted| actions)\b"
 _MAC_SYSCTL = ("kern.osproductversion", "sysctl.proc_translated", "kern.hv_vmm_present")
 _MAC_SYSCTL_PREFIXES = ("hw.perflevel", "hw.optional.", "iogpu.", "machdep.cpu.", "hw.cpu")
 _FOREIGN_SYSTEM = (
@@ -297,10 +298,17 @@ def vm_signs(readings: Readings) -> list[str]:
         f"the Metal device is {metal}" if re.search(_VM_TEXT, metal) else "",
         "CPU features include VMM" if "VMM" in features else "",
         "kern.hv_vmm_present is 1" if sysctl(readings, "kern.hv_vmm_present") == "1" else "",
-        *(f"the system is {text}" for text in texts if re.search(_RUNNER_TEXT, text)),
+        *(f"the system is {text}" for text in texts if _names_runner(text)),
         *(f"the system is {text}" for text in texts if re.search(_VM_TEXT, text)),
     ]
     return [sign for sign in signs if sign]
+
+
+def _names_runner(text: str) -> bool:
+    image = re.search(_RUNNER_IMAGE, text)
+    # In two steps, which are linear in the text's length, as `image.*runner` is not.
+    after = text[image.end() :].partition("\n")[0] if image else ""
+    return bool(re.search(r"(?i)\brunner\b", after) or re.search(_RUNNER_TEXT, text))
 
 
 def wired_limit_bytes(readings: Readings) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
+from mpskit._base.arguments import shown
 from mpskit._base.sizes import meant_otherwise, parse_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
@@ -31,21 +32,25 @@ def amount_bytes(amount: Amount, whole: int, name: str) -> int:
     """
     if isinstance(amount, bool) or not isinstance(amount, int | float | str):
         raise ArgumentTypeError(
-            f"{name} is bytes, a size such as '2GiB', '10%' or a fraction, not {amount!r}",
+            f"{name} is bytes, a size such as '2GiB', '10%' or a fraction, not {shown(amount)}",
             given=amount,
         )
     share = share_of(amount)
-    fine = amount >= 0 if isinstance(amount, int) else share is None or 0 <= share <= 1
+    # No memory is beyond 2**63 bytes, and a float holds no integer that is much longer.
+    fine = 0 <= amount <= 2**63 if isinstance(amount, int) else share is None or 0 <= share <= 1
     if not fine:
         raise ArgumentError(
-            f"{name}={amount!r} is not an amount: give bytes from 0, '2GiB', '10%' or 0.0 to 1.0",
+            f"{name}={shown(amount)} is not an amount: give bytes from 0, '2GiB', '10%' or 0.0 to "
+            "1.0",
             given=amount,
         )
     if share is not None:
         return int(share * whole)
     meant = None if isinstance(amount, float) else meant_otherwise(amount)
     if meant is not None:
-        raise ArgumentError(f"{name}={amount!r} is in bytes: did you mean {meant}?", given=amount)
+        raise ArgumentError(
+            f"{name}={shown(amount)} is in bytes: did you mean {meant}?", given=amount
+        )
     return parse_bytes(amount) if isinstance(amount, str) else int(amount)
 
 

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from mpskit._base.arguments import shown
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.cache import CacheReport, check_device, clear, devices_in_use
@@ -240,7 +241,7 @@ def _checked_every(every: int | None) -> int:
     if every is None:
         return 1
     if isinstance(every, bool) or not isinstance(every, int):
-        raise ArgumentTypeError(f"every is a number of steps, not {every!r}", given=every)
+        raise ArgumentTypeError(f"every is a number of steps, not {shown(every)}", given=every)
     if every < 1:
-        raise ArgumentError(f"every is a number of steps from 1, not {every}", given=every)
+        raise ArgumentError(f"every is a number of steps from 1, not {shown(every)}", given=every)
     return every

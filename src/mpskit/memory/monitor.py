@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import shown, wrong_type
 from mpskit._base.log import log
 from mpskit._base.sizes import GIB, format_bytes
 from mpskit.errors import ArgumentError, ArgumentTypeError, MemoryGrowthWarning
@@ -274,7 +274,8 @@ def check_interval(interval: object) -> float:
         raise wrong_type("interval", "a number of seconds", interval)
     if not _SHORTEST_INTERVAL_S <= interval <= threading.TIMEOUT_MAX:
         raise ArgumentError(
-            f"interval={interval!r} is not between {_SHORTEST_INTERVAL_S} s and the longest wait",
+            f"interval={shown(interval)} is not between {_SHORTEST_INTERVAL_S} s and the longest "
+            "wait",
             given=interval,
         )
     return float(interval)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import (
     overload,
 )
 
+from mpskit._base.arguments import shown
 from mpskit._base.log import log
 from mpskit.backends.memory import backend
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning, OutOfMemory
@@ -441,12 +443,14 @@ def _sizes(start: Any, settings: _Settings) -> Sequence[int]:
 def _check_size(name: str, size: Any) -> None:
     if isinstance(size, bool) or not isinstance(size, int):
         raise ArgumentTypeError(
-            f"{name} is a batch size such as 64, not {size!r}: "
+            f"{name} is a batch size such as 64, not {shown(size)}: "
             "run_with_batch_size(fn, 64) or @run_with_batch_size(64)",
             given=size,
         )
     if size < 1:
-        raise ArgumentError(f"{name} is a batch size from 1, not {size}", given=size)
+        raise ArgumentError(f"{name} is a batch size from 1, not {shown(size)}", given=size)
+    if size > sys.maxsize:
+        raise ArgumentError(f"{name} is more than any batch has: {shown(size)}", given=size)
 
 
 def _checked_fallback(fallback: Any) -> Literal["cpu"] | None:

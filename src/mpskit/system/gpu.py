@@ -11,7 +11,6 @@ import plistlib
 import sys
 from pathlib import Path
 from typing import Any
-from xml.parsers.expat import ExpatError
 
 from mpskit.system.process import output_of
 
@@ -41,7 +40,7 @@ def gpu_percent_in(plist: bytes) -> float | None:
     """Return the busiest accelerator's share from ``ioreg -a``'s output; None if it has none."""
     try:
         found = plistlib.loads(plist)
-    except (ValueError, ExpatError, OverflowError, AttributeError, TypeError, KeyError):
+    except Exception:  # noqa: BLE001 - on malformed XML plistlib raises whatever its stack does
         return None
     shares = [_share(entry) for entry in found] if isinstance(found, list) else []
     return max((share for share in shares if share is not None), default=None)
@@ -51,9 +50,15 @@ def _share(entry: Any) -> float | None:
     statistics = entry.get("PerformanceStatistics") if isinstance(entry, dict) else None
     if not isinstance(statistics, dict):
         return None
-    values = [statistics.get(key) for key in _KEYS]
-    numbers = [float(value) for value in values if isinstance(value, int | float)]
-    return min(100.0, max(0.0, numbers[0])) if numbers else None
+    percents = [_percent(statistics.get(key)) for key in _KEYS]
+    return next((percent for percent in percents if percent is not None), None)
+
+
+def _percent(value: Any) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+        return None
+    # Clamped before it becomes a float, which holds no integer of 400 digits.
+    return float(min(100, max(0, value)))
 
 
 def card_count(vendor: str) -> int:

@@ -100,7 +100,7 @@ def read_readings() -> Readings:
         return _replaced
     from mpskit.host.readings import Readings
 
-    readers = _READERS | _BY_SYSTEM.get(platform.system(), _ELSEWHERE)
+    readers = _READERS | _BY_SYSTEM.get(_quiet(platform.system), _ELSEWHERE)
     values = read_all(readers)
     for name in [name for name in values if name.startswith("*")]:
         values |= values.pop(name) or {}
@@ -111,14 +111,18 @@ def read_all(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     """Read everything; a reading that raises or takes over two seconds is None.
 
     One thread does them all, because starting one costs more than most readings do. A reading
-    that hangs is left alone with its thread, and another thread takes the rest.
+    that hangs is left alone with its thread, and another thread takes the rest. Where no thread
+    can be started, this one reads, without a limit of time.
     """
     values: dict[str, Any] = dict.fromkeys(readers)
     names = list(readers)
     while names:
         answers: SimpleQueue[Any] = SimpleQueue()
         todo = [readers[name] for name in names]
-        threading.Thread(target=_answer, args=(todo, answers), daemon=True).start()
+        try:
+            threading.Thread(target=_answer, args=(todo, answers), daemon=True).start()
+        except (RuntimeError, MemoryError):
+            _answer(todo, answers)
         while names:
             name = names.pop(0)
             try:
@@ -205,7 +209,7 @@ def _linux_cpu() -> dict[str, Any]:
 def cpu_brand(cpuinfo: str) -> str | None:
     """Return the processor's name from the text of ``/proc/cpuinfo``."""
     for key in ("model name", "Hardware", "cpu model", "Model"):
-        if match := re.search(rf"^{key}\s*:\s*(\S.*)$", cpuinfo, re.MULTILINE):
+        if match := re.search(rf"^{key}[ \t]*:[ \t]*(\S.*)$", cpuinfo, re.MULTILINE):
             return match[1].strip()
     return None
 

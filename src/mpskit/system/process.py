@@ -11,6 +11,7 @@ cheaper to read. Windows: the private bytes. Elsewhere: the resident size.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -18,11 +19,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from mpskit._base.signals import deferred_signals
 from mpskit._base.sizes import MIB, format_bytes
 from mpskit._base.values import Value
+from mpskit.system.privacy import program_name
 
 if TYPE_CHECKING:
     import subprocess
@@ -89,7 +91,7 @@ class MemoryUser(Value):
     """A program and the memory that all its processes hold together.
 
     Attributes:
-        name: the program's name, without its path or arguments.
+        name: of the program's executable, without its path or arguments.
         resident_bytes: the sum of the resident sizes; shared pages count once per process.
         processes: how many processes have that name.
     """
@@ -111,7 +113,8 @@ def largest_users(count: int = 5) -> tuple[MemoryUser, ...]:
     held: Counter[str] = Counter()
     number: Counter[str] = Counter()
     for process in _others():
-        name, size = _name(process.info.get("name")), _resident(process.info)
+        info = process.info
+        name, size = program_name(info.get("exe"), info.get("name")), _resident(info)
         if name and size:
             held[name] += size
             number[name] += 1
@@ -126,14 +129,10 @@ def _others() -> list[Any]:
 
     try:
         # Fields that may not be read come as None: process_iter takes AccessDenied upon itself.
-        found = list(psutil.process_iter(["name", "memory_info"]))
+        found = list(psutil.process_iter(["name", "exe", "memory_info"]))
     except Exception:  # noqa: BLE001 - who else is there must not hide the error it explains
         return []
     return [process for process in found if process.pid != os.getpid()]
-
-
-def _name(name: object) -> str:
-    return PurePath(name).name if isinstance(name, str) else ""
 
 
 def _resident(info: dict[str, Any]) -> int:
@@ -183,15 +182,18 @@ def run_bounded(
         close_fds=own_session,
         start_new_session=own_session,
     )
-    streams = [_Stream(pipe) for pipe in (child.stdout, child.stderr) if pipe is not None]
+    streams: list[_Stream] = []
     end = time.monotonic() + seconds
     try:
+        streams += [_Stream(pipe) for pipe in (child.stdout, child.stderr) if pipe is not None]
         code = child.wait(seconds)
         for stream in streams:
             # A descendant that the child left behind may still hold the pipe.
             stream.join(max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"{command[0]} took longer than {seconds:g} s") from None
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, f"its output cannot be read ({error})") from None
     finally:
         if child.poll() is None or any(stream.is_alive() for stream in streams):
             _kill(child, own_session=own_session)
@@ -241,38 +243,45 @@ class Helper:
 
     Its own session keeps Ctrl-C from it: the computation that it serves may go on after one.
 
+    Args:
+        command: the program and its arguments.
+        started: gets the helper before it runs, so that no interrupt can lose it.
+
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], started: list[Helper]) -> None:
         import subprocess
 
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        self._process: subprocess.Popen[str] | None = None
+        started.append(self)
+        with deferred_signals():
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
 
     @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
         """The process's number."""
-        return self._process.pid
+        return self._process.pid if self._process is not None else None
 
     @property
     def running(self) -> bool:
         """Whether it has not ended yet."""
-        return self._process.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     def says(self, line: str, *, within: float) -> bool:
         """Wait for its first line; a program that ends without one has failed."""
         import select
 
-        pipe = self._process.stdout
+        pipe = self._process.stdout if self._process is not None else None
         if pipe is None:
             return False
         ready, _, _ = select.select([pipe], [], [], within)
@@ -282,6 +291,8 @@ class Helper:
         """End it and what it started; it may be gone already."""
         import subprocess
 
+        if self._process is None:
+            return
         with self._process as process:  # closes the pipe, and waits
             for order in (signal.SIGTERM, signal.SIGKILL):
                 if process.poll() is not None:

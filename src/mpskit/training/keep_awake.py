@@ -81,11 +81,21 @@ def keep_awake(why: str = "a long computation") -> Iterator[Awake]:
     """
     if not isinstance(why, str):
         raise wrong_type("why", "a str", why)
-    awake = _start(why)
+    started: list[Helper] = []
     try:
-        yield awake
+        try:
+            yield _start(why, started)
+        finally:
+            _stop(started)
     finally:
-        awake.stop()
+        # An interrupt may have come on the line above.
+        _stop(started)
+
+
+def _stop(started: list[Helper]) -> None:
+    while started:
+        started[-1].stop()
+        started.pop()
 
 
 class _Tool(NamedTuple):
@@ -110,12 +120,13 @@ def _tools(why: str) -> tuple[_Tool, ...]:
     )
 
 
-def _start(why: str) -> Awake:
+def _start(why: str, started: list[Helper]) -> Awake:
+    """Start the program that keeps this system awake, and put it into the list."""
     tool = next((tool for tool in _tools(why) if shutil.which(tool.name)), None)
     if tool is None:
         return _nothing("this system has neither caffeinate nor systemd-inhibit")
     try:
-        helper = Helper((tool.name, *tool.arguments, str(os.getpid())))
+        helper = Helper((tool.name, *tool.arguments, str(os.getpid())), started)
     except OSError as error:
         reason = f"{tool.name} could not be started: {error.strerror}"
         # It is installed and broken: unlike its absence, that is worth a look.
