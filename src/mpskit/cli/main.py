@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from mpskit.cli.output import print_wrapped
 from mpskit.errors import MpskitError
 
 __all__ = ["COMMANDS", "main"]
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _module(arguments.command).run(arguments)
     except MpskitError as error:
-        print(f"mpskit {arguments.command}: {error}", file=sys.stderr)
+        print_wrapped(f"mpskit {arguments.command}: {error}", error=True)
         return 2
     except BrokenPipeError:
         # The reader of the pipe, such as head, has exited: there is nobody to tell.
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ImportError, OSError) as error:
         # Such as a missing or broken torch, or a full disk.
-        print(f"mpskit {arguments.command}: {error} (see: mpskit doctor)", file=sys.stderr)
+        print_wrapped(f"mpskit {arguments.command}: {error} (see: mpskit doctor)", error=True)
         return 1
 
 
@@ -75,7 +76,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary)
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name == chosen:
             _module(name).add_arguments(sub)
     return parser

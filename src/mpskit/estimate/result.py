@@ -111,6 +111,11 @@ class Verdict(Value):
     def __str__(self) -> str:
         need, usable = format_bytes(self.needed_bytes), format_bytes(self.usable_bytes)
         margin = format_bytes(abs(self.margin_bytes))
+        if self.answer == "tight" and self.margin_bytes < 0:
+            return (
+                f"tight: it should run, and may swap: the tensors fit the {usable} usable, but the "
+                f"allocator would hold {need}, {margin} more"
+            )
         left = f"{margin} left" if self.margin_bytes >= 0 else f"{margin} too much"
         return f"{self.answer}: needs {need} of {usable} usable, {left}"
 
