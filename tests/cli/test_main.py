@@ -40,6 +40,14 @@ def test_usage_is_two(words, capsys):
     assert capsys.readouterr().err
 
 
+def test_a_warning_is_a_sentence_without_path_and_source(capsys):
+    assert main(["device", "--force-mps"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "cpu\n"
+    assert err.startswith("mpskit device: warning: force_mps=True asked for mps, but ")
+    assert len(err.splitlines()) == 1
+
+
 def test_an_error_of_ours_is_one_line(monkeypatch, capsys):
     def run(_):
         raise DeviceUnavailableError("no such card", given=3)

@@ -44,4 +44,5 @@ def _show_rest(check: Check, show: Callable[[str, str], None]) -> None:
     if check.why:
         show("", f"       why it matters: {check.why}")
     if check.fix:
-        show("", f"       fix: {check.fix}")
+        # A line to copy: the terminal may break it, this program does not.
+        print(f"       fix: {check.fix}")

@@ -27,6 +27,9 @@ COMMANDS = {
     "simulate": "run a script on a simulated Mac",
 }
 
+_EPILOG = """`mpskit` alone runs the doctor; `mpskit COMMAND --help` has examples.
+Exit codes: 0 success, 1 the answer is no, 2 wrong usage."""
+
 
 class _Command(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
@@ -50,12 +53,13 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv) or ["doctor"]
-    parser = _parser(words)
-    arguments = parser.parse_args(words)
+    command = _command(words)
     try:
+        parser = _parser(command)
+        arguments = parser.parse_args(words)
         return _module(arguments.command).run(arguments)
     except MpskitError as error:
-        print_wrapped(f"mpskit {arguments.command}: {error}", error=True)
+        print_wrapped(f"mpskit {command}: {error}", error=True)
         return 2
     except BrokenPipeError:
         # The reader of the pipe, such as head, has exited: there is nobody to tell.
@@ -63,18 +67,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ImportError, OSError) as error:
         # Such as a missing or broken torch, or a full disk.
-        print_wrapped(f"mpskit {arguments.command}: {error} (see: mpskit doctor)", error=True)
+        see = "" if command == "doctor" else " (see: mpskit doctor)"
+        print_wrapped(f"mpskit {command}: {error}{see}", error=True)
         return 1
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def _command(words: Sequence[str]) -> str:
+    """Return the first word that is no option: the command, if there is one."""
+    return next((word for word in words if not word.startswith("-")), "")
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
     """Build the parser; only the chosen command's module is imported, for its arguments."""
     parser = argparse.ArgumentParser(
-        prog="mpskit", description="Know the machine, choose the device, know what fits."
+        prog="mpskit",
+        description="Know the machine, choose the device, know what fits.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(
             name,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from mpskit.errors import ArgumentError
+from mpskit.errors import ArgumentError, MpskitWarning
 
 __all__ = [
     "MARKS",
@@ -19,6 +21,7 @@ __all__ = [
     "print_rows",
     "print_wrapped",
     "printer",
+    "told_warnings",
     "wrapped",
 ]
 
@@ -55,6 +58,21 @@ def print_wrapped(text: str, *, error: bool = False) -> None:
     """Print a text, wrapped to the terminal; a pipe or a file gets its lines as they are."""
     stream = sys.stderr if error else sys.stdout
     print(wrapped(text, width=columns(stream)), file=stream)
+
+
+@contextlib.contextmanager
+def told_warnings(command: str) -> Iterator[None]:
+    """Print mpskit's own warnings in one sentence each, without this file's path and source."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", MpskitWarning)
+        yield
+    for warning in told:
+        if issubclass(warning.category, MpskitWarning):
+            print_wrapped(f"mpskit {command}: warning: {warning.message}", error=True)
+        else:
+            warnings.showwarning(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 def wrapped(text: str, *, width: int | None, extra: int = 2) -> str:

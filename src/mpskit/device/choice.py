@@ -163,7 +163,7 @@ def _decide(request: Request, *, strict: bool, refresh: bool) -> tuple[DeviceCho
     full = _complete(request, settings)
     decision = decide(full, statuses, apple_silicon=favours_its_cpu(host))
     if strict and decision.blocked is not None:
-        raise DeviceUnavailableError(str(decision.fallback), given=decision.blocked.device)
+        raise DeviceUnavailableError(str(decision.refusal), given=decision.blocked.device)
     info = _info(decision, host, facts)
     _announce(info)
     return DeviceChoice(torch.device(decision.device), info), decision.fallback

@@ -44,6 +44,7 @@ class Decision(NamedTuple):
     Attributes:
         device: as torch writes it.
         fallback: what to warn of when the device that was asked for cannot be used.
+        refusal: the same for a caller who takes no other device.
         blocked: the status of the device that was asked for, in that case.
     """
 
@@ -53,6 +54,7 @@ class Decision(NamedTuple):
     rejected: tuple[Rejected, ...] = ()
     advice: tuple[str, ...] = ()
     fallback: str | None = None
+    refusal: str | None = None
     blocked: Rejected | None = None
 
 
@@ -90,7 +92,8 @@ def decide(request: Request, statuses: Sequence[BackendStatus], *, apple_silicon
         basis=wish.basis if blocked is None else Basis.DEFAULT,
         rejected=_rejected(chosen, index, wishes, blocked, known),
         advice=_advice(chosen, wish, known),
-        fallback=_fallback(wish, chosen, blocked),
+        fallback=_refusal(wish, blocked, f": using {chosen}"),
+        refusal=_refusal(wish, blocked),
         blocked=blocked,
     )
 
@@ -259,8 +262,8 @@ def _advice(chosen: str, wish: _Wish, known: dict[str, BackendStatus]) -> tuple[
     return ()
 
 
-def _fallback(wish: _Wish, chosen: str, blocked: Rejected | None) -> str | None:
+def _refusal(wish: _Wish, blocked: Rejected | None, instead: str = "") -> str | None:
     if blocked is None:
         return None
     mend = f"; to mend it: {blocked.fix}" if blocked.fix else ""
-    return f"{wish.source} asked for {blocked.device}, but {blocked.reason}: using {chosen}{mend}"
+    return f"{wish.source} asked for {blocked.device}, but {blocked.reason}{instead}{mend}"

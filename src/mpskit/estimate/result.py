@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpskit._base.sizes import format_bytes
+from mpskit._base.sizes import check_size, format_bytes, parse_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
@@ -182,7 +182,8 @@ class MemoryEstimate(Value):
         """Say whether the step fits a budget.
 
         Args:
-            budget: a ``MemoryBudget`` (its ``usable_bytes``), a machine or its name, or bytes.
+            budget: a ``MemoryBudget`` (its ``usable_bytes``), a machine or its name, bytes, or a
+                size such as ``"16GiB"``.
 
         Raises:
             UnknownMachineError: no machine has that name.
@@ -254,16 +255,26 @@ def _usable_bytes(budget: Any) -> int:
 
 
 def _machine_bytes(machine: Any) -> int:
-    from mpskit.host import Machine, find_machine
-    from mpskit.memory import memory_budget_for
+    from mpskit.host import Machine
+    from mpskit.memory.budget import machine_budget
 
     if not isinstance(machine, str | Machine):
         raise ArgumentTypeError(
             f"fits() takes a MemoryBudget, a machine's name or bytes, not {type(machine).__name__}",
             given=machine,
         )
-    found = find_machine(machine)
-    budget = memory_budget_for(found.ram_bytes, macos=found.macos, chip=found.chip)
+    if isinstance(machine, str) and (size := _size(machine)) is not None:
+        return size
+    budget = machine_budget(machine)
     if budget.usable_bytes is None:
         raise ArgumentError(f"nobody knows what {machine} can give to a job", given=machine)
     return budget.usable_bytes
+
+
+def _size(text: str) -> int | None:
+    """Return the bytes of a size such as ``16GiB``; None for what may be a machine's name."""
+    try:
+        size = parse_bytes(text)
+    except ArgumentError:
+        return None
+    return check_size("a budget", size)
