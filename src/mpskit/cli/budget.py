@@ -25,6 +25,7 @@ The exit code is 1 when nothing is known to be usable."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = _EXAMPLES
+    parser.usage = "mpskit budget [options]"
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--machine", metavar="NAME", help="a known Mac, such as m1-8gb")
     where.add_argument("--ram-gib", metavar="N", help="a Mac with N GiB of memory")

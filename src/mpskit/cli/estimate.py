@@ -24,19 +24,22 @@ _BATCH_HELP = (
 )
 _EXAMPLES = """examples:
   mpskit estimate --list
-  mpskit estimate Qwen/Qwen2.5-7B --lora 8 --precision bf16 \\
-      --machine m1-16gb
-  mpskit estimate path/config.json --batch-size 4 --seq-len 1024
-  mpskit estimate train.py:make_model --batch 'float32[32,784]' \\
-      'int64[32]' --optimizer sgd:lr=0.1,momentum=0.9
+  mpskit estimate Qwen/Qwen2.5-7B --lora 8 \\
+      --precision bf16 --machine m1-16gb
+  mpskit estimate config.json --batch-size 4 --seq-len 1024
+  mpskit estimate train.py:make_model \\
+      --batch 'float32[32,784]' 'int64[32]' \\
+      --optimizer sgd:lr=0.1,momentum=0.9
 
-FILE.py is run, as `python FILE.py` would run it, and NAME is taken
-from it. The exit code is 1 when the model does not fit the machine."""
+FILE.py is run, as `python FILE.py` would run it, and NAME
+is taken from it. The exit code is 1 when the model does not
+fit the machine."""
 _TOP = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    parser.usage = "mpskit estimate MODEL [options]"
     parser.epilog = _EXAMPLES
     parser.add_argument(
         "model",
@@ -61,11 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="adamw",
         help="of torch.optim, or none, with its arguments: adamw:foreach=false (adamw)",
     )
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32")
+    parser.add_argument(
+        "--precision",
+        choices=_PRECISIONS,
+        default="fp32",
+        metavar="NAME",
+        help=f"{', '.join(_PRECISIONS)} (fp32)",
+    )
     parser.add_argument(
         "--accumulate", type=int, default=1, metavar="N", help="batches for each optimizer step (1)"
     )
-    parser.add_argument("--device", choices=ESTIMATED, default="mps", help="the target (mps)")
+    parser.add_argument(
+        "--device",
+        choices=ESTIMATED,
+        default="mps",
+        metavar="NAME",
+        help=f"the target: {', '.join(ESTIMATED)} (mps)",
+    )
     parser.add_argument("--machine", metavar="NAME", help="say whether it fits, such as m1-16gb")
     parser.add_argument("--plot", metavar="PATH", help="draw the timeline (needs mpskit[plot])")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")

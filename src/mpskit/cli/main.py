@@ -27,8 +27,9 @@ COMMANDS = {
     "simulate": "run a script on a simulated Mac",
 }
 
-_EPILOG = """`mpskit` alone runs the doctor; `mpskit COMMAND --help` has examples.
-Exit codes: 0 success, 1 the answer is no, 2 wrong usage."""
+_EPILOG = """`mpskit` alone runs the doctor; `mpskit COMMAND --help` has
+examples. Exit codes: 0 success, 1 the answer is no,
+2 wrong usage."""
 
 
 class _Command(Protocol):

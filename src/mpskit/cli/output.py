@@ -105,15 +105,18 @@ def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if console is not None:
         from rich.table import Table
 
-        table = Table(*titles, box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        for title in titles:
+            table.add_column(title, overflow="fold")
         for row in rows:
             table.add_row(*row)
         console.print(table, highlight=False)
         return
-    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
-    for row in rows if columns(sys.stdout) is None else [titles, *rows]:
+    flat = [[cell.replace("\n", ", ") for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [titles, *flat]) for i in range(len(titles))]
+    for row in flat if columns(sys.stdout) is None else [titles, *flat]:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        print_wrapped("  ".join(cells).rstrip())
 
 
 def check_folder(path: str) -> None:

@@ -198,7 +198,7 @@ def _of_system(macos: str) -> list[str]:
     if _too_old(macos, OLDEST):
         floor = minimum_macos(OLDEST)
         return [f"torch has MPS from macOS {floor} on: on macOS {macos.strip()} there is the CPU"]
-    # Which torch is installed takes milliseconds to find out, so an old macOS is the first question.
+    # To find out which torch is installed takes milliseconds, so an old macOS comes first.
     torch = torch_version() if _too_old(macos, NEWEST) else None
     if torch is None or not _too_old(macos, torch):
         return []
