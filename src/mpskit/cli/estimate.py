@@ -148,7 +148,7 @@ def _plot(arguments: argparse.Namespace, estimate: MemoryEstimate) -> None:
     """Draw last: a picture that fails takes no table with it."""
     if arguments.plot is None:
         return
-    estimate.plot(arguments.plot)
+    estimate.plot(arguments.plot, budget=arguments.machine)
     if not arguments.json:
         print_wrapped(f"timeline drawn in {arguments.plot}")
 

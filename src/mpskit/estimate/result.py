@@ -209,8 +209,14 @@ class MemoryEstimate(Value):
             **{name: getattr(self, name) - getattr(other, name) for name in Difference.model_fields}
         )
 
-    def plot(self, path: str | Path) -> Path:
+    def plot(
+        self, path: str | Path, *, budget: MemoryBudget | Machine | str | int | None = None
+    ) -> Path:
         """Draw the timeline as stacked areas into an image file and return its path.
+
+        Args:
+            path: the file; its suffix chooses the format.
+            budget: as for :meth:`fits`; what it allows is drawn as a line.
 
         Raises:
             MissingExtraError: matplotlib is not installed (``pip install 'mpskit[plot]'``).
@@ -218,7 +224,8 @@ class MemoryEstimate(Value):
         """
         from mpskit.estimate.plot import plot_timeline
 
-        return plot_timeline(self, Path(path))
+        usable = None if budget is None else ("usable", _usable_bytes(budget))
+        return plot_timeline(self, Path(path), usable=usable)
 
     def __str__(self) -> str:
         rows = [(text, getattr(self, f"{kind}_bytes")) for kind, text in KINDS.items()]
