@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mpskit.backends.kinds import ESTIMATED
 from mpskit.cli.estimate_job import Job, read_job, what_would_help
 from mpskit.cli.json_output import print_json
-from mpskit.cli.output import check_folder, print_rows, print_wrapped
+from mpskit.cli.output import check_folder, completing, known_machines, print_rows, print_wrapped
 from mpskit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -41,18 +42,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.usage = "mpskit estimate MODEL [options]"
     parser.epilog = _EXAMPLES
-    parser.add_argument(
+    model = parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
         help="a bundled model's name, a config.json, or FILE.py:NAME: a callable, class or model "
         "in a Python file, which is run",
     )
+    completing(model, _model_names)
     parser.add_argument("--list", action="store_true", help="print the bundled models and exit")
     parser.add_argument("--batch", nargs="+", metavar="TENSOR", help=_BATCH_HELP)
     parser.add_argument("--batch-size", type=int, metavar="N", help="for a config: rows (1)")
     parser.add_argument("--seq-len", type=int, metavar="N", help="for a config: tokens a row (512)")
     parser.add_argument("--lora", type=int, metavar="RANK", help="for a config: train adapters")
+    parser.add_argument(
+        "--checkpointing",
+        action="store_const",
+        const=True,
+        help="for a config: compute activations again instead of keeping them",
+    )
     parser.add_argument(
         "--step", metavar="NAME", help="for FILE.py:NAME: a function of (model, batch) in that file"
     )
@@ -81,7 +89,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"the target: {', '.join(ESTIMATED)} (mps)",
     )
-    parser.add_argument("--machine", metavar="NAME", help="say whether it fits, such as m1-16gb")
+    machine = parser.add_argument(
+        "--machine", metavar="NAME", help="say whether it fits, such as m1-16gb"
+    )
+    completing(machine, known_machines)
     parser.add_argument("--plot", metavar="PATH", help="draw the timeline (needs mpskit[plot])")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
 
@@ -166,6 +177,12 @@ def _list(*, as_json: bool) -> int:
     ]
     print_rows(("model", "weights", "family"), rows)
     return 0
+
+
+def _model_names() -> Iterable[str]:
+    from mpskit.estimate.models import bundled_models
+
+    return bundled_models()
 
 
 def _progress(text: str) -> None:

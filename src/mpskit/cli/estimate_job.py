@@ -24,7 +24,7 @@ __all__ = ["Job", "read_job", "what_would_help"]
 
 _BATCH_SIZE, _SEQ_LEN, _RANK = 1, 512, 8
 # Options that only one sort of model has.
-_OF_CONFIG = ("batch_size", "seq_len", "lora")
+_OF_CONFIG = ("batch_size", "seq_len", "lora", "checkpointing")
 _OF_FILE = ("batch", "step", "generate", "plot")
 
 
@@ -89,8 +89,6 @@ def read_job(arguments: argparse.Namespace, progress: Callable[[str], None]) -> 
         progress(f"running {path}")
         return Job(options, None, _run_file(path, name, arguments.step))
     _refuse(arguments, _OF_FILE, "FILE.py:NAME, and this is a config")
-    if arguments.accumulate != 1:
-        raise ArgumentError("--accumulate is for FILE.py:NAME, and this is a config")
     options.batch_size = _BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
     options.seq_len = _SEQ_LEN if arguments.seq_len is None else arguments.seq_len
     return Job(options, _config(arguments.model), {})
@@ -126,10 +124,12 @@ def _variations(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "--batch-size 1", {"batch_size": 1}
     if job.config is not None and options.seq_len > 256:
         yield f"--seq-len {options.seq_len // 2}", {"seq_len": options.seq_len // 2}
-    if low and not _inference(options):
-        yield "--precision bf16", {"precision": "bf16"}
     if _inference(options):
         return
+    if job.config is not None and not options.checkpointing:
+        yield "--checkpointing", {"checkpointing": True}
+    if low:
+        yield "--precision bf16", {"precision": "bf16"}
     if options.optimizer.partition(":")[0] != "sgd" and options.lora is None:
         yield "--optimizer sgd", {"optimizer": "sgd"}
     if job.config is not None and options.lora is None:
@@ -184,6 +184,8 @@ def _of_config(config: str, options: argparse.Namespace) -> MemoryEstimate:
         lora=options.lora,
         precision=options.precision,
         optimizer=optimizer,
+        accumulate=options.accumulate,
+        checkpointing=bool(options.checkpointing),
         device=options.device,
     )
 

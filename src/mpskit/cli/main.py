@@ -8,7 +8,9 @@ on stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -30,6 +32,8 @@ COMMANDS = {
 _EPILOG = """`mpskit` alone runs the doctor; `mpskit COMMAND --help` has
 examples. Exit codes: 0 success, 1 the answer is no,
 2 wrong usage."""
+
+_SHELL = "_ARGCOMPLETE"  # set by a shell that asks for completions
 
 
 class _Command(Protocol):
@@ -57,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = _command(words)
     try:
         parser = _parser(command)
+        if argv is None and _SHELL in os.environ:
+            _complete(_parser(*COMMANDS))
         arguments = parser.parse_args(words)
         return _module(arguments.command).run(arguments)
     except MpskitError as error:
@@ -78,8 +84,16 @@ def _command(words: Sequence[str]) -> str:
     return next((word for word in words if not word.startswith("-")), "")
 
 
-def _parser(chosen: str) -> argparse.ArgumentParser:
-    """Build the parser; only the chosen command's module is imported, for its arguments."""
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks what could follow, and exit; without argcomplete, do nothing."""
+    with contextlib.suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
+def _parser(*chosen: str) -> argparse.ArgumentParser:
+    """Build the parser; only the chosen commands' modules are imported, for their arguments."""
     parser = argparse.ArgumentParser(
         prog="mpskit",
         description="Know the machine, choose the device, know what fits.",
@@ -95,7 +109,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == chosen:
+        if name in chosen:
             _module(name).add_arguments(sub)
     return parser
 

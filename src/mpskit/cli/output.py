@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,8 @@ __all__ = [
     "MARKS",
     "check_folder",
     "columns",
+    "completing",
+    "known_machines",
     "print_rows",
     "print_wrapped",
     "printer",
@@ -117,6 +120,18 @@ def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in flat if columns(sys.stdout) is None else [titles, *flat]:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         print_wrapped("  ".join(cells).rstrip())
+
+
+def completing(action: argparse.Action, names: Callable[[], Iterable[str]]) -> None:
+    """Let a shell complete an argument (with argcomplete) from names that are read only then."""
+    vars(action)["completer"] = lambda **_: list(names())
+
+
+def known_machines() -> Iterable[str]:
+    """Return the names of the machine profiles."""
+    from mpskit.host.machines import machine_names
+
+    return machine_names()
 
 
 def check_folder(path: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpskit.cli.json_output import print_json
-from mpskit.cli.output import print_rows
+from mpskit.cli.output import completing, known_machines, print_rows
 from mpskit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -35,12 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     _add_options(parser)
     # argparse cannot tell where the script's own options begin: see _own_options.
-    parser.add_argument(
+    words = parser.add_argument(
         "words",
         nargs=argparse.REMAINDER,
         metavar="MACHINE -- SCRIPT ...",
         help="a machine of --list, and what to run on it: a .py file, -m MODULE or a program",
     )
+    completing(words, known_machines)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
