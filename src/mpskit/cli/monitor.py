@@ -107,8 +107,8 @@ def _line(sample: Sample, timeline: Timeline) -> str:
 def _report(ended: Ended, timeline: Timeline, arguments: argparse.Namespace) -> None:
     """Write what was asked for, then the summary; neither changes the exit code."""
     samples = timeline.samples()
-    seen = sum(sample.footprint_bytes is not None for sample in samples)
-    plot = arguments.plot if seen > 1 and not arguments.no_plot else None
+    seen = any(sample.footprint_bytes for sample in samples)
+    plot = arguments.plot if seen and not arguments.no_plot else None
     title = "Memory of the command's processes"
     summary = _summary(ended, timeline) | {
         "plot": _written(
