@@ -64,14 +64,6 @@ def test_for_a_person_there_is_one_line_and_a_plot(tmp_path, capfd):
     assert (tmp_path / "mpskit-monitor.png").exists()
 
 
-def test_a_terminal_sees_a_live_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert monitor("--no-plot", PYTHON, "-c", "import time; time.sleep(0.3)") == 0
-    err = capsys.readouterr().err
-    assert err.count("\r") >= 2
-    assert "available" in err
-
-
 @pytest.mark.parametrize(
     "options", [["--plot", "gone/m.png"], ["--no-plot", "--csv", "gone/m.csv"]]
 )
