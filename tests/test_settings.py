@@ -8,6 +8,22 @@ from mpskit.errors import SettingsError
 from mpskit.settings import Settings, fingerprint, parse_policy, read_settings
 
 
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("MPSKIT_DEVCIE", "MPSKIT_DEVICE"), ("MPSKIT_DISABLE_MSP", "MPSKIT_DISABLE_MPS")],
+)
+def test_a_name_that_is_nearly_right_is_refused_and_a_strange_one_is_not(name, right):
+    with pytest.raises(SettingsError, match=f"{name}='cpu' is not understood: use {right}"):
+        read_settings({name: "cpu"})
+    assert read_settings({"MPSKIT_OF_NEXT_YEAR": "cpu"}) == Settings()
+
+
+def test_a_machine_to_simulate_is_left_by_a_parent():
+    assert read_settings({"MPSKIT_SIMULATE": '{"machine": {}}'}) == Settings()
+    with pytest.raises(SettingsError, match="mpskit simulate MACHINE"):
+        read_settings({"MPSKIT_SIMULATE": "m1-8gb"})
+
+
 def test_nothing_set_is_all_defaults():
     assert read_settings({}) == Settings()
 

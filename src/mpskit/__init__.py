@@ -221,12 +221,14 @@ __all__ = [
 _resolve = resolver(__name__, _PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # to a type checker it would mean that any name is there
 
-        return version("mpskit")
-    return _resolve(name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("mpskit")
+        return _resolve(name)
 
 
 def __dir__() -> list[str]:

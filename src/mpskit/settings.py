@@ -31,6 +31,14 @@ SIMULATE = "MPSKIT_SIMULATE"
 POLICY = "MPSKIT_POLICY"
 # Those that change a decision; the last two are the launcher's (torchrun), not ours.
 _DECISIVE = ("MPSKIT_DEVICE", POLICY, "MPSKIT_DISABLE_MPS", "LOCAL_RANK", "WORLD_SIZE")
+_NAMES = (
+    "MPSKIT_DEVICE",
+    POLICY,
+    "MPSKIT_DISABLE_MPS",
+    "MPSKIT_NO_CACHE",
+    "MPSKIT_CACHE_DIR",
+    SIMULATE,
+)
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
 # As torch reads it: ASCII digits without a leading zero.
@@ -77,8 +85,10 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Parse the variables.
 
     Raises:
-        SettingsError: one has a wrong value; the message lists the right ones.
+        SettingsError: one has a wrong value, or a name that is nearly right; the message lists
+            the right ones.
     """
+    _check_names(environ)
     return Settings(
         device=_device(environ),
         policy=_policy(environ),
@@ -88,6 +98,24 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         local_rank=_rank(environ),
         world_size=_world_size(environ),
     )
+
+
+def _check_names(environ: Mapping[str, str]) -> None:
+    """Refuse a name that is nearly one of ours, and a machine that no parent left.
+
+    What is nothing like ours is left alone: it may be a later version's.
+    """
+    for name in environ:
+        if name.startswith("MPSKIT_") and name not in _NAMES:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, _NAMES, n=1, cutoff=0.85)
+            if near:
+                right = f"{near[0]}, or unset it: mpskit has no variable {name}"
+                raise _wrong(name, environ[name], right)
+    if not environ.get(SIMULATE, "{").lstrip().startswith("{"):
+        right = "`mpskit simulate MACHINE -- SCRIPT`, which sets it for the script"
+        raise _wrong(SIMULATE, environ[SIMULATE], right)
 
 
 def simulated(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -32,6 +32,51 @@ def test_another_mac_by_name(capsys, name):
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "bytes_"),
+    [("16", 16 * GIB), ("7.5", 15 * GIB // 2), ("16GB", 16 * GIB), ("512 GiB", 512 * GIB)],
+)
+def test_memory_with_or_without_a_unit(capsys, words, bytes_):
+    assert main(["budget", "--ram-gib", words, "--json"]) == 0
+    assert told(capsys).total_bytes == bytes_
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["--machine", "rosetta-m2-16gb"], "Rosetta"),
+        (["--machine", "m1-16gb", "--macos", "10.15"], "from macOS 12.3"),
+        (["--machine", "m6-32gb", "--macos", "12.0"], "from macOS 12.3"),
+        (["--ram-gib", "32", "--macos", "11"], "from macOS 12.3"),
+    ],
+)
+def test_a_mac_that_has_no_mps_has_the_budget_of_its_cpu(capsys, words, note):
+    assert main(["budget", *words, "--json"]) == 0
+    found = told(capsys)
+    assert (found.device, found.recommended_source, found.limit_bytes) == ("cpu", "ram", None)
+    assert any(note in line for line in found.notes)
+    assert not any("PyTorch's own limit" in line for line in found.notes)
+
+
+def test_a_macos_that_this_torch_does_not_run_mps_on_is_noted(capsys):
+    assert main(["budget", "--ram-gib", "16", "--macos", "12.6", "--json"]) == 0
+    found = told(capsys)
+    assert found.device == "mps"
+    assert any("an older torch has to be installed" in line for line in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["--device", "mps"], "Metal does not say"),
+        (["--machine", "m1-16gb", "--reserve", "16GB"], "nothing is left beside the reserve"),
+    ],
+)
+def test_a_budget_without_anything_usable_is_a_no(capsys, words, note):
+    assert main(["budget", *words]) == 1
+    assert note in capsys.readouterr().out
+
+
 def test_a_machine_with_another_macos_and_a_card(capsys):
     assert main(["budget", "--machine", "m1-16gb", "--macos", "26", "--json"]) == 0
     assert told(capsys).recommended_bytes == 12713115648
@@ -58,6 +103,9 @@ def test_for_a_person(capsys):
         (["--macos", "26"], "--macos is for another Mac"),
         (["--machine", "m0-8gb"], "m0-8gb"),
         (["--ram-gib", "0"], "positive"),
+        (["--ram-gib", "-3"], "--ram-gib must be positive, got -3"),
+        (["--ram-gib", "nan"], "positive"),
+        (["--ram-gib", "much"], "not a size"),
         (["--ram-gib", "16", "--macos", "new"], "not a version"),
         (["--ram-gib", "16", "--reserve", "much"], "not a size"),
         (["--device", "banana"], "not a device"),
@@ -72,7 +120,7 @@ def test_bad_words_are_one_line_on_stderr_and_exit_2(capsys, words, said):
 
 
 @pytest.mark.parametrize(
-    "words", [["--ram-gib", "much"], ["--machine", "m1-8gb", "--ram-gib", "8"]]
+    "words", [["--machine", "m1-8gb", "--much"], ["--machine", "m1-8gb", "--ram-gib", "8"]]
 )
 def test_usage_is_exit_2(words):
     with pytest.raises(SystemExit) as caught:

@@ -4,13 +4,18 @@ import json
 
 import pytest
 
+from mpskit import estimate_from_config
 from mpskit.cli.main import main
+from mpskit.estimate.models import bundled_models
 
 MODEL = """
 from torch import nn
 
 def make_model():
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+
+def squares(model, batch):
+    return model(batch[0]).square().mean()
 """
 
 
@@ -68,3 +73,95 @@ def test_words_that_cannot_be_used(model, capsys, change, text):
     words = ["estimate", target, "--batch", change.get("batch", "float32[8,64]")]
     assert main([*words, "--machine", change.get("machine", "m1-8gb")]) == 2
     assert text in capsys.readouterr().err
+
+
+GPT2 = ["estimate", "gpt2", "--batch-size", "2", "--seq-len", "128"]
+
+
+def test_a_bundled_model_is_the_functions_answer(capsys):
+    expected = estimate_from_config("openai-community/gpt2", batch_size=2, seq_len=128)
+    assert main([*GPT2, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["peak_bytes"] == expected.peak_bytes
+    adapters = estimate_from_config(
+        "openai-community/gpt2", batch_size=2, seq_len=128, lora=8, precision="bf16"
+    )
+    assert main([*GPT2, "--json", "--lora", "8", "--precision", "bf16"]) == 0
+    assert json.loads(capsys.readouterr().out)["peak_bytes"] == adapters.peak_bytes
+
+
+def test_the_defaults_of_a_config_are_told(capsys):
+    assert main(["estimate", "gpt2", "--inference"]) == 0
+    assert "openai-community/gpt2, inference: 1 row of 512 tokens" in capsys.readouterr().out
+
+
+def test_a_config_by_its_path(capsys, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(bundled_models()["openai-community/gpt2"]))
+    answers = []
+    for given in ("gpt2", str(path), str(tmp_path)):
+        assert main(["estimate", given, *GPT2[2:], "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_what_does_not_fit_is_told_what_would(capsys):
+    words = ["estimate", "Qwen/Qwen2.5-1.5B", "--machine", "m1-16gb"]
+    assert main([*words, "--json"]) == 1
+    helps = json.loads(capsys.readouterr().out)["would_help"]
+    lora = estimate_from_config("Qwen/Qwen2.5-1.5B", batch_size=1, seq_len=512, lora=8)
+    assert bool(lora.fits("m1-16gb")) == any(line.startswith("--lora 8 would") for line in helps)
+    assert helps[-1].startswith("the smallest Mac that it fits as it is: ")
+    name = helps[-1].partition(": ")[2].partition(",")[0]
+    whole = estimate_from_config("Qwen/Qwen2.5-1.5B", batch_size=1, seq_len=512)
+    assert whole.fits(name).answer == "fits"
+
+
+def test_the_list_of_bundled_models(capsys):
+    assert main(["estimate", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(bundled_models())
+    assert main(["estimate", "--list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"] == bundled_models()
+
+
+def test_an_optimizer_with_arguments_and_a_step_of_ones_own(model, capsys):
+    words = ["estimate", model, "--batch", "float32[32,64]", "int64[32]", "--json"]
+    sizes = {}
+    for name in ("sgd", "sgd:lr=0.1,momentum=0.9", "adamw", "adamw:amsgrad=true"):
+        assert main([*words, "--optimizer", name, "--step", "squares"]) == 0
+        sizes[name] = json.loads(capsys.readouterr().out)["optimizer_bytes"]
+    weights = 4 * (64 * 256 + 256 + 256 * 10 + 10)
+    assert sizes["sgd"] == 0
+    assert (
+        weights <= sizes["sgd:lr=0.1,momentum=0.9"] < sizes["adamw"] < sizes["adamw:amsgrad=true"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name a model"),
+        (["gtp2"], "near: openai-community/gpt2"),
+        (["gpt2", "--batch", "int64[1,8]"], "--batch is for FILE.py:NAME"),
+        (["gpt2", "--plot", "x.png"], "--plot is for FILE.py:NAME"),
+        (["gpt2", "--accumulate", "0"], "accumulate"),
+        (["{model}", "--checkpointing"], "--checkpointing is for a config"),
+        (["{model}"], "--batch 'int64[1,512]'"),
+        (["{model}", "--lora", "8"], "--lora is for a config"),
+        (["{model}", "--batch", "float32[8,64]", "--step", "none"], "has no 'none'"),
+        (["{model}", "--batch", "float32[8,64]", "--optimizer", "adamx"], "torch.optim has no"),
+        (["{model}", "--batch", "float32[8,64]", "--optimizer", "sgd:lr"], "write KEY=VALUE"),
+        (["{model}", "--batch", "float32[8,64]", "--optimizer", "sgd:x=1"], "no argument 'x'"),
+    ],
+)
+def test_what_cannot_be_estimated(model, capsys, words, said):
+    assert main(["estimate", *(word.format(model=model) for word in words)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(model, capsys, tmp_path):
+    words = ["estimate", model, "--batch", "float32[8,64]", "--plot"]
+    assert main([*words, str(tmp_path / "missing" / "x.png")]) == 2
+    assert "missing" in capsys.readouterr().err
+    assert main([*words, str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err

@@ -42,6 +42,14 @@ def test_usage_is_two(words, capsys):
     assert capsys.readouterr().err
 
 
+def test_a_warning_is_a_sentence_without_path_and_source(capsys):
+    assert main(["device", "--force-mps"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "cpu\n"
+    assert err.startswith("mpskit device: warning: force_mps=True asked for mps, but ")
+    assert len(err.splitlines()) == 1
+
+
 def test_an_error_of_ours_is_one_line(monkeypatch, capsys):
     def run(_):
         raise DeviceUnavailableError("no such card", given=3)
@@ -129,3 +137,41 @@ def test_help_is_quick_enough_to_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mpskit est", "estimate"),
+        ("mpskit budget --machine m1-8", "m1-8gb"),
+        ("mpskit estimate Qwen/Qwen2.5-7", "Qwen/Qwen2.5-7B"),
+        ("mpskit doctor --rep", "--report"),
+    ],
+)
+def test_a_shell_completes_commands_options_and_names(line, expected):
+    pytest.importorskip("argcomplete")
+    code = (
+        "import os, sys; from mpskit.cli.main import main\n"
+        "sys.argv = ['mpskit']\n"
+        "os.dup2(1, 8); main()"
+    )
+    variables = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True
+    )
+    assert expected in done.stdout.split("\n"), done
+
+
+def test_a_report_to_paste_is_plain_and_whole(capsys, monkeypatch):
+    monkeypatch.setattr("mpskit.cli.output.columns", lambda _: 60)
+    assert main(["doctor", "--report"]) == 0
+    first, second, *lines, last = capsys.readouterr().out.splitlines()
+    assert (first, second, last) == ("```text", f"mpskit {mpskit.__version__}", "```")
+    assert any(line.startswith("ok   machine: ") for line in lines)
+    assert "\x1b" not in "".join(lines)

@@ -64,24 +64,22 @@ def test_for_a_person_there_is_one_line_and_a_plot(tmp_path, capfd):
     assert (tmp_path / "mpskit-monitor.png").exists()
 
 
-def test_a_terminal_sees_a_live_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert monitor("--no-plot", PYTHON, "-c", "import time; time.sleep(0.3)") == 0
-    err = capsys.readouterr().err
-    assert err.count("\r") >= 2
-    assert "available" in err
-
-
 @pytest.mark.parametrize(
-    "options", [["--plot", "absent/m.png"], ["--no-plot", "--csv", "absent/m.csv"]]
+    "options", [["--plot", "gone/m.png"], ["--no-plot", "--csv", "gone/m.csv"]]
 )
-def test_a_file_that_cannot_be_written_is_told_and_the_exit_code_stays(options, capfd):
-    assert monitor(*options, "--", PYTHON, "-c", "raise SystemExit(5)") == 5
+def test_a_folder_that_goes_meanwhile_is_told_and_the_exit_code_stays(
+    options, monkeypatch, tmp_path, capfd
+):
+    monkeypatch.setattr("mpskit.cli.monitor.tree_footprint", lambda _: MIB)
+    (tmp_path / "gone").mkdir()
+    code = "import os; os.rmdir('gone'); raise SystemExit(5)"
+    assert monitor(*options, "--", PYTHON, "-c", code) == 5
     assert "cannot be written" in capfd.readouterr().err
 
 
 def test_without_matplotlib_the_exit_code_stays(monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("mpskit.cli.monitor.tree_footprint", lambda _: MIB)
     assert monitor(PYTHON, "-c", "raise SystemExit(5)") == 5
     assert "mpskit[plot]" in capfd.readouterr().err
 
@@ -261,3 +259,29 @@ def test_a_command_that_was_killed_is_told_of(capfd):
     assert "RAM were available" in err
     monitor("--no-plot", "--", PYTHON, "-c", "raise SystemExit(1)")
     assert "SIGKILL" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--csv", "--plot"])
+def test_a_file_that_cannot_be_written_is_told_before_the_command_runs(option, tmp_path, capsys):
+    ran = tmp_path / "ran"
+    words = [option, str(tmp_path / "none" / "file")]
+    assert monitor(*words, "--", PYTHON, "-c", f"open({str(ran)!r}, 'w')") == 2
+    assert "cannot be written: no folder" in capsys.readouterr().err
+    assert not ran.exists()
+
+
+def test_a_command_that_was_never_seen_has_no_peak_and_no_picture(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("mpskit.cli.monitor.tree_footprint", lambda _: 0)
+    assert monitor("--", PYTHON, "-c", "") == 0
+    assert "peak memory unknown" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(("words", "shown"), [([], False), (["--live"], True)])
+def test_the_live_line_is_a_wish(words, shown, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert monitor("--no-plot", *words, "--", PYTHON, "-c", "") == 0
+    err = capsys.readouterr().err
+    assert ("\x1b[K" in err) is shown
+    assert all(len(part) <= 39 for part in err.split("\r\x1b[K")[1:-1])

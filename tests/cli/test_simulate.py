@@ -74,7 +74,8 @@ def test_list(capsys):
     assert main(["simulate", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(machine_names())
-    assert lines[1] == "m1-8gb              M1 with 8 GiB, macOS 15.6"
+    assert lines[1].startswith("m1-8gb              M1 with 8 GiB, macOS 15.6  ")
+    assert lines[1].endswith("  macbook-air, imac, macbook-pro, mac-mini")
 
 
 def test_list_as_json(capsys):

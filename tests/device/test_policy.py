@@ -93,6 +93,8 @@ def test_what_was_asked_for_and_cannot_be_is_a_fallback(request_, statuses, name
     decision = decide(request_, statuses, apple_silicon=False)
     assert (decision.blocked.device, decision.blocked.code) == (named, code)
     assert named in decision.fallback
+    assert ": using " in decision.fallback
+    assert ": using " not in decision.refusal
     assert decision.blocked in decision.rejected
 
 

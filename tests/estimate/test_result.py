@@ -40,6 +40,18 @@ def test_a_verdict(budget, answer, margin):
     assert str(verdict).startswith(answer)
 
 
+def test_a_step_whose_heaps_do_not_fit_is_told_to_run():
+    text = str(make().fits(int(4.5 * GIB)))
+    assert text.startswith("tight: it should run, and may swap")
+    assert "too much" not in text
+
+
+def test_a_size_and_a_machine_without_mps():
+    assert make().fits("6GiB") == make().fits(6 * GIB)
+    usable = make().fits("rosetta-m2-16gb").usable_bytes
+    assert usable > memory_budget_for(16 * GIB).usable_bytes
+
+
 def test_a_budget_of_a_machine():
     usable = memory_budget_for(16 * GIB, macos="15.6", chip="M1").usable_bytes
     assert make().fits("m1-16gb").usable_bytes == usable
@@ -53,6 +65,7 @@ def test_a_budget_of_a_machine():
         (True, ArgumentTypeError),
         (1.5, ArgumentTypeError),
         ("m0-1gb", UnknownMachineError),
+        ("16", ArgumentError),
     ],
 )
 def test_no_budget(budget, error):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpskit.errors import ArgumentError
+from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate import TensorSpec
 from mpskit.estimate.specs import map_tensors, parse_spec
 
@@ -75,3 +75,17 @@ def test_every_nesting_is_kept():
 def test_a_shape_that_is_none(shape):
     with pytest.raises(ArgumentError):
         TensorSpec(shape)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        (((3),), ArgumentTypeError, "shape must be a sequence of ints"),
+        (("12",), ArgumentTypeError, "shape must be a sequence of ints"),
+        (((2,), "int12"), ArgumentError, "torch has no dtype 'int12'"),
+        (((2,), "int64", "x"), ArgumentTypeError, "fill must be an int"),
+    ],
+)
+def test_a_tensor_that_cannot_be_is_refused_when_it_is_described(given, error, said):
+    with pytest.raises(error, match=said):
+        TensorSpec(*given)

@@ -76,6 +76,7 @@ def test_a_wrong_requirement_is_an_error(suite):
     )
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*mpskit_requires takes one of cuda, mps, xpu, accelerator*"])
+    result.stdout.no_fnmatch_line("*plugin.py*")
 
 
 def test_a_suite_that_asks_for_no_device_imports_no_torch(suite):

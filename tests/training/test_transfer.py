@@ -16,8 +16,16 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
 from mpskit import simulate, to_device
-from mpskit.errors import ArgumentError, ArgumentTypeError, PrecisionWarning
+from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableError, PrecisionWarning
 from mpskit.training.transfer import copy_is_asynchronous
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(DeviceUnavailableError, match=f"{device} cannot be used here") as caught:
+        to_device([torch.zeros(2)], device)
+    assert isinstance(caught.value.__cause__, (RuntimeError, AssertionError))
+
 
 META = torch.device("meta")
 

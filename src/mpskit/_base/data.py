@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-__all__ = ["read_csv", "read_toml"]
+__all__ = ["read_csv", "read_json", "read_toml"]
 
 
 # The parsers are imported where they are used: choosing a device on Linux reads no table.
@@ -21,6 +21,15 @@ def read_toml(name: str) -> dict[str, Any]:
     import tomllib
 
     return tomllib.loads(_text(name))
+
+
+@functools.cache
+def read_json(name: str) -> dict[str, Any]:
+    """Return a JSON file of ``mpskit/data``, an object."""
+    import json
+
+    found: dict[str, Any] = json.loads(_text(name))
+    return found
 
 
 @functools.cache

@@ -53,4 +53,5 @@ __all__ = [
     "replay",
 ]
 
-__getattr__ = resolver(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = resolver(__name__, _PUBLIC)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpskit.backends.facts import build_of, current_accelerator
-from mpskit.backends.kinds import ACCELERATORS, Api, Kind, MemoryClass, kind_of
+from mpskit.backends.kinds import ACCELERATORS, KINDS, Api, Kind, MemoryClass, kind_of
 from mpskit.backends.versions import has, torch_version
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
@@ -63,9 +63,13 @@ def as_device(device: DeviceLike) -> torch.device:
         )
     try:
         return torch.device(device)
-    except RuntimeError as error:
-        first = str(error).splitlines()[0]
-        raise ArgumentError(f"{device!r} is not a device: {first}", given=device) from None
+    except RuntimeError:
+        # Torch's own text lists every device type it ever had, such as ipu and mkldnn.
+        raise ArgumentError(
+            f"{device!r} is not a device: use one of {', '.join(KINDS)}, or one of several as "
+            "cuda:1",
+            given=device,
+        ) from None
 
 
 def present_kinds() -> tuple[str, ...]:

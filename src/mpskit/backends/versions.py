@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from packaging.version import Version
 
-__all__ = ["FEATURES", "NEWEST", "has", "minimum_macos", "older", "torch_version", "within"]
+__all__ = [
+    "FEATURES",
+    "NEWEST",
+    "OLDEST",
+    "has",
+    "minimum_macos",
+    "older",
+    "torch_version",
+    "within",
+]
 
 # The newest torch whose wheels were read: what is assumed where no torch is installed.
 NEWEST = "2.15.0"
@@ -62,6 +71,9 @@ FEATURES: dict[str, tuple[str, str | None]] = {
 # The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says
 # 12.3 but 13.0 is what it needs (pytorch#139425).
 _MACOS_FLOOR = (("2.15", "15.0"), ("2.9", "14.0"), ("2.5", "13.0"), (None, "12.3"))
+
+# The oldest torch that the package takes: pyproject.toml.
+OLDEST = "2.2"
 
 
 def has(feature: str, torch: str | Version) -> bool:

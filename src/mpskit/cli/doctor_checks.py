@@ -67,6 +67,8 @@ def _survive(look: Callable[[Findings], None], found: Findings) -> None:
     try:
         look(found)
     except MpskitError as error:
+        if any(check.seen == scrub(str(error)) for check in found.checks):
+            return  # a wrong variable fails every check that reads it
         why, fix = "mpskit cannot work until this is fixed", _unset(str(error))
         found.add(name, "fail", str(error), why=why, fix=fix)
     except Exception as error:  # noqa: BLE001 - any machine must get a report
@@ -193,7 +195,10 @@ def _environment(found: Findings) -> None:
 def _bugs(found: Findings) -> None:
     from mpskit import known_issues
 
-    issues = known_issues()
+    # What cannot be used has no bugs to watch for, unless this Mac has yet to get a torch.
+    backends = found.facts.get("backends", ())
+    usable = any(one["device"] == "mps" and one["usable"] for one in backends)
+    issues = known_issues() if usable else ()
     found.facts["known_issues"] = [issue.model_dump(mode="json") for issue in issues]
     for issue in issues:
         mark: _Mark = "warn" if issue.severity == "serious" else "note"
@@ -201,10 +206,11 @@ def _bugs(found: Findings) -> None:
 
 
 def _power(found: Findings) -> None:
-    from mpskit.host.power import power_state
+    from mpskit.host.power import PowerState, power_state
 
     state = power_state()
     found.facts["power"] = state.model_dump(mode="json")
-    found.add("power", "ok", str(state))
+    if state != PowerState():
+        found.add("power", "ok", str(state))
     for concern in state.concerns:
         found.add("power", "warn", concern)

@@ -1,133 +1,188 @@
-"""``mpskit estimate FILE.py:NAME``: how much memory a model needs, before it runs."""
+"""``mpskit estimate MODEL``: how much memory a model needs, before it runs."""
 
 from __future__ import annotations
 
 import argparse
-import runpy
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from mpskit._base.data import read_toml
 from mpskit.backends.kinds import ESTIMATED
+from mpskit.cli.estimate_job import Job, read_job, what_would_help
 from mpskit.cli.json_output import print_json
+from mpskit.cli.output import check_folder, completing, known_machines, print_rows, print_wrapped
 from mpskit.errors import ArgumentError
 from mpskit.estimate.precisions import PRECISIONS
 
 if TYPE_CHECKING:
-    from mpskit.estimate import MemoryEstimate, Verdict
+    from mpskit.estimate import MemoryEstimate
 
 __all__ = ["add_arguments", "run"]
 
 _BATCH_HELP = (
-    "the batch: name=dtype[sizes] for arguments by name, or dtype[sizes] by position, such as "
-    "input_ids=int64[1,512] labels=int64[1,512]"
+    "for FILE.py:NAME, the batch: name=dtype[sizes] for arguments by name, or dtype[sizes] by "
+    "position, such as input_ids=int64[1,512] labels=int64[1,512]"
 )
+_EXAMPLES = """examples:
+  mpskit estimate --list
+  mpskit estimate Qwen/Qwen2.5-7B --lora 8 \\
+      --precision bf16 --machine m1-16gb
+  mpskit estimate config.json --batch-size 4 --seq-len 1024
+  mpskit estimate train.py:make_model \\
+      --batch 'float32[32,784]' 'int64[32]' \\
+      --optimizer sgd:lr=0.1,momentum=0.9
+
+FILE.py is run, as `python FILE.py` would run it, and NAME
+is taken from it. The exit code is 1 when the model does not
+fit the machine."""
+_TOP = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.epilog = "FILE.py is run, as `python FILE.py` would run it, and NAME is taken from it."
-    parser.add_argument(
+    parser.usage = "mpskit estimate MODEL [options]"
+    parser.epilog = _EXAMPLES
+    model = parser.add_argument(
         "model",
-        metavar="FILE.py:NAME",
-        help="a callable, class or model in a Python file; the file is run",
+        nargs="?",
+        metavar="MODEL",
+        help="a bundled model's name, a config.json, or FILE.py:NAME: a callable, class or model "
+        "in a Python file, which is run",
     )
-    parser.add_argument("--batch", nargs="+", required=True, metavar="TENSOR", help=_BATCH_HELP)
+    completing(model, _model_names)
+    parser.add_argument("--list", action="store_true", help="print the bundled models and exit")
+    parser.add_argument("--batch", nargs="+", metavar="TENSOR", help=_BATCH_HELP)
+    parser.add_argument("--batch-size", type=int, metavar="N", help="for a config: rows (1)")
+    parser.add_argument("--seq-len", type=int, metavar="N", help="for a config: tokens a row (512)")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="for a config: train adapters")
+    parser.add_argument(
+        "--checkpointing",
+        action="store_const",
+        const=True,
+        help="for a config: compute activations again instead of keeping them",
+    )
+    parser.add_argument(
+        "--step", metavar="NAME", help="for FILE.py:NAME: a function of (model, batch) in that file"
+    )
     parser.add_argument("--inference", action="store_true", help="no gradients and no optimizer")
     parser.add_argument("--generate", type=int, metavar="N", help="inference: decode N tokens")
-    parser.add_argument("--optimizer", choices=[*_optimizers(), "none"], default="adamw")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N")
-    parser.add_argument("--device", choices=ESTIMATED, default="mps")
-    parser.add_argument("--machine", metavar="NAME", help="say whether it fits, such as m1-16gb")
+    parser.add_argument(
+        "--optimizer",
+        metavar="NAME[:KEY=VALUE,...]",
+        default="adamw",
+        help="of torch.optim, or none, with its arguments: adamw:foreach=false (adamw)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        metavar="NAME",
+        help=f"{', '.join(PRECISIONS)} (fp32)",
+    )
+    parser.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="batches for each optimizer step (1)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=ESTIMATED,
+        default="mps",
+        metavar="NAME",
+        help=f"the target: {', '.join(ESTIMATED)} (mps)",
+    )
+    machine = parser.add_argument(
+        "--machine", metavar="NAME", help="say whether it fits, such as m1-16gb"
+    )
+    completing(machine, known_machines)
     parser.add_argument("--plot", metavar="PATH", help="draw the timeline (needs mpskit[plot])")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the estimate; 1 when it does not fit the machine."""
-    batch = _batch(arguments.batch)
-    _progress(f"running {arguments.model.rpartition(':')[0]}")
-    model = _load(arguments.model)
+    if arguments.list:
+        return _list(as_json=arguments.json)
+    _check(arguments)
+    job = read_job(arguments, _progress)
     _progress("tracing the step")
-    estimate = _estimate(arguments, model, batch)
-    _progress("")
+    estimate = job.estimate()
     verdict = estimate.fits(arguments.machine) if arguments.machine else None
-    if arguments.plot:
-        estimate.plot(arguments.plot)
-    _show(arguments, estimate, verdict)
-    return 1 if verdict is not None and not verdict else 0
-
-
-def _show(arguments: argparse.Namespace, estimate: MemoryEstimate, verdict: Verdict | None) -> None:
+    helps = _help(job, arguments) if verdict is not None and not verdict else ()
+    _progress("")
     if arguments.json:
         payload = estimate.model_dump(mode="json")
         answer = verdict.model_dump(mode="json") if verdict is not None else None
-        print_json("estimate", {**payload, "machine": arguments.machine, "verdict": answer})
-        return
-    print(estimate)
-    if verdict is not None:
-        print(f"{arguments.machine}: {verdict}")
-    if arguments.plot:
-        print(f"timeline drawn in {arguments.plot}")
+        extra = {"machine": arguments.machine, "verdict": answer, "would_help": list(helps)}
+        print_json("estimate", {**payload, **extra})
+    else:
+        _show(job, estimate, f"{arguments.machine}: {verdict}" if verdict is not None else None)
+        for line in helps:
+            print_wrapped(f"  {line}")
+    _plot(arguments, estimate)
+    return 1 if verdict is not None and not verdict else 0
 
 
-def _estimate(arguments: argparse.Namespace, model: Any, batch: Any) -> MemoryEstimate:
-    from mpskit.estimate import estimate_inference_memory, estimate_training_memory
-
-    if arguments.inference or arguments.generate is not None:
-        return estimate_inference_memory(
-            model, batch, generate=arguments.generate, device=arguments.device
-        )
-    return estimate_training_memory(
-        model,
-        batch,
-        optimizer=_optimizer(arguments.optimizer),
-        precision=arguments.precision,
-        accumulate=arguments.accumulate,
-        device=arguments.device,
-    )
-
-
-def _optimizers() -> Mapping[str, Any]:
-    return read_toml("optimizers.toml")
-
-
-def _optimizer(name: str) -> Any:
-    import torch
-
-    row = _optimizers().get(name)
-    return getattr(torch.optim, row["class"]) if row else None
-
-
-def _batch(words: list[str]) -> Any:
-    """Return a dict for ``name=dtype[sizes]`` words, else a tuple, or the one tensor itself."""
-    from mpskit.estimate.specs import parse_spec
-
-    named = [word.partition("=") for word in words]
-    if all(name.isidentifier() and rest for name, _, rest in named):
-        return {name: parse_spec(rest) for name, _, rest in named}
-    tensors = tuple(parse_spec(word) for word in words)
-    return tensors[0] if len(tensors) == 1 else tensors
-
-
-def _load(target: str) -> Any:
-    """Run a file and return the object of that name.
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse before the work what would be refused after it.
 
     Raises:
-        ArgumentError: there is no such file, or no such name in it.
+        ArgumentError: no model, an unknown machine, or a plot that cannot be written.
     """
-    path, _, name = target.rpartition(":")
-    if not path or not Path(path).is_file():
-        raise ArgumentError(f"{target!r} is not FILE.py:NAME with an existing file", given=target)
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    found = runpy.run_path(path)
-    if name not in found:
-        known = ", ".join(sorted(key for key in found if not key.startswith("_"))[:10])
-        raise ArgumentError(f"{path} has no {name!r}; it has {known}", given=target)
-    return found[name]
+    if arguments.model is None:
+        raise ArgumentError("name a model: a bundled one (--list), a config.json or FILE.py:NAME")
+    if arguments.machine is not None:
+        from mpskit.host import find_machine
+
+        find_machine(arguments.machine)
+    if arguments.plot is not None:
+        check_folder(arguments.plot)
+
+
+def _help(job: Job, arguments: argparse.Namespace) -> tuple[str, ...]:
+    _progress("looking for what would fit")
+    return tuple(what_would_help(job, arguments.machine))
+
+
+def _show(job: Job, estimate: MemoryEstimate, verdict: str | None) -> None:
+    print_wrapped(job.title)
+    print_wrapped(str(estimate))
+    uses = [use for use in estimate.top_modules if use.module][:_TOP]
+    if uses:
+        from mpskit._base.sizes import format_bytes
+
+        held = ", ".join(f"{use.module} {format_bytes(use.bytes_at_peak)}" for use in uses)
+        print_wrapped(f"most at the peak: {held}")
+    if verdict is not None:
+        print_wrapped(verdict)
+
+
+def _plot(arguments: argparse.Namespace, estimate: MemoryEstimate) -> None:
+    """Draw last: a picture that fails takes no table with it."""
+    if arguments.plot is None:
+        return
+    estimate.plot(arguments.plot, budget=arguments.machine)
+    if not arguments.json:
+        print_wrapped(f"timeline drawn in {arguments.plot}")
+
+
+def _list(*, as_json: bool) -> int:
+    from mpskit.estimate.models import bundled_models
+
+    models = bundled_models()
+    if as_json:
+        print_json("estimate", {"models": models})
+        return 0
+    rows = [
+        (name, f"{config['parameters'] / 1e9:.2f}B", config["model_type"])
+        for name, config in models.items()
+    ]
+    print_rows(("model", "weights", "family"), rows)
+    return 0
+
+
+def _model_names() -> Iterable[str]:
+    from mpskit.estimate.models import bundled_models
+
+    return bundled_models()
 
 
 def _progress(text: str) -> None:

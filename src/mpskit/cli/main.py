@@ -8,13 +8,16 @@ on stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mpskit.backends.facts import torch_trouble
+from mpskit.cli.output import print_wrapped
 from mpskit.errors import MpskitError
 
 __all__ = ["COMMANDS", "main"]
@@ -27,6 +30,12 @@ COMMANDS = {
     "estimate": "how much memory a model needs, before it runs",
     "simulate": "run a script on a simulated Mac",
 }
+
+_EPILOG = """`mpskit` alone runs the doctor; `mpskit COMMAND --help` has
+examples. Exit codes: 0 success, 1 the answer is no,
+2 wrong usage."""
+
+_SHELL = "_ARGCOMPLETE"  # set by a shell that asks for completions
 
 
 class _Command(Protocol):
@@ -53,12 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         _write_anything(stream)
     words = list(sys.argv[1:] if argv is None else argv) or ["doctor"]
-    parser = _parser(words)
-    arguments = parser.parse_args(words)
+    command = _command(words)
     try:
+        parser = _parser(command)
+        if argv is None and _SHELL in os.environ:
+            _complete(_parser(*COMMANDS))
+        arguments = parser.parse_args(words)
         return _module(arguments.command).run(arguments)
     except MpskitError as error:
-        print(f"mpskit {arguments.command}: {error}", file=sys.stderr)
+        print_wrapped(f"mpskit {command}: {error}", error=True)
         return 2
     except BrokenPipeError:
         # The reader of the pipe, such as head, has exited: there is nobody to tell.
@@ -66,13 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ImportError, OSError) as error:
         # Such as a missing or broken torch, or a full disk.
-        print(f"mpskit {arguments.command}: {error} (see: mpskit doctor)", file=sys.stderr)
+        see = "" if command == "doctor" else " (see: mpskit doctor)"
+        print_wrapped(f"mpskit {command}: {error}{see}", error=True)
         return 1
     except Exception:
         trouble = torch_trouble()
         if trouble is None:
             raise
-        print(f"mpskit {arguments.command}: {trouble} (see: mpskit doctor)", file=sys.stderr)
+        print_wrapped(f"mpskit {command}: {trouble} (see: mpskit doctor)", error=True)
         return 1
 
 
@@ -82,17 +95,37 @@ def _write_anything(stream: Any) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Build the parser; only the chosen command's module is imported, for its arguments."""
+def _command(words: Sequence[str]) -> str:
+    """Return the first word that is no option: the command, if there is one."""
+    return next((word for word in words if not word.startswith("-")), "")
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks what could follow, and exit; without argcomplete, do nothing."""
+    with contextlib.suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
+def _parser(*chosen: str) -> argparse.ArgumentParser:
+    """Build the parser; only the chosen commands' modules are imported, for their arguments."""
     parser = argparse.ArgumentParser(
-        prog="mpskit", description="Know the machine, choose the device, know what fits."
+        prog="mpskit",
+        description="Know the machine, choose the device, know what fits.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary)
-        if name == chosen:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in chosen:
             _module(name).add_arguments(sub)
     return parser
 

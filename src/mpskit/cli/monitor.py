@@ -10,6 +10,7 @@ from typing import Any
 
 from mpskit._base.sizes import format_bytes
 from mpskit.cli.json_output import print_json
+from mpskit.cli.output import check_folder, columns, print_wrapped
 from mpskit.errors import ArgumentError, MpskitError
 from mpskit.memory.monitor import check_interval
 from mpskit.memory.timeline import Sample, Timeline, plot_samples, write_csv
@@ -20,17 +21,31 @@ from mpskit.system.memory import system_memory
 __all__ = ["add_arguments", "run"]
 
 _PLOT = "mpskit-monitor.png"
+_EXAMPLES = """examples:
+  mpskit monitor -- python train.py --epochs 1
+  mpskit monitor --csv memory.csv --no-plot -- make bench
+
+The exit code is the command's own."""
 _NOT_FOUND, _NOT_RUNNABLE, _KILLED = 127, 126, 137  # the exit codes of a shell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--interval", type=float, default=0.5, metavar="S", help="seconds (0.5)")
-    parser.add_argument("--plot", metavar="PNG", default=_PLOT, help=f"the plot ({_PLOT})")
-    parser.add_argument("--no-plot", action="store_true", help="write no plot")
+    parser.usage = "mpskit monitor [options] -- COMMAND [ARGUMENTS]"
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "--interval", type=float, default=0.5, metavar="S", help="seconds between samples (0.5)"
+    )
+    parser.add_argument("--plot", metavar="PNG", default=_PLOT, help=f"the picture ({_PLOT})")
+    parser.add_argument("--no-plot", action="store_true", help="draw no picture")
+    parser.add_argument(
+        "--live", action="store_true", help="show the figures meanwhile; for a silent command"
+    )
     parser.add_argument("--csv", metavar="FILE", help="also write the samples")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
-    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...", help="what to run"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not command:
         raise ArgumentError("no command: write mpskit monitor -- python train.py", given=command)
     interval = check_interval(arguments.interval)
-    live, timeline = sys.stderr.isatty(), Timeline()
+    for path in (arguments.csv, None if arguments.no_plot else arguments.plot):
+        if path is not None:
+            check_folder(path)
+    # The command writes to the same terminal, so that a live line is a wish and no default.
+    live, timeline = arguments.live and sys.stderr.isatty(), Timeline()
 
     def look(pid: int, seconds: float) -> None:
         sample = _sample(pid, seconds)
@@ -53,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"mpskit monitor: {command[0]}: {error.strerror}", file=sys.stderr)
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE
     if live:
-        print(file=sys.stderr)
+        print("\r\x1b[K", end="", file=sys.stderr)
     _report(ended, timeline, arguments)
     return exit_code(ended.returncode)
 
@@ -69,7 +88,8 @@ def _sample(pid: int, seconds: float) -> Sample:
 
 def _show(sample: Sample, timeline: Timeline) -> None:
     """Overwrite one line on the terminal; a log file has none."""
-    print(f"\r{_line(sample, timeline):<79.79}", end="", file=sys.stderr, flush=True)
+    room = (columns(sys.stderr) or 80) - 1
+    print(f"\r\x1b[K{_line(sample, timeline)[:room]}", end="", file=sys.stderr, flush=True)
 
 
 def _line(sample: Sample, timeline: Timeline) -> str:
@@ -86,18 +106,22 @@ def _line(sample: Sample, timeline: Timeline) -> str:
 
 def _report(ended: Ended, timeline: Timeline, arguments: argparse.Namespace) -> None:
     """Write what was asked for, then the summary; neither changes the exit code."""
-    samples, plot = timeline.samples(), None if arguments.no_plot else arguments.plot
+    samples = timeline.samples()
+    seen = any(sample.footprint_bytes for sample in samples)
+    plot = arguments.plot if seen and not arguments.no_plot else None
     title = "Memory of the command's processes"
     summary = _summary(ended, timeline) | {
-        "plot": _written(plot, lambda path: plot_samples(samples, path, title)),
+        "plot": _written(
+            plot, lambda path: plot_samples(samples, path, title, ram_bytes=system_memory().total)
+        ),
         "csv": _written(arguments.csv, lambda path: write_csv(samples, path)),
     }
     if arguments.json:
         print_json("monitor", summary)
     else:
-        print(_sentence(summary), file=sys.stderr)
+        print_wrapped(_sentence(summary), error=True)
     if summary["exit_code"] == _KILLED:
-        print(_killed(summary), file=sys.stderr)
+        print_wrapped(_killed(summary), error=True)
 
 
 def _written(path: str | None, write: Callable[[str], object]) -> str | None:
@@ -123,7 +147,7 @@ def _summary(ended: Ended, timeline: Timeline) -> dict[str, Any]:
 
 def _sentence(summary: dict[str, Any]) -> str:
     peak = summary["peak_footprint_bytes"]
-    size = "unknown (the command ended before a sample)" if peak is None else format_bytes(peak)
+    size = format_bytes(peak) if peak else "unknown (the command ended before a sample)"
     files = [Path(summary[kind]).name for kind in ("plot", "csv") if summary[kind]]
     text = f"mpskit monitor: peak memory {size} in {summary['seconds']:.1f} s"
     return f"{text}; wrote {', '.join(files)}" if files else text

@@ -1,13 +1,32 @@
-"""Plain text, in colour on a terminal if rich is installed."""
+"""Plain text, wrapped to the terminal, in colour and tables there if rich is installed."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
+import shutil
 import sys
-from collections.abc import Callable
-from typing import Any
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
 
-__all__ = ["MARKS", "printer"]
+from mpskit.errors import ArgumentError, MpskitWarning
+
+__all__ = [
+    "MARKS",
+    "check_folder",
+    "columns",
+    "completing",
+    "known_machines",
+    "print_rows",
+    "print_wrapped",
+    "printer",
+    "told_warnings",
+    "wrapped",
+]
 
 # A check's mark: its word, and its colour in rich.
 MARKS = {
@@ -16,6 +35,7 @@ MARKS = {
     "warn": ("warn", "yellow"),
     "fail": ("FAIL", "bold red"),
 }
+_INDENT = 5  # a mark and a space
 
 
 def printer() -> Callable[[str, str], None]:
@@ -24,17 +44,122 @@ def printer() -> Callable[[str, str], None]:
 
     def show(mark: str, line: str) -> None:
         word, colour = MARKS.get(mark, ("", ""))
-        if console is None or not word:
-            print(f"{word} {line}" if word else line)
+        if not word:
+            print_wrapped(line)
+            return
+        text = wrapped(f"{word} {line}", width=columns(sys.stdout), extra=_INDENT)
+        if console is None:
+            print(text)
         else:
-            console.print(f"[{colour}]{word}[/{colour}]", end=" ")
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(f"[{colour}]{word}[/{colour}]", end="")
+            console.print(text[len(word) :], markup=False, highlight=False, soft_wrap=True)
 
     return show
 
 
-def _console() -> Any:
+def print_wrapped(text: str, *, error: bool = False) -> None:
+    """Print a text, wrapped to the terminal; a pipe or a file gets its lines as they are."""
+    stream = sys.stderr if error else sys.stdout
+    print(wrapped(text, width=columns(stream)), file=stream)
+
+
+@contextlib.contextmanager
+def told_warnings(command: str) -> Iterator[None]:
+    """Print mpskit's own warnings in one sentence each, without this file's path and source."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", MpskitWarning)
+        yield
+    for warning in told:
+        if issubclass(warning.category, MpskitWarning):
+            print_wrapped(f"mpskit {command}: warning: {warning.message}", error=True)
+        else:
+            warnings.showwarning(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+
+
+def wrapped(text: str, *, width: int | None, extra: int = 2) -> str:
+    """Return a text with lines of ``width``; what is wrapped is indented by ``extra`` more.
+
+    No word is broken, so that paths and addresses can be copied.
+    """
+    if width is None:
+        return text
+    return "\n".join(_wrapped_line(line, width, extra) for line in text.splitlines())
+
+
+def _wrapped_line(line: str, width: int, extra: int) -> str:
+    indent = len(line) - len(line.lstrip()) + extra
+    if len(line) <= width or indent >= width // 2:
+        return line
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+
+
+def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: rich's on a terminal that has it, else columns of text."""
+    console = _console()
+    if console is not None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for title in titles:
+            table.add_column(title, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table, highlight=False)
+        return
+    flat = [[cell.replace("\n", ", ") for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [titles, *flat]) for i in range(len(titles))]
+    for row in flat if columns(sys.stdout) is None else [titles, *flat]:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print_wrapped("  ".join(cells).rstrip())
+
+
+def completing(action: argparse.Action, names: Callable[[], Iterable[str]]) -> None:
+    """Let a shell complete an argument (with argcomplete) from names that are read only then."""
+    vars(action)["completer"] = lambda **_: list(names())
+
+
+def known_machines() -> Iterable[str]:
+    """Return the names of the machine profiles."""
+    from mpskit.host.machines import machine_names
+
+    return machine_names()
+
+
+def check_folder(path: str) -> None:
+    """Raise where a file could not be written, before the work that fills it.
+
+    Raises:
+        ArgumentError: the folder is missing or cannot be written to, or ``path`` is a folder.
+    """
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        raise ArgumentError(f"{path!r} is a folder: name a file in it", given=path)
+    if not folder.is_dir():
+        raise ArgumentError(f"{path!r} cannot be written: no folder {str(folder)!r}", given=path)
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(
+            f"{path!r} cannot be written: {str(folder)!r} is not yours to write to", given=path
+        )
+
+
+def columns(stream: TextIO | None) -> int | None:
+    """Return a terminal's columns; None for a pipe or a file, whose reader wants whole lines."""
     # A closed stdout (>&-) is None in Python.
+    if stream is None or not stream.isatty():
+        return None
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def _console() -> Any:
     if os.environ.get("NO_COLOR") or sys.stdout is None or not sys.stdout.isatty():
         return None
     try:

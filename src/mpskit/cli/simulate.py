@@ -10,25 +10,47 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mpskit.cli.json_output import print_json
+from mpskit.cli.output import completing, known_machines, print_rows
 from mpskit.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from mpskit.host import Machine
+
 __all__ = ["add_arguments", "run"]
+
+_EXAMPLES = """examples:
+  mpskit simulate --list
+  mpskit simulate m1-8gb -- train.py --epochs 1
+  mpskit simulate macbook-air-m2-16gb -- -m pytest tests
+
+It needs torch 2.6 or newer. The exit code is the script's."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.usage = "mpskit simulate MACHINE [options] -- SCRIPT [ARGUMENTS]"
+    parser.usage = "mpskit simulate MACHINE [options] -- SCRIPT ..."
+    parser.epilog = _EXAMPLES
     _add_options(parser)
     # argparse cannot tell where the script's own options begin: see _own_options.
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="machine, -- and what to run")
+    words = parser.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="MACHINE -- SCRIPT ...",
+        help="a machine of --list, and what to run on it: a .py file, -m MODULE or a program",
+    )
+    completing(words, known_machines)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(machine=None)
     parser.add_argument("--macos", metavar="V", help="another macOS version, such as 14.5")
-    parser.add_argument("--rng", choices=("cpu", "separate"), default="cpu", help="random streams")
+    parser.add_argument(
+        "--rng", choices=("cpu", "separate"), default="cpu",
+        help="GPU's random numbers: the CPU's stream, or one of their own (cpu)",
+    )  # fmt: skip
     parser.add_argument(
         "--fallback", action="store_true", help="missing operators run on the CPU, with a warning"
     )
@@ -42,10 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(as_json=arguments.json)
     if arguments.machine is None or not words:
-        print(
-            "mpskit simulate: name a machine and what to run: m1-8gb -- train.py", file=sys.stderr
-        )
-        return 2
+        raise ArgumentError("name a machine and what to run: m1-8gb -- train.py", given=words)
     code = _run(words, _environment(arguments))
     if arguments.json:
         print_json("simulate", {"machine": arguments.machine, "run": words, "exit_code": code})
@@ -96,7 +115,14 @@ def _list(*, as_json: bool) -> int:
         }
         print_json("simulate", {"machines": profiles})
         return 0
-    width = max(len(name) for name in machines())
-    for name, machine in machines().items():
-        print(f"{name:<{width}}  {str(machine).removeprefix(f'{name}: ')}")
+    rows = [
+        (name, str(machine).removeprefix(f"{name}: "), _products(machine))
+        for name, machine in machines().items()
+    ]
+    print_rows(("machine", "what it is", "Macs that have it"), rows)
     return 0
+
+
+def _products(machine: Machine) -> str:
+    """Return the products; ``macbook-air`` means ``macbook-air-m1-8gb`` in the row of m1-8gb."""
+    return ", ".join(alias.removesuffix(f"-{machine.name}") for alias in machine.aliases)

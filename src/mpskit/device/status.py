@@ -156,7 +156,8 @@ def _disabled(disabled: bool) -> _Verdict | None:
 def _wrong_machine(host: Host, facts: TorchFacts) -> _Verdict | None:
     if not host.is_mac:
         why = "MPS is the Mac's GPU backend and this is not a Mac"
-        return ReasonCode.NOT_A_MAC, why, "mpskit simulate m1-16gb -- your_script.py"
+        simulate = "mpskit simulate m1-16gb -- your_script.py"
+        return ReasonCode.NOT_A_MAC, why, simulate if has("simulation", facts.version) else None
     if host.kind is HostKind.APPLE_SILICON_ROSETTA:
         why = "this Python is an Intel build that runs under Rosetta on an Apple-silicon Mac"
         return ReasonCode.ROSETTA, why, _NATIVE_PYTHON

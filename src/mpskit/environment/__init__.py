@@ -16,4 +16,5 @@ _PUBLIC = {
 
 __all__ = ["configure_environment", "current_environment"]
 
-__getattr__ = resolver(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = resolver(__name__, _PUBLIC)

@@ -45,7 +45,8 @@ __all__ = [
     "estimate_training_memory",
 ]
 
-__getattr__ = resolver(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = resolver(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

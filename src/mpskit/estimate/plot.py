@@ -28,18 +28,28 @@ _COLOURS = {
 }
 
 
-def plot_timeline(estimate: MemoryEstimate, path: Path) -> Path:
+def plot_timeline(
+    estimate: MemoryEstimate, path: Path, *, usable: tuple[str, int] | None = None
+) -> Path:
     """Draw the timeline into ``path``; the suffix chooses the format (``.png``, ``.svg``).
+
+    Args:
+        estimate: what is drawn; its highest moment is marked.
+        path: the file.
+        usable: whose memory is drawn as a line, and its bytes.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ArgumentError: the estimate has no timeline.
+        ArgumentError: the estimate has no timeline, or the file cannot be written.
     """
     if not estimate.timeline:
         raise ArgumentError("this estimate has no timeline to draw: one from a config has none")
     figure, axes = _figure()
     unit, name = (GIB, "GiB") if estimate.driver_bytes >= GIB else (MIB, "MiB")
     _areas(axes, estimate, unit)
+    _peak(axes, estimate, unit)
+    if usable is not None:
+        axes.axhline(usable[1] / unit, color="red", linestyle="--", linewidth=1, label=usable[0])
     _phases(axes, estimate)
     axes.set_ylabel(name)
     axes.set_xlabel("allocation event")
@@ -49,7 +59,11 @@ def plot_timeline(estimate: MemoryEstimate, path: Path) -> Path:
         pad=45,
     )
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    try:
+        figure.savefig(path, dpi=120, bbox_inches="tight")
+    except (OSError, ValueError) as error:  # a missing folder, or a suffix without a format
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ArgumentError(f"{path.name!r} cannot be drawn: {reason}", given=str(path)) from error
     return path
 
 
@@ -81,6 +95,16 @@ def _areas(axes: Any, estimate: MemoryEstimate, unit: int) -> None:
     axes.step(events, driver, where="post", color="black", linewidth=1, label="allocator")
     axes.set_xlim(events[0], events[-1])
     axes.set_ylim(bottom=0)
+
+
+def _peak(axes: Any, estimate: MemoryEstimate, unit: int) -> None:
+    """Put a dot and the size at the moment with the most live bytes."""
+    top = max(estimate.timeline, key=lambda point: point.live_bytes)
+    axes.plot([top.event], [top.live_bytes / unit], "o", color="black", markersize=4)
+    place = {"textcoords": "offset points", "xytext": (0, -12), "ha": "center", "fontsize": 8}
+    text = f"peak {format_bytes(top.live_bytes)}"
+    box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+    axes.annotate(text, (top.event, top.live_bytes / unit), bbox=box, **place)
 
 
 def _phases(axes: Any, estimate: MemoryEstimate) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpskit._base.sizes import format_bytes
+from mpskit._base.sizes import check_size, format_bytes, parse_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
@@ -111,6 +111,11 @@ class Verdict(Value):
     def __str__(self) -> str:
         need, usable = format_bytes(self.needed_bytes), format_bytes(self.usable_bytes)
         margin = format_bytes(abs(self.margin_bytes))
+        if self.answer == "tight" and self.margin_bytes < 0:
+            return (
+                f"tight: it should run, and may swap: the tensors fit the {usable} usable, but the "
+                f"allocator would hold {need}, {margin} more"
+            )
         left = f"{margin} left" if self.margin_bytes >= 0 else f"{margin} too much"
         return f"{self.answer}: needs {need} of {usable} usable, {left}"
 
@@ -177,7 +182,8 @@ class MemoryEstimate(Value):
         """Say whether the step fits a budget.
 
         Args:
-            budget: a ``MemoryBudget`` (its ``usable_bytes``), a machine or its name, or bytes.
+            budget: a ``MemoryBudget`` (its ``usable_bytes``), a machine or its name, bytes, or a
+                size such as ``"16GiB"``.
 
         Raises:
             UnknownMachineError: no machine has that name.
@@ -203,8 +209,14 @@ class MemoryEstimate(Value):
             **{name: getattr(self, name) - getattr(other, name) for name in Difference.model_fields}
         )
 
-    def plot(self, path: str | Path) -> Path:
+    def plot(
+        self, path: str | Path, *, budget: MemoryBudget | Machine | str | int | None = None
+    ) -> Path:
         """Draw the timeline as stacked areas into an image file and return its path.
+
+        Args:
+            path: the file; its suffix chooses the format.
+            budget: as for :meth:`fits`; what it allows is drawn as a line.
 
         Raises:
             MissingExtraError: matplotlib is not installed (``pip install 'mpskit[plot]'``).
@@ -212,7 +224,8 @@ class MemoryEstimate(Value):
         """
         from mpskit.estimate.plot import plot_timeline
 
-        return plot_timeline(self, Path(path))
+        usable = None if budget is None else ("usable", _usable_bytes(budget))
+        return plot_timeline(self, Path(path), usable=usable)
 
     def __str__(self) -> str:
         rows = [(text, getattr(self, f"{kind}_bytes")) for kind, text in KINDS.items()]
@@ -249,16 +262,26 @@ def _usable_bytes(budget: Any) -> int:
 
 
 def _machine_bytes(machine: Any) -> int:
-    from mpskit.host import Machine, find_machine
-    from mpskit.memory import memory_budget_for
+    from mpskit.host import Machine
+    from mpskit.memory.budget import machine_budget
 
     if not isinstance(machine, str | Machine):
         raise ArgumentTypeError(
             f"fits() takes a MemoryBudget, a machine's name or bytes, not {type(machine).__name__}",
             given=machine,
         )
-    found = find_machine(machine)
-    budget = memory_budget_for(found.ram_bytes, macos=found.macos, chip=found.chip)
+    if isinstance(machine, str) and (size := _size(machine)) is not None:
+        return size
+    budget = machine_budget(machine)
     if budget.usable_bytes is None:
         raise ArgumentError(f"nobody knows what {machine} can give to a job", given=machine)
     return budget.usable_bytes
+
+
+def _size(text: str) -> int | None:
+    """Return the bytes of a size such as ``16GiB``; None for what may be a machine's name."""
+    try:
+        size = parse_bytes(text)
+    except ArgumentError:
+        return None
+    return check_size("a budget", size)

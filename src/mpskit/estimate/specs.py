@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpskit._base.arguments import shown
+from mpskit._base.arguments import shown, wrong_type
 from mpskit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class TensorSpec:
             nothing, a class that exists). Floats hold nothing.
 
     Raises:
+        ArgumentTypeError: the shape is no sequence, or ``fill`` no int.
         ArgumentError: a size is negative or not an integer, or there is no such dtype.
     """
 
@@ -40,10 +41,17 @@ class TensorSpec:
     fill: int = 1
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.shape)
+        shape: Any = self.shape
+        fill: Any = self.fill
+        if isinstance(shape, str) or not isinstance(shape, Sequence):
+            raise wrong_type("shape", "a sequence of ints such as (1, 512)", shape)
+        if not isinstance(fill, int):
+            raise wrong_type("fill", "an int", fill)
+        sizes = tuple(shape)
         if any(type(n) is not int or n < 0 for n in sizes):
             raise ArgumentError(f"a shape is non-negative integers, not {sizes}", given=self.shape)
         object.__setattr__(self, "shape", sizes)
+        self.torch_dtype()
 
     def torch_dtype(self) -> torch.dtype:
         """Return the dtype as torch's own."""
@@ -69,9 +77,7 @@ def parse_spec(text: str) -> TensorSpec:
             given=text,
         )
     sizes = tuple(int(part) for part in match[2].split(",") if part.strip())
-    spec = TensorSpec(sizes, match[1], fill=int(match[3]) if match[3] else 1)
-    spec.torch_dtype()
-    return spec
+    return TensorSpec(sizes, match[1], fill=int(match[3]) if match[3] else 1)
 
 
 def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -42,4 +42,5 @@ __all__ = [
     "machine_names",
 ]
 
-__getattr__ = resolver(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = resolver(__name__, _PUBLIC)

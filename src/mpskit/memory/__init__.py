@@ -71,7 +71,8 @@ __all__ = [
     "run_with_batch_size",
 ]
 
-__getattr__ = resolver(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = resolver(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ from mpskit._base.arguments import wrong_type
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.backends.kinds import MemoryClass, kind_of
+from mpskit.backends.versions import NEWEST, OLDEST, minimum_macos, older, torch_version
 from mpskit.host.kinds import DEFAULT_MACOS
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import (
@@ -26,9 +27,9 @@ from mpskit.system.process import MemoryUser, largest_users
 
 if TYPE_CHECKING:
     from mpskit.backends.memory import Backend, DeviceLike
-    from mpskit.host import Host
+    from mpskit.host import Host, Machine
 
-__all__ = ["MemoryBudget", "MemoryUser", "memory_budget", "memory_budget_for"]
+__all__ = ["MemoryBudget", "MemoryUser", "machine_budget", "memory_budget", "memory_budget_for"]
 
 _ROWS = {
     "total": "total_bytes",
@@ -140,16 +141,69 @@ def memory_budget_for(
     working_set = recommended_bytes(
         ram_bytes, macos, wired_limit_bytes=wired_limit_bytes, vram_bytes=vram_bytes
     )
-    on_cpu = intel and vram_bytes is None
+    too_old = _too_old(macos, OLDEST)
+    on_cpu = (intel and vram_bytes is None) or too_old
+    vram_bytes = None if on_cpu else vram_bytes
     known = _of_ram(ram_bytes, None) if on_cpu else _of_working_set(working_set, "table")
     budget = MemoryBudget.model_construct(
         device="cpu" if on_cpu else "mps",
         machine=", ".join(filter(None, [chip, format_bytes(ram_bytes), f"macOS {macos.strip()}"])),
         wired_limit_bytes=None if on_cpu else wired_limit_bytes or None,
-        notes=tuple(_elsewhere(chip or "")),
+        notes=(*_elsewhere(chip or ""), *_of_system(macos)),
         **{"total_bytes": vram_bytes or ram_bytes, **known},
     )
     return _settled(budget, reserve)
+
+
+def machine_budget(
+    machine: str | Machine, macos: str | None = None, *, reserve: Amount | None = None
+) -> MemoryBudget:
+    """Return the budget of a machine profile, or of a machine that was described.
+
+    Args:
+        machine: a :class:`mpskit.Machine`, or a profile's name.
+        macos: another macOS version than the machine's.
+        reserve: as for :func:`memory_budget`.
+
+    Raises:
+        UnknownMachineError: no profile has that name.
+        ArgumentError: ``macos`` is not a version, or the reserve cannot be understood.
+    """
+    from mpskit.host import HostKind, find_machine
+
+    found = find_machine(machine)
+    vram = found.vram_gib * GIB if found.vram_gib else None
+    budget = memory_budget_for(
+        found.ram_bytes, macos or found.macos, found.chip, vram_bytes=vram, reserve=reserve
+    )
+    if found.kind is not HostKind.APPLE_SILICON_ROSETTA or budget.device == "cpu":
+        return budget
+    cpu = {"limit_bytes": None, "max_buffer_bytes": None, **_of_ram(found.ram_bytes, None)}
+    kept = tuple(_elsewhere(found.chip))
+    budget = budget.model_copy(update={"device": "cpu", "notes": (*kept, _ROSETTA), **cpu})
+    return _settled(budget, reserve)
+
+
+_ROSETTA = "Python runs under Rosetta there, where torch has no MPS: an arm64 Python would have it"
+
+
+def _too_old(macos: str, torch: str) -> bool:
+    """Return whether a torch's MPS needs a later macOS; ``"12"`` may be any 12."""
+    whole = macos if "." in macos else f"{macos.strip()}.999"
+    return older(whole.strip(), minimum_macos(torch))
+
+
+def _of_system(macos: str) -> list[str]:
+    """Return what a person should know of MPS on a macOS."""
+    if _too_old(macos, OLDEST):
+        floor = minimum_macos(OLDEST)
+        return [f"torch has MPS from macOS {floor} on: on macOS {macos.strip()} there is the CPU"]
+    # To find out which torch is installed takes milliseconds, so an old macOS comes first.
+    torch = torch_version() if _too_old(macos, NEWEST) else None
+    if torch is None or not _too_old(macos, torch):
+        return []
+    floor = minimum_macos(torch)
+    return [f"torch {torch} needs macOS {floor} for MPS: an older torch has to be installed there"]
 
 
 def memory_budget(
@@ -300,9 +354,9 @@ def _settled(
     """
     whole = budget.total_bytes or 0
     kept = _default_reserve(whole) if reserve is None else amount_bytes(reserve, whole, "reserve")
-    usable = _usable(budget, kept, available)
-    notes = (*budget.notes, *_notes(budget))
-    return budget.model_copy(update={"reserve_bytes": kept, "usable_bytes": usable, "notes": notes})
+    settled = {"reserve_bytes": kept, "usable_bytes": _usable(budget, kept, available)}
+    budget = budget.model_copy(update=settled)
+    return budget.model_copy(update={"notes": (*budget.notes, *_notes(budget))})
 
 
 def _default_reserve(whole: int) -> int:
@@ -338,5 +392,6 @@ def _notes(budget: MemoryBudget) -> list[str]:
         "iogpu.wired_limit_mb overrides Metal's own figure": budget.wired_limit_bytes is not None,
         "Metal does not say how much memory it recommends here": metal
         and budget.recommended_bytes is None,
+        "nothing is left beside the reserve": budget.usable_bytes == 0 < budget.reserve_bytes,
     }
     return [text for text, holds in said.items() if holds]

@@ -112,7 +112,13 @@ def empty_cache(device: DeviceLike | None = None, *, collect: bool = True) -> Ca
 
 
 def _nothing(device: DeviceLike | None) -> str:
-    return "no accelerator is in use" if device is None else f"{device} is not in use or keeps none"
+    if device is None:
+        return "no accelerator is in use"
+    if "torch" in sys.modules and backend(device).is_initialized() is None:
+        return (
+            f"this torch cannot say whether {device} is in use, and to ask would be its first use"
+        )
+    return f"{device} is not in use or keeps none"
 
 
 def check_device(device: object) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpskit._base.arguments import wrong_type
-from mpskit._base.sizes import GIB, MIB
+from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit.errors import ArgumentError, MissingExtraError
 
 __all__ = ["Sample", "Timeline", "growth_without_tensors", "plot_samples", "write_csv"]
@@ -132,6 +132,8 @@ def write_csv(samples: Iterable[Sample], path: str | Path) -> Path:
     return target
 
 
+# From this share of the machine's memory on, its line is drawn: below, it would flatten the curves.
+_NEAR = 0.25
 _LINES = {
     "footprint_bytes": "process",
     "reserved_bytes": "held by driver",
@@ -139,8 +141,16 @@ _LINES = {
 }
 
 
-def plot_samples(samples: Sequence[Sample], path: str | Path, title: str) -> Path:
-    """Draw the samples over time as a PNG (needs the extra ``plot``).
+def plot_samples(
+    samples: Sequence[Sample], path: str | Path, title: str, *, ram_bytes: int | None = None
+) -> Path:
+    """Draw the samples over time as a PNG (needs the extra ``plot``), the highest one marked.
+
+    Args:
+        samples: in order.
+        path: the file.
+        title: stands above.
+        ram_bytes: the machine's memory, drawn as a line where the samples come near it.
 
     Raises:
         ArgumentTypeError: ``path`` is no path.
@@ -156,7 +166,7 @@ def plot_samples(samples: Sequence[Sample], path: str | Path, title: str) -> Pat
     # Not pyplot: that keeps global state, and picks a window system.
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    _draw(figure.add_subplot(), samples, title)
+    _draw(figure.add_subplot(), samples, title, ram_bytes)
     try:
         canvas.print_png(str(target))
     except (OSError, ValueError) as error:
@@ -164,12 +174,17 @@ def plot_samples(samples: Sequence[Sample], path: str | Path, title: str) -> Pat
     return target
 
 
-def _draw(axes: Any, samples: Sequence[Sample], title: str) -> None:
+def _draw(axes: Any, samples: Sequence[Sample], title: str, ram: int | None) -> None:
+    highest = max((_most(samples, field) for field in _LINES), default=0)
+    unit, name = (GIB, "GiB") if highest >= GIB else (MIB, "MiB")
     for field, label in _LINES.items():
-        points = _points(samples, field, GIB)
+        points = _points(samples, field, unit)
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
-    axes.set(title=title, xlabel="seconds", ylabel="GiB")
+    _mark_peak(axes, samples, unit)
+    if ram is not None and highest >= ram * _NEAR:
+        axes.axhline(ram / unit, color="black", linestyle="--", linewidth=1, label="RAM")
+    axes.set(title=title, xlabel="seconds", ylabel=name)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     busy = _points(samples, "gpu_percent", 1)
@@ -178,7 +193,24 @@ def _draw(axes: Any, samples: Sequence[Sample], title: str) -> None:
         right.plot(*zip(*busy, strict=True), color="grey", linestyle=":", label="GPU")
         right.set(ylabel="GPU in use (%)", ylim=(0, 100))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left")
+        # Beside the curves, so that it hides none.
+        axes.figure.legend(loc="outside right upper", frameon=False)
+
+
+def _mark_peak(axes: Any, samples: Sequence[Sample], unit: int) -> None:
+    """Put a dot and the size at the highest sample of the first line that there is."""
+    for field in _LINES:
+        size = _most(samples, field)
+        if size:
+            seconds = next(one.seconds for one in samples if getattr(one, field) == size)
+            axes.plot([seconds], [size / unit], "o", color="black", markersize=4)
+            at = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center", "fontsize": 8}
+            axes.annotate(f"peak {format_bytes(size)}", (seconds, size / unit), **at)
+            return
+
+
+def _most(samples: Sequence[Sample], field: str) -> int:
+    return max((getattr(sample, field) or 0 for sample in samples), default=0)
 
 
 def _points(samples: Sequence[Sample], field: str, unit: int) -> list[tuple[float, float]]:

@@ -75,8 +75,9 @@ def _require_torch() -> None:
 
     version = torch_version()
     if version is None or not has("simulation", version):
+        seen = "none is installed" if version is None else f"this is {version}"
         raise UnsupportedTorchError(
-            f"simulated machines need torch 2.6 or newer, not {version}", given=version
+            f"simulated machines need torch 2.6 or newer, and {seen}", given=version
         )
 
 

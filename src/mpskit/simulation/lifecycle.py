@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 from torch.utils import _device
@@ -49,6 +49,9 @@ from mpskit.simulation.tags import Tags
 
 __all__ = ["SimulatedMac", "active"]
 
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _lock = threading.Lock()
 _active: SimulatedMac | None = None
@@ -119,20 +122,21 @@ class SimulatedMac:
                 _active = None
                 self._stack.close()
 
-    def __call__(self, function: Any) -> Callable[..., Any]:
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Return ``function`` running on a fresh machine of this kind at each call.
 
         Raises:
             ArgumentTypeError: it is not a plain function (a coroutine's body would run outside).
         """
-        if not callable(function) or _is_deferred(function):
+        given: Any = function
+        if not callable(given) or _is_deferred(given):
             raise ArgumentTypeError(
                 f"simulate decorates plain functions; use `with` inside {function!r}",
                 given=function,
             )
 
         @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             with SimulatedMac(self.machine, rng=self._rng, fallback=self._fallback):
                 return function(*args, **kwargs)
 

@@ -11,4 +11,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Tolerance", "assert_close", "tolerance_for"]
 
-__getattr__ = resolver(__name__, dict.fromkeys(__all__, "mpskit.testing.comparison"))
+if not TYPE_CHECKING:
+    __getattr__ = resolver(__name__, dict.fromkeys(__all__, "mpskit.testing.comparison"))

@@ -75,8 +75,10 @@ def skip_unless_usable(item: pytest.Item) -> None:
     """Skip a test that is marked to need a device that the machine has not, as it is now."""
     for mark in item.iter_markers("mpskit_requires"):
         if len(mark.args) != 1 or mark.args[0] not in _REQUIREMENTS:
-            raise pytest.UsageError(
-                f"mpskit_requires takes one of {', '.join(_REQUIREMENTS)}, not {mark.args!r}"
+            # A failure without a traceback: a UsageError here prints this file's source.
+            pytest.fail(
+                f"mpskit_requires takes one of {', '.join(_REQUIREMENTS)}, not {mark.args!r}",
+                pytrace=False,
             )
         reason = _why_not(mark.args[0])
         if reason is not None:

@@ -152,7 +152,7 @@ def _usage_errors() -> Iterator[None]:
     try:
         yield
     except MpskitError as error:
-        raise pytest.UsageError(str(error)) from None
+        pytest.fail(str(error), pytrace=False)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpskit._base.arguments import wrong_type
 from mpskit.backends.kinds import Kind, kind_of
-from mpskit.backends.memory import as_device
-from mpskit.errors import ArgumentError, PrecisionWarning
+from mpskit.backends.memory import as_device, backend
+from mpskit.errors import ArgumentError, DeviceUnavailableError, PrecisionWarning
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,7 @@ def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | Non
             a bool nor None.
         ArgumentError: torch knows no such device, the batch contains itself, or a module in it
             has float64 parameters and goes to MPS.
+        DeviceUnavailableError: the machine has no such device.
 
     Warns:
         PrecisionWarning: once a call, if numbers were narrowed for MPS.
@@ -68,6 +69,14 @@ def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | Non
         raise ArgumentError(
             "the batch contains itself, or is nested too deep to go through", given=batch
         ) from None
+    except (RuntimeError, AssertionError) as error:
+        if backend(move.target).is_available():
+            raise
+        raise DeviceUnavailableError(
+            f"{move.target} cannot be used here ({error}): get_optimal_device() chooses one that "
+            "can, and `mpskit doctor` says why this one cannot",
+            given=device,
+        ) from error
     if move.narrowed:
         _warn(move.narrowed)
     return moved

@@ -200,12 +200,18 @@ def _explained(tracer: Tracer, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         where = tracer.where
+        cause = f"{type(error).__name__}: {str(error).rstrip('. ')}"
         raise EstimateError(
-            f"{what} failed in {where.failed or where.path() or 'the step itself'}, after operator "
-            f"{where.op or 'none'}: {type(error).__name__}: {error}. Run the same step on a small "
+            f"{what} failed in {_place(where.failed or where.path())}, after operator "
+            f"{where.op or 'none'}: {cause}. Run the same step on a small "
             "real batch first; if it works there, give step= or train_step= without what failed",
             given=error,
         ) from error
+
+
+def _place(path: str) -> str:
+    """Return a module's path in a sentence; a layer of a Sequential is only called ``0``."""
+    return f"module {path!r}" if path.replace(".", "").isdecimal() else path or "the step itself"
 
 
 def _without_collection(patches: Patches) -> None:
