@@ -1,11 +1,15 @@
 """Every test starts from a machine that remembers nothing, and leaves nothing behind."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from mpskit.backends import versions
+from mpskit.errors import UnsupportedTorchError
 
 # A busy machine is no fault of the code: no example fails for the time it took.
 settings.register_profile(
@@ -31,3 +35,44 @@ def _own_cache_folder(tmp_path_factory, monkeypatch):
     for name in ("LOCAL_RANK", "PYTORCH_ENABLE_MPS_FALLBACK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MPSKIT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "needs_torch(feature): skipped where backends.versions says that torch lacks it"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("needs_torch"):
+        skip_without(*mark.args)
+    with _too_old_is_a_skip():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with _too_old_is_a_skip():
+        return (yield)
+
+
+def skip_without(feature):
+    """Skip on a torch that lacks a feature, naming the feature and the versions."""
+    version = versions.torch_version()
+    if not versions.has(feature, version):
+        since, until = versions.FEATURES[feature]
+        needed = f"from {since}" + (f" until {until}" if until else "")
+        pytest.skip(f"{feature} is in torch {needed}, not in {version}")
+
+
+@contextlib.contextmanager
+def _too_old_is_a_skip():
+    """Skip a test to which the library itself said that this torch is too old.
+
+    Which versions may be refused is told by tests/backends/test_versions.py, on every torch.
+    """
+    try:
+        yield
+    except UnsupportedTorchError as error:
+        pytest.skip(str(error))

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpskit.backends import versions
+from mpskit.errors import UnsupportedTorchError
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,31 @@ def test_has(feature, torch, there):
 
 
 @pytest.mark.parametrize(
+    ("feature", "torch", "needed"),
+    [
+        ("simulation", "2.5.1", "a simulated machine needs torch 2.6 or newer; 2.5.1 is installed"),
+        ("simulation", "2.6.0", None),
+        ("simulation", "2.15.0+cu132", None),
+        (
+            "estimate",
+            "2.2.2",
+            "a traced memory estimate needs torch 2.4 or newer; 2.2.2 is installed",
+        ),
+        ("estimate", "2.4.0", None),
+        ("estimate", None, "a traced memory estimate needs torch 2.4 or newer; none is installed"),
+    ],
+)
+def test_require(feature, torch, needed, monkeypatch):
+    monkeypatch.setattr(versions, "torch_version", lambda: torch)
+    if needed is None:
+        versions.require(feature)
+        return
+    with pytest.raises(UnsupportedTorchError) as error:
+        versions.require(feature)
+    assert (str(error.value), error.value.given) == (needed, torch)
+
+
+@pytest.mark.parametrize(
     ("torch", "macos"),
     [("2.2.2", "12.3"), ("2.5.1", "13.0"), ("2.8.0", "13.0"), ("2.9.0", "14.0"), ("2.14.1", "14.0"),
      ("2.15.0", "15.0"), ("3.0", "15.0"), ("1.13", "12.3")],
@@ -43,8 +69,11 @@ def test_any_text_is_a_version(text):
 def test_the_version_needs_no_torch(monkeypatch):
     loaded = versions.torch_version()
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert versions.torch_version() == loaded
+    installed = versions.torch_version()
     assert loaded is not None
+    assert installed is not None
+    # A CUDA build's metadata leave out the build: 2.2.2 of 2.2.2+cu121.
+    assert loaded.partition("+")[0] == installed.partition("+")[0]
 
 
 @pytest.mark.parametrize(

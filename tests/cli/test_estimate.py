@@ -6,6 +6,8 @@ import pytest
 
 from mpskit.cli.main import main
 
+pytestmark = pytest.mark.needs_torch("estimate")
+
 MODEL = """
 from torch import nn
 

@@ -1,7 +1,10 @@
 """Single rules of the tracer."""
 
+<<<<<<< HEAD
 import contextlib
 
+=======
+>>>>>>> 14f4085 (Refuse what a torch is too old for from one table)
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +19,8 @@ from mpskit.estimate.trace import tracer as module
 from mpskit.estimate.trace.storage_log import StorageLog
 from mpskit.estimate.trace.tracer import Tracer
 from mpskit.estimate.trace.unknown_values import spread
+
+pytestmark = pytest.mark.needs_torch("estimate")
 
 
 def dataless(*shape):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mpskit._base.arguments import check_count
+from mpskit.backends.versions import require
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
 from mpskit.estimate.result import MemoryEstimate
@@ -66,6 +67,7 @@ def estimate_training_memory(
 
     Raises:
         EstimateError: the step cannot be traced; the message names operator and module.
+        UnsupportedTorchError: the installed torch is too old to be traced.
         ArgumentError: a value that cannot be used.
     """
     traced = trace_training(
@@ -101,6 +103,7 @@ def estimate_inference_memory(
 
     Raises:
         EstimateError: the step cannot be traced; the message names operator and module.
+        UnsupportedTorchError: the installed torch is too old to be traced.
         ArgumentError: both ``step`` and ``generate``, or a count below one.
     """
     return trace_inference(model, batch, step=step, generate=generate, device=device).estimate()
@@ -119,6 +122,7 @@ def trace_training(
     steps: int = 2,
 ) -> Traced:
     """As :func:`estimate_training_memory`, before the events are replayed on an allocator."""
+    require("estimate")
     if step is not None and train_step is not None:
         raise ArgumentError("give step= or train_step=, not both", given=step)
     check_counts(accumulate=accumulate, steps=steps)
@@ -145,6 +149,7 @@ def trace_inference(
     device: str | torch.device = "mps",
 ) -> Traced:
     """As :func:`estimate_inference_memory`, before the events are replayed on an allocator."""
+    require("estimate")
     if step is not None and generate is not None:
         raise ArgumentError("give step= or generate=, not both", given=step)
     check_counts(generate=1 if generate is None else generate)
