@@ -23,6 +23,15 @@ def test_an_older_torch_is_refused_by_name(estimate):
     assert error.value.given == "2.3.1"
 
 
+def test_autocast_on_a_gpu_asks_for_more(monkeypatch):
+    monkeypatch.setattr(versions, "torch_version", lambda: "2.5.1")
+    words = "a traced estimate of autocast on a GPU needs torch 2.6 or newer; 2.5.1 is installed"
+    with pytest.raises(UnsupportedTorchError, match=words):
+        estimate_training_memory(
+            torch.nn.Linear(2, 2), torch.ones(1, 2), precision="bf16-mixed", device="mps"
+        )
+
+
 def test_the_command_says_so_in_one_line(tmp_path, capsys):
     path = tmp_path / "model.py"
     path.write_text("from torch import nn\nmodel = nn.Linear(2, 2)\n")

@@ -127,6 +127,8 @@ def trace_training(
         raise ArgumentError("give step= or train_step=, not both", given=step)
     check_counts(accumulate=accumulate, steps=steps)
     mixed = precision_of(precision).autocast
+    if mixed is not None and target_for(device).device != "cpu":
+        require("estimate.autocast")
     module, notes = build_model(model)
     job = Job(module, batch, target_for(device), precision, steps, "forward", notes)
 
