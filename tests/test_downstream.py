@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parent / "downstream"
 ERRORS = {
     "test_float64": "TypeError: Cannot convert a MPS Tensor to float64 dtype as the MPS framework",
