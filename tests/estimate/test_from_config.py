@@ -24,46 +24,9 @@ LLAMA: dict[str, Any] = {
 GPT2 = {"model_type": "gpt2", "vocab_size": 5000, "n_embd": 512, "n_layer": 6, "n_head": 8}
 
 
-<<<<<<< HEAD
 def estimated(config: dict[str, Any] | str = LLAMA, **options: Any) -> Any:
     return estimate_from_config(
         config, **{"batch_size": 1, "seq_len": 64, "device": "cpu"} | options
-=======
-def traced(config: dict[str, Any], batch: int, tokens: int, **options: Any) -> Any:
-    import torch
-
-    pytest.importorskip("transformers")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
-
-    from mpskit.estimate import TensorSpec, estimate_training_memory
-
-    auto = AutoModelForMaskedLM if config["model_type"] == "bert" else AutoModelForCausalLM
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    ends = {"bos_token_id": None, "eos_token_id": None} if config["model_type"] == "gpt2" else {}
-    with torch.device("meta"):
-        model = auto.from_config(AutoConfig.for_model(config["model_type"], **settings, **ends))
-    spec = TensorSpec((batch, tokens), "int64")
-    return estimate_training_memory(model, {"input_ids": spec, "labels": spec}, **options)
-
-
-@pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_close_to_the_traced_figure(name: str, device: str) -> None:
-    truth = traced(CONFIGS[name], 4, 256, device=device)
-    closed = estimate_from_config(CONFIGS[name], batch_size=4, seq_len=256, device=device)
-    assert closed.peak_bytes == pytest.approx(truth.peak_bytes, rel=TOLERANCE[device])
-    assert closed.parameters_bytes == truth.parameters_bytes
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-mixed"])
-@pytest.mark.parametrize("shape", [(1, 128), (8, 512)])
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_precisions_and_shapes(name: str, shape: tuple[int, int], precision: str) -> None:
-    truth = traced(CONFIGS[name], *shape, device="cpu", precision=precision)
-    closed = estimate_from_config(
-        CONFIGS[name], batch_size=shape[0], seq_len=shape[1], device="cpu", precision=precision
->>>>>>> 14f4085 (Refuse what a torch is too old for from one table)
     )
 
 

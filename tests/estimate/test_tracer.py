@@ -1,10 +1,7 @@
 """Single rules of the tracer."""
 
-<<<<<<< HEAD
 import contextlib
 
-=======
->>>>>>> 14f4085 (Refuse what a torch is too old for from one table)
 import pytest
 import torch
 from hypothesis import given, settings

@@ -181,11 +181,7 @@ def test_the_second_step_holds_the_optimizer_state():
 
 
 def test_asking_a_kernel_for_the_first_time_keeps_nothing_alive(monkeypatch):
-<<<<<<< HEAD
     from mpskit.estimate.trace import tracer
-=======
-    from mpskit.estimate.trace import tracer as trace
->>>>>>> 14f4085 (Refuse what a torch is too old for from one table)
 
     monkeypatch.setattr(tracer, "_PLANS", {})
     first = estimate_training_memory(Attention, TensorSpec((4, 32, 64)), device="cpu")
