@@ -36,15 +36,10 @@ def test_has(feature, torch, there):
         (
             "estimate",
             "2.2.2",
-            "a traced memory estimate needs torch 2.4 or newer; 2.2.2 is installed",
+            "a traced memory estimate needs torch 2.6 or newer; 2.2.2 is installed",
         ),
-        ("estimate", "2.4.0", None),
-        (
-            "estimate.autocast",
-            "2.5.1",
-            "a traced estimate of autocast on a GPU needs torch 2.6 or newer; 2.5.1 is installed",
-        ),
-        ("estimate", None, "a traced memory estimate needs torch 2.4 or newer; none is installed"),
+        ("estimate", "2.6.0", None),
+        ("estimate", None, "a traced memory estimate needs torch 2.6 or newer; none is installed"),
     ],
 )
 def test_require(feature, torch, needed, monkeypatch):

@@ -65,8 +65,8 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.knows_macos_26": ("2.11", None),
     "default_device": ("2.3", None),  # torch.get_default_device; it could be set before
     "xpu": ("2.3", None),  # torch.xpu
-    "estimate": ("2.4", None),  # torch.autograd._engine_run_backward, is_autocast_enabled(device)
-    "estimate.autocast": ("2.6", None),  # torch.autocast("mps") in both dtypes
+    # On 2.4.1 figures were up to 3% short, CTC failed and "mps" knew no autocast; 2.5 is not tried.
+    "estimate": ("2.6", None),
     "simulation": ("2.6", None),
     "mps.missing_text.commit": ("2.6", None),
     "mps.distributed_error": ("2.11", None),  # pytorch#173954
@@ -77,7 +77,6 @@ FEATURES: dict[str, tuple[str, str | None]] = {
 # What is refused as a whole on an older torch, by the row above: how its error names it.
 _REFUSED = {
     "estimate": "a traced memory estimate",
-    "estimate.autocast": "a traced estimate of autocast on a GPU",
     "simulation": "a simulated machine",
 }
 

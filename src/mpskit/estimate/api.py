@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from mpskit._base.arguments import check_count
-from mpskit.backends.versions import require
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
 from mpskit.estimate.result import MemoryEstimate
@@ -122,13 +121,10 @@ def trace_training(
     steps: int = 2,
 ) -> Traced:
     """As :func:`estimate_training_memory`, before the events are replayed on an allocator."""
-    require("estimate")
     if step is not None and train_step is not None:
         raise ArgumentError("give step= or train_step=, not both", given=step)
     check_counts(accumulate=accumulate, steps=steps)
     mixed = precision_of(precision).autocast
-    if mixed is not None and target_for(device).device != "cpu":
-        require("estimate.autocast")
     module, notes = build_model(model)
     job = Job(module, batch, target_for(device), precision, steps, "forward", notes)
 
@@ -151,7 +147,6 @@ def trace_inference(
     device: str | torch.device = "mps",
 ) -> Traced:
     """As :func:`estimate_inference_memory`, before the events are replayed on an allocator."""
-    require("estimate")
     if step is not None and generate is not None:
         raise ArgumentError("give step= or generate=, not both", given=step)
     check_counts(generate=1 if generate is None else generate)
