@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -112,3 +113,11 @@ def test_older(version, than, is_older):
 def test_the_newest_known_torch_has_everything_that_is_not_gone():
     rows = versions.FEATURES.items()
     assert all(versions.has(name, versions.NEWEST) is (until is None) for name, (_, until) in rows)
+
+
+@pytest.mark.parametrize("feature", versions._REFUSED)
+def test_what_is_refused_stands_in_the_documents(feature):
+    page = (Path(__file__).parents[2] / "docs" / "versions.md").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if row.startswith("|") and "Unsupported" in row]
+    (row,) = (row for row in rows if feature in row)
+    assert row.split("|")[2].strip() == versions.FEATURES[feature][0]
