@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -57,13 +58,36 @@ def pytest_runtest_call(item):
         return (yield)
 
 
-def skip_without(feature):
+class _TooOld(pytest.Module):
+    """A file that needs a newer torch as a whole, and cannot always be imported on an older one."""
+
+    def collect(self):
+        skip_without(_needed_by(self.path), allow_module_level=True)
+        return super().collect()
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    feature = _needed_by(module_path)
+    if feature is not None and not versions.has(feature, versions.torch_version()):
+        return _TooOld.from_parent(parent, path=module_path)
+    return None
+
+
+def _needed_by(path):
+    """Return what ``pytestmark`` says that a file needs; nothing in tests/simulation goes without."""
+    if path.parent.name == "simulation":
+        return "simulation"
+    mark = re.search(r'^pytestmark = .*needs_torch\("(.+?)"\)', path.read_text("utf-8"), re.M)
+    return mark and mark[1]
+
+
+def skip_without(feature, **options):
     """Skip on a torch that lacks a feature, naming the feature and the versions."""
     version = versions.torch_version()
     if not versions.has(feature, version):
         since, until = versions.FEATURES[feature]
         needed = f"from {since}" + (f" until {until}" if until else "")
-        pytest.skip(f"{feature} is in torch {needed}, not in {version}")
+        pytest.skip(f"{feature} is in torch {needed}, not in {version}", **options)
 
 
 @contextlib.contextmanager
