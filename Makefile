@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT := out
 
-.PHONY: demo test test-full lint types docs bench venv clean
+.PHONY: demo test test-full test-floor test-newest lint types docs bench venv clean
 
 venv: $(STAMP)
 
@@ -26,6 +26,15 @@ test: $(STAMP)
 test-full: $(STAMP)
 	$(BIN)/python -m pytest
 
+# The oldest torch that is supported, and the newest that installs, each in an environment of its
+# own; PyPI's builds for CUDA, without the libraries of a card. tests/integrations needs packages
+# that are installed in .venv only.
+test-floor: TORCH := 2.2.2
+test-newest: TORCH := newest
+test-floor test-newest: test-%:
+	$(PYTHON) scripts/torch_env.py $(VENV)-$* $(TORCH)
+	$(VENV)-$*/bin/python -m pytest -m 'not full' -n auto --dist loadfile --ignore tests/integrations
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +50,4 @@ bench: $(STAMP)
 	for script in benchmarks/bench_*.py benchmarks/fidelity.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-floor $(VENV)-newest $(OUT) .pytest_cache .mypy_cache .ruff_cache

@@ -1,11 +1,16 @@
 """Every test starts from a machine that remembers nothing, and leaves nothing behind."""
 
+import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from mpskit.backends import versions
+from mpskit.errors import UnsupportedTorchError
 
 # A busy machine is no fault of the code: no example fails for the time it took.
 settings.register_profile(
@@ -31,3 +36,67 @@ def _own_cache_folder(tmp_path_factory, monkeypatch):
     for name in ("LOCAL_RANK", "PYTORCH_ENABLE_MPS_FALLBACK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MPSKIT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "needs_torch(feature): skipped where backends.versions says that torch lacks it"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("needs_torch"):
+        skip_without(*mark.args)
+    with _too_old_is_a_skip():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with _too_old_is_a_skip():
+        return (yield)
+
+
+class _TooOld(pytest.Module):
+    """A file that needs a newer torch as a whole, and cannot always be imported on an older one."""
+
+    def collect(self):
+        skip_without(_needed_by(self.path), allow_module_level=True)
+        return super().collect()
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    feature = _needed_by(module_path)
+    if feature is not None and not versions.has(feature, versions.torch_version()):
+        return _TooOld.from_parent(parent, path=module_path)
+    return None
+
+
+def _needed_by(path):
+    """Return what ``pytestmark`` says that a file needs; nothing in tests/simulation goes without."""
+    if path.parent.name == "simulation":
+        return "simulation"
+    mark = re.search(r'^pytestmark = .*needs_torch\("(.+?)"\)', path.read_text("utf-8"), re.M)
+    return mark and mark[1]
+
+
+def skip_without(feature, **options):
+    """Skip on a torch that lacks a feature, naming the feature and the versions."""
+    version = versions.torch_version()
+    if not versions.has(feature, version):
+        since, until = versions.FEATURES[feature]
+        needed = f"from {since}" + (f" until {until}" if until else "")
+        pytest.skip(f"{feature} is in torch {needed}, not in {version}", **options)
+
+
+@contextlib.contextmanager
+def _too_old_is_a_skip():
+    """Skip a test to which the library itself said that this torch is too old.
+
+    Which versions may be refused is told by tests/backends/test_versions.py, on every torch.
+    """
+    try:
+        yield
+    except UnsupportedTorchError as error:
+        pytest.skip(str(error))

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parent / "downstream"
 ERRORS = {
     "test_float64": "TypeError: Cannot convert a MPS Tensor to float64 dtype as the MPS framework",
@@ -25,6 +27,7 @@ def suite(*words):
     )
 
 
+@pytest.mark.needs_torch("simulation")
 def test_its_own_tests_pass_on_five_macs():
     done = suite("tests")
     assert done.returncode == 0, done.stdout
@@ -38,6 +41,7 @@ def test_the_planted_mistakes_do_not_show_on_linux():
     assert "5 passed" in done.stdout
 
 
+@pytest.mark.needs_torch("simulation")
 def test_each_planted_mistake_is_caught_with_the_macs_own_error():
     done = suite("planted", "--mpskit-machine", "m1-8gb")
     assert "5 failed" in done.stdout, done.stdout

@@ -27,7 +27,11 @@ def run(name, *arguments):
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("machine", [(), ("--machine", "m1-8gb")], ids=["here", "simulated"])
+@pytest.mark.parametrize(
+    "machine",
+    [(), pytest.param(("--machine", "m1-8gb"), marks=pytest.mark.needs_torch("simulation"))],
+    ids=["here", "simulated"],
+)
 def test_oom_retry_finds_a_batch_size_that_fits(machine):
     text = run("oom_retry.py", "--start", "320", "--limit", "1536MiB", *machine)
     assert "batch size 320 ran out of memory" in text

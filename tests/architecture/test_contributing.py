@@ -250,6 +250,8 @@ def test_the_change_works_in_its_files_alone(change, tmp_path):
         path = copy / "mpskit" / name
         path.write_text(edit(path.read_text("utf-8") if path.exists() else ""), "utf-8")
     done = _run(copy, change, folder)
+    if too_old := re.search(r"^.*needs torch .* or newer;.*$", done.stderr, re.MULTILINE):
+        pytest.skip(too_old[0])
     assert done.returncode == 0, done.stdout + done.stderr
     assert change.shows in done.stdout, done.stdout + done.stderr
 

@@ -25,7 +25,7 @@ from mpskit.device import forget_decisions
 
 GIB = 2**30
 ARC = "Intel(R) Arc(TM) A770 Graphics"
-_REAL = torch.xpu
+_REAL = getattr(torch, "xpu", None)  # not in torch 2.2
 _STREAM = SimpleNamespace(is_capturing=lambda: False)
 NO_DRIVER = "Failed to initialize XPU devices. The driver may not be installed, or incompatible."
 

@@ -1,10 +1,13 @@
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpskit.backends import versions
+from mpskit.errors import UnsupportedTorchError
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,31 @@ def test_has(feature, torch, there):
 
 
 @pytest.mark.parametrize(
+    ("feature", "torch", "needed"),
+    [
+        ("simulation", "2.5.1", "a simulated machine needs torch 2.6 or newer; 2.5.1 is installed"),
+        ("simulation", "2.6.0", None),
+        ("simulation", "2.15.0+cu132", None),
+        (
+            "estimate",
+            "2.2.2",
+            "a traced memory estimate needs torch 2.6 or newer; 2.2.2 is installed",
+        ),
+        ("estimate", "2.6.0", None),
+        ("estimate", None, "a traced memory estimate needs torch 2.6 or newer; none is installed"),
+    ],
+)
+def test_require(feature, torch, needed, monkeypatch):
+    monkeypatch.setattr(versions, "torch_version", lambda: torch)
+    if needed is None:
+        versions.require(feature)
+        return
+    with pytest.raises(UnsupportedTorchError) as error:
+        versions.require(feature)
+    assert (str(error.value), error.value.given) == (needed, torch)
+
+
+@pytest.mark.parametrize(
     ("torch", "macos"),
     [("2.2.2", "12.3"), ("2.5.1", "13.0"), ("2.8.0", "13.0"), ("2.9.0", "14.0"), ("2.14.1", "14.0"),
      ("2.15.0", "15.0"), ("3.0", "15.0"), ("1.13", "12.3")],
@@ -43,8 +71,11 @@ def test_any_text_is_a_version(text):
 def test_the_version_needs_no_torch(monkeypatch):
     loaded = versions.torch_version()
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert versions.torch_version() == loaded
+    installed = versions.torch_version()
     assert loaded is not None
+    assert installed is not None
+    # A CUDA build's metadata leave out the build: 2.2.2 of 2.2.2+cu121.
+    assert loaded.partition("+")[0] == installed.partition("+")[0]
 
 
 @pytest.mark.parametrize(
@@ -83,3 +114,12 @@ def test_older(version, than, is_older):
 def test_the_newest_known_torch_has_everything_that_is_not_gone():
     rows = versions.FEATURES.items()
     assert all(versions.has(name, versions.NEWEST) is (until is None) for name, (_, until) in rows)
+
+
+def test_what_is_refused_stands_in_the_documents():
+    page = (Path(__file__).parents[2] / "docs" / "versions.md").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if row.startswith("|") and "UnsupportedT" in row]
+    told = {name: row.split("|")[2].strip() for row in rows for name in re.findall("`(.*?)`", row)}
+    assert told["estimate_training_memory"] == versions.FEATURES["estimate"][0]
+    assert told["simulate"] == versions.FEATURES["simulation"][0]
+    assert len(rows) == len(versions._REFUSED)

@@ -38,6 +38,8 @@ from mpskit.training.loader import LoaderFacts, workers_for
 
 MIB = 2**20
 
+pytestmark = pytest.mark.needs_torch("xpu")
+
 
 @pytest.fixture(autouse=True)
 def _no_cap(monkeypatch):

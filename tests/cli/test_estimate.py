@@ -8,6 +8,8 @@ from mpskit import estimate_from_config
 from mpskit.cli.main import main
 from mpskit.estimate.models import bundled_models
 
+pytestmark = pytest.mark.needs_torch("estimate")
+
 MODEL = """
 from torch import nn
 

@@ -33,6 +33,7 @@ def simulate(*words, **kwargs):
     )
 
 
+@pytest.mark.needs_torch("simulation")
 def test_a_script_runs_on_the_machine_and_passes_on_its_exit_code(tmp_path):
     path = tmp_path / "train.py"
     path.write_text(SCRIPT)
@@ -41,6 +42,7 @@ def test_a_script_runs_on_the_machine_and_passes_on_its_exit_code(tmp_path):
     assert done.returncode == 7
 
 
+@pytest.mark.needs_torch("simulation")
 def test_a_module_and_json():
     code = "import torch; print(torch.backends.mps.is_available())"
     done = simulate("macbook-air-m1-8gb", "--json", "--", "-c", code)
@@ -55,6 +57,7 @@ def test_a_module_and_json():
     }
 
 
+@pytest.mark.needs_torch("simulation")
 def test_fallback_and_streams_reach_the_script():
     code = "import torch; torch.ones(3, device='mps').mode(); print('ran')"
     done = simulate("m1-8gb", "--fallback", "--rng", "separate", "--", "-c", code)
@@ -65,6 +68,7 @@ def test_fallback_and_streams_reach_the_script():
     assert "NotImplementedError: The operator 'aten::mode' is not currently" in done.stderr
 
 
+@pytest.mark.needs_torch("simulation")
 def test_a_signal_becomes_the_shells_code():
     done = simulate("m1-8gb", "--", "-c", "import os; os.kill(os.getpid(), 9)")
     assert done.returncode == 137
@@ -136,6 +140,7 @@ def running(tmp_path):
     process.wait()
 
 
+@pytest.mark.needs_torch("simulation")
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["process", "group"])
 def test_an_interrupted_script_saves_its_checkpoint(running, send, tmp_path):
     send(running.pid, signal.SIGINT)
@@ -143,6 +148,7 @@ def test_an_interrupted_script_saves_its_checkpoint(running, send, tmp_path):
     assert (tmp_path / "saved").read_text() == "checkpoint"
 
 
+@pytest.mark.needs_torch("simulation")
 def test_a_terminated_command_leaves_no_orphan(running, tmp_path):
     running.terminate()
     assert running.wait(60) == 143

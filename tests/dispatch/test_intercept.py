@@ -14,6 +14,8 @@ from mpskit.estimate.trace.storage_log import StorageLog
 from mpskit.estimate.trace.tracer import Tracer
 from mpskit.simulation import operators
 
+pytestmark = pytest.mark.needs_torch("simulation")
+
 
 class Counting:
     """Hands every operator to another answerer."""

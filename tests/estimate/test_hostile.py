@@ -11,6 +11,8 @@ from torch.nn import functional
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
 from mpskit.estimate import TensorSpec, estimate_inference_memory, estimate_training_memory
 
+pytestmark = pytest.mark.needs_torch("estimate")
+
 X = TensorSpec((8, 16))
 
 

@@ -19,6 +19,8 @@ import mpskit
 from mpskit import TensorSpec, estimate_training_memory
 from mpskit.errors import EstimateError, SimulationError
 
+pytestmark = pytest.mark.needs_torch("estimate")
+
 OWNERS = (
     torch,
     torch.random,

@@ -17,6 +17,8 @@ from mpskit.estimate.trace.storage_log import StorageLog
 from mpskit.estimate.trace.tracer import Tracer
 from mpskit.estimate.trace.unknown_values import spread
 
+pytestmark = pytest.mark.needs_torch("estimate")
+
 
 def dataless(*shape):
     strides = torch.empty(shape, device="meta").stride()

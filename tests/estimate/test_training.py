@@ -12,6 +12,8 @@ from mpskit.estimate import TensorSpec, estimate_inference_memory, estimate_trai
 from mpskit.estimate.api import trace_training
 from mpskit.estimate.trace.run import HALF_ON_CPU
 
+pytestmark = pytest.mark.needs_torch("estimate")
+
 SGD = partial(torch.optim.SGD, lr=0.1)
 ADAMW = torch.optim.AdamW
 

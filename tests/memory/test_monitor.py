@@ -193,6 +193,7 @@ def test_a_real_summary_writer_takes_them(mps, tmp_path):
     with warnings.catch_warnings():
         # TensorBoard's own imports warn; what is tried here is the call.
         warnings.simplefilter("ignore")
+        pytest.importorskip("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(tmp_path)) as writer, MemoryMonitor("mps", 60, writer=writer):

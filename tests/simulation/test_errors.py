@@ -192,6 +192,9 @@ def test_wrong_generator():
         torch.randn(2, generator=torch.Generator(device="mps"))
 
 
+@pytest.mark.skipif(
+    torch.backends.cuda.is_built(), reason="torch on a Mac is built without CUDA; this one is not"
+)
 def test_pinned_memory():
     with pytest.raises(
         RuntimeError, match='Attempted to set the storage of a tensor on device "cpu'
@@ -201,6 +204,9 @@ def test_pinned_memory():
         torch.ones(2, device="mps").pin_memory()
 
 
+@pytest.mark.skipif(
+    torch.backends.cuda.is_built(), reason="torch on a Mac is built without CUDA; this one is not"
+)
 def test_cuda_is_not_there_either():
     with pytest.raises(AssertionError, match="Torch not compiled with CUDA enabled"):
         torch.ones(2, device="mps").cuda()

@@ -114,6 +114,7 @@ def test_legacy_format(on_mac):
 
 
 def test_safetensors(on_mac, tmp_path):
+    pytest.importorskip("safetensors")
     from safetensors.torch import load_file, save_file
 
     path = tmp_path / "x.safetensors"

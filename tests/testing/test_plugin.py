@@ -97,6 +97,7 @@ COMBINED = {
 }
 
 
+@pytest.mark.needs_torch("simulation")
 @pytest.mark.parametrize("marks", COMBINED.values(), ids=COMBINED.keys())
 def test_a_simulated_mac_has_what_a_test_requires(suite, marks):
     result = suite(
@@ -111,6 +112,7 @@ def test_a_simulated_mac_has_what_a_test_requires(suite, marks):
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.needs_torch("simulation")
 def test_requirements_and_machines_in_every_arrangement(suite):
     result = suite(
         """
@@ -147,6 +149,7 @@ def test_requirements_and_machines_in_every_arrangement(suite):
     result.assert_outcomes(passed=3, skipped=4)
 
 
+@pytest.mark.needs_torch("simulation")
 def test_each_device_of_each_machine(suite):
     result = suite(
         """

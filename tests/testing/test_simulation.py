@@ -16,6 +16,7 @@ def suite(pytester):
     return run
 
 
+@pytest.mark.needs_torch("simulation")
 def test_fixture_and_marker(suite):
     result = suite(
         """
@@ -82,16 +83,19 @@ SESSION = """
 """
 
 
+@pytest.mark.needs_torch("simulation")
 def test_a_whole_suite_on_one_machine(suite):
     result = suite(SESSION, "--mpskit-machine", "macbook-air-m1-8gb")
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.needs_torch("simulation")
 def test_a_whole_suite_with_xdist(suite):
     result = suite(SESSION, "--mpskit-machine", "m1-8gb", "-n", "1")
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.needs_torch("simulation")
 def test_a_strict_suite_by_the_command_line(pytester):
     pytester.makepyfile("def test_it(mpskit_mac): assert mpskit_mac.machine.name == 'm2-8gb'")
     words = ("simulate", "m2-8gb", "--", "-m", "pytest", "-W", "error", "-p", "no:cacheprovider")
@@ -99,12 +103,14 @@ def test_a_strict_suite_by_the_command_line(pytester):
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.needs_torch("simulation")
 def test_an_unknown_machine_is_a_usage_error(suite):
     result = suite("def test_it(): pass", "--mpskit-machine", "m1-9gb")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*no machine is called 'm1-9gb'*"])
 
 
+@pytest.mark.needs_torch("simulation")
 def test_markers_fail_a_test_that_passed(suite):
     result = suite(
         """
@@ -211,6 +217,7 @@ def test_odd_objects_in_a_module_are_collected_as_without_the_plugin(suite):
     suite(ODD, "-p", "no:cacheprovider").assert_outcomes(passed=2)
 
 
+@pytest.mark.needs_torch("simulation")
 def test_only_the_marked_heir_is_on_the_machine(suite):
     result = suite(
         """
@@ -226,3 +233,25 @@ def test_only_the_marked_heir_is_on_the_machine(suite):
         """
     )
     result.assert_outcomes(passed=2)
+
+
+def test_on_an_older_torch_the_fixture_names_the_version(suite):
+    result = suite(
+        """
+        import pytest
+        from mpskit.backends import versions
+
+        @pytest.fixture
+        def older(monkeypatch):
+            monkeypatch.setattr(versions, "torch_version", lambda: "2.5.1")
+
+        def test_it(older, mpskit_mac): pass
+        def test_no_machine(older):
+            from mpskit import simulation
+            simulation.active()
+        """
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["*a simulated machine needs torch 2.6 or newer; 2.5.1 is installed*"]
+    )

@@ -11,6 +11,8 @@ import functools
 import sys
 from typing import TYPE_CHECKING
 
+from mpskit.errors import UnsupportedTorchError
+
 if TYPE_CHECKING:
     from packaging.version import Version
 
@@ -21,6 +23,7 @@ __all__ = [
     "has",
     "minimum_macos",
     "older",
+    "require",
     "torch_version",
     "within",
 ]
@@ -61,11 +64,21 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.env.disable_prefill_attention": ("2.13", None),
     "mps.env.metal_version": ("2.15", None),
     "mps.knows_macos_26": ("2.11", None),
+    "default_device": ("2.3", None),  # torch.get_default_device; it could be set before
+    "xpu": ("2.3", None),  # torch.xpu
+    # On 2.4.1 figures were up to 3% short, CTC failed and "mps" knew no autocast; 2.5 is not tried.
+    "estimate": ("2.6", None),
     "simulation": ("2.6", None),
     "mps.missing_text.commit": ("2.6", None),
     "mps.distributed_error": ("2.11", None),  # pytorch#173954
     "mps.autocast.attention": ("2.6", None),
     "mps.autocast.conv3d": ("2.9", None),
+}
+
+# What is refused as a whole on an older torch, by the row above: how its error names it.
+_REFUSED = {
+    "estimate": "a traced memory estimate",
+    "simulation": "a simulated machine",
 }
 
 # The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says
@@ -83,6 +96,21 @@ def has(feature: str, torch: str | Version) -> bool:
         KeyError: the feature is not in the table (a mistake in mpskit, not in its input).
     """
     return within(str(torch), *FEATURES[feature])
+
+
+def require(feature: str) -> None:
+    """Refuse a feature that the installed torch is too old for.
+
+    Raises:
+        UnsupportedTorchError: naming the feature, the torch it needs, and the one installed.
+    """
+    version = torch_version()
+    if version is None or not has(feature, version):
+        found = "none is installed" if version is None else f"{version} is installed"
+        raise UnsupportedTorchError(
+            f"{_REFUSED[feature]} needs torch {FEATURES[feature][0]} or newer; {found}",
+            given=version,
+        )
 
 
 @functools.cache

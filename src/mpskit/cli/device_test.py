@@ -25,9 +25,8 @@ def _step(device: str) -> None:
     from torch import nn
 
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4)
-    ).to(device)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
+    model.to(device)
     images = torch.randn(4, 3, 16, 16, generator=generator).to(device)
     labels = torch.tensor([0, 1, 2, 3]).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -67,6 +67,7 @@ def estimate_training_memory(
 
     Raises:
         EstimateError: the step cannot be traced; the message names operator and module.
+        UnsupportedTorchError: the installed torch is too old to be traced.
         ArgumentError: a value that cannot be used.
     """
     traced = trace_training(
@@ -102,6 +103,7 @@ def estimate_inference_memory(
 
     Raises:
         EstimateError: the step cannot be traced; the message names operator and module.
+        UnsupportedTorchError: the installed torch is too old to be traced.
         ArgumentError: both ``step`` and ``generate``, or a count below one.
     """
     return trace_inference(model, batch, step=step, generate=generate, device=device).estimate()

@@ -81,6 +81,7 @@ def estimate_from_config(
             something that is not modelled.
         ArgumentTypeError: an argument of the wrong type.
         EstimateError: the layers differ, or the step cannot be traced.
+        UnsupportedTorchError: the installed torch is too old to be traced.
     """
     check_counts(batch_size=batch_size, seq_len=seq_len, accumulate=accumulate)
     if implementation == "transformers":

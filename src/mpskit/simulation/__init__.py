@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpskit.errors import ArgumentError, ArgumentTypeError, UnsupportedTorchError
+from mpskit.backends.versions import has, require, torch_version
+from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from mpskit.host import Machine
@@ -61,7 +62,7 @@ def simulate(
         )
     if macos is not None:
         found = Machine(**found.model_dump() | {"macos": macos})
-    _require_torch()
+    require("simulation")
     # First: in a simulated Mac's child, importing torch enters the machine by way of lifecycle.
     import torch  # noqa: F401
 
@@ -70,19 +71,15 @@ def simulate(
     return SimulatedMac(found, rng=rng, fallback=fallback)
 
 
-def _require_torch() -> None:
-    from mpskit.backends.versions import has, torch_version
-
-    version = torch_version()
-    if version is None or not has("simulation", version):
-        seen = "none is installed" if version is None else f"this is {version}"
-        raise UnsupportedTorchError(
-            f"simulated machines need torch 2.6 or newer, and {seen}", given=version
-        )
+def _none_active() -> None:
+    """Stand for ``active`` on a torch too old for a simulated Mac: there is none."""
 
 
 def __getattr__(name: str) -> Any:
     if name in {"SimulatedMac", "active"}:
+        if name == "active" and not has("simulation", torch_version() or "0"):
+            return _none_active
+        require("simulation")
         import torch  # noqa: F401 - first, as in simulate
 
         from mpskit.simulation import lifecycle

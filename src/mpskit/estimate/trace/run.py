@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mpskit.allocator import Event, allocator_for, replay
+from mpskit.backends.versions import require
 from mpskit.dispatch.intercept import intercepting
 from mpskit.dispatch.patches import Patches
 from mpskit.dispatch.random_state import isolate
@@ -137,6 +138,10 @@ class Job:
     phase: str
     notes: tuple[str, ...] = ()
     log: StorageLog = field(default_factory=StorageLog)
+
+    def __post_init__(self) -> None:
+        """Raise UnsupportedTorchError if the installed torch is too old for the trace."""
+        require("estimate")
 
 
 def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
