@@ -39,19 +39,15 @@ _TABLES = frozenset({"keys", "default"})  # of model_families.toml that are no f
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides a transformer's memory. Sizes are counts of numbers, not bytes.
+    """What decides a transformer's memory. Sizes are counts of numbers, not bytes; 0 for none.
 
     Attributes:
         columns: the family's row of the table, with what the config changes in it.
-        head: what stands on top: causal, masked, classes, generation or none.
         layers: layers of each stack; an encoder-decoder has two.
-        inner: width of the MLP.
         turned: width of a head's part that rotary positions turn.
-        positions: rows of the learned table of positions (``types``: of token types); 0 for none.
-        experts: experts of each MLP, and ``experts_each`` that a token goes to; 0 for none.
-        buckets: rows of the table of relative positions; 0 for none.
+        positions: rows of the learned table of positions; ``types`` and ``buckets`` of the tables
+            of token types and of relative positions.
         masked: a causal mask is made although SDPA needs none.
-        dropout: probability by place: hidden, embedding, attention, inner, final.
         caps: soft caps of attention's scores and of the logits.
         notes: what the figures do not show.
     """
@@ -358,13 +354,7 @@ class _Reader:
 
 
 def read_lora(shape: Shape, lora: Any) -> Lora | None:
-    """Return the adapters that an argument asks for.
-
-    Args:
-        shape: the model.
-        lora: None, a rank, or a mapping with ``rank`` (or ``r``) and ``targets`` (or
-            ``target_modules``): the family's names of modules, or ``"all-linear"``.
-    """
+    """Return the adapters that an argument asks for, as ``estimate_from_config`` takes it."""
     if lora is None:
         return None
     lora = {"rank": lora} if isinstance(lora, int) else lora

@@ -40,11 +40,8 @@ def build_reference(
 ) -> Subject:
     """Return a model of that shape, with as few layers as show the others.
 
-    Args:
-        shape: what the config describes.
-        lora: adapters; every other weight is then frozen.
-        checkpointing: whether the backward pass computes each layer again.
-        depth: layers of each stack to build; as few as will do by default.
+    With adapters every other weight is frozen; with ``checkpointing`` the backward pass computes
+    each layer again. ``depth`` is how many layers each stack gets, if not as few as will do.
 
     Raises:
         ArgumentError: the activation is not known.

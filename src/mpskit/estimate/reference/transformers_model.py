@@ -19,12 +19,6 @@ def build_transformers(
 ) -> Subject:
     """Return transformers' model of a config, with as few layers as show the others.
 
-    Args:
-        config: a config as transformers has it.
-        tokens: tokens in each row.
-        lora: must be None.
-        checkpointing: whether the backward pass computes each layer again.
-
     Raises:
         ArgumentError: transformers 5 is not installed or does not know the config, the layers
             differ, or adapters are asked for.
