@@ -31,7 +31,7 @@ class Run:
     def __init__(self) -> None:
         self.positions: torch.Tensor | None = None
         self.rotaries: list[_Heads] = []
-        self.rotary: _Heads | None = None  # the one in use
+        self.rotary: _Heads = ()  # the one in use: cosine and sine
         self.mask: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None  # of relative positions
         self.cross_bias: torch.Tensor | None = None
@@ -129,7 +129,8 @@ class Rotary(nn.Module):
         return cos.to(x.dtype), sin.to(x.dtype)
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _turned(x: torch.Tensor, run: Run) -> torch.Tensor:
+    cos, sin = run.rotary
     return (x * cos) + (_half_turned(x) * sin)
 
 
@@ -138,33 +139,35 @@ def _half_turned(x: torch.Tensor) -> torch.Tensor:
     return torch.cat((-high, low), dim=-1)
 
 
-def _whole(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> _Heads:
-    return _turned(query, cos, sin), _turned(key, cos, sin)
+def _whole(query: torch.Tensor, key: torch.Tensor, run: Run) -> _Heads:
+    return _turned(query, run), _turned(key, run)
 
 
-def _parts(query: torch.Tensor, key: torch.Tensor, width: int) -> _Heads:
+def _parts(query: torch.Tensor, key: torch.Tensor, run: Run) -> _Heads:
+    width = run.rotary[0].shape[-1]
     return query[..., :width], query[..., width:], key[..., :width], key[..., width:]
 
 
-def _part(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> _Heads:
-    query, query_rest, key, key_rest = _parts(query, key, cos.shape[-1])
-    query, key = _whole(query, key, cos, sin)
+def _part(query: torch.Tensor, key: torch.Tensor, run: Run) -> _Heads:
+    query, query_rest, key, key_rest = _parts(query, key, run)
+    query, key = _whole(query, key, run)
+    run.held += (key_rest, key, query_rest, query)
     whole = torch.cat((query, query_rest), dim=-1)
     return whole, torch.cat((key, key_rest), dim=-1)
 
 
-def _part_rebound(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> _Heads:
-    query, query_rest, key, key_rest = _parts(query, key, cos.shape[-1])
-    query, key = _whole(query, key, cos, sin)
+def _part_rebound(query: torch.Tensor, key: torch.Tensor, run: Run) -> _Heads:
+    query, query_rest, key, key_rest = _parts(query, key, run)
+    query, key = _whole(query, key, run)
     query = torch.cat((query, query_rest), dim=-1)
     key = torch.cat((key, key_rest), dim=-1)
     return query, key
 
 
-def _part_each(query: torch.Tensor, key: torch.Tensor, cos: Any, sin: Any) -> _Heads:
-    query, query_rest, key, key_rest = _parts(query, key, cos.shape[-1])
-    query = torch.cat((_turned(query, cos, sin), query_rest), dim=-1)
-    return query, torch.cat((_turned(key, cos, sin), key_rest), dim=-1)
+def _part_each(query: torch.Tensor, key: torch.Tensor, run: Run) -> _Heads:
+    query, query_rest, key, key_rest = _parts(query, key, run)
+    query = torch.cat((_turned(query, run), query_rest), dim=-1)
+    return query, torch.cat((_turned(key, run), key_rest), dim=-1)
 
 
 ROTATIONS: dict[str, Callable[..., _Heads]] = {
@@ -215,8 +218,8 @@ class Attention(nn.Module):
         query, key, value = self._projected(x, run)
         if columns["qk_norm"] == "both":
             query, key = self.query_norm(query), self.key_norm(key)
-        if run.rotary is not None:
-            query, key = ROTATIONS[columns["rotary"]](query, key, *run.rotary)
+        if run.rotary:
+            query, key = ROTATIONS[columns["rotary"]](query, key, run)
         if run.cache is not None:
             key, value = _cached(key, value)
             run.cache += (key, value)
