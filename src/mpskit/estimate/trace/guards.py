@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mpskit.backends.kinds import ACCELERATORS
 from mpskit.dispatch.autocast import Autocast, AutocastMode, is_on
 from mpskit.dispatch.dataless_tensors import is_dataless
 from mpskit.dispatch.patches import Patches, in_place
@@ -37,7 +38,7 @@ def install(patches: Patches, reads: Reads, device: str) -> None:
         patches.bind(tensor, name, functools.partial(_reader, name, reads))
     patches.bind(tensor, "__repr__", _described)
     patches.bind(tensor, "to", _staying)
-    for name in ("cuda", "xpu"):
+    for name in ACCELERATORS:
         if hasattr(tensor, name):
             patches.bind(tensor, name, in_place(lambda self, *_, **__: self))
     patches.bind(torch, "compile", in_place(_not_compiled))
