@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import linecache
 import random
 import sys
 import threading
@@ -265,8 +266,10 @@ def _follow(run, seen):
     def trace(frame, event, _):
         if frame.f_code.co_filename not in files:
             return None
-        if event == "line":
-            seen((frame.f_code.co_filename, frame.f_lineno))
+        place = frame.f_code.co_filename, frame.f_lineno
+        # At a ``with`` it is called on the way out too, where Python never raises an interrupt.
+        if event == "line" and not linecache.getline(*place).lstrip().startswith("with "):
+            seen(place)
         return trace
 
     before = sys.gettrace()

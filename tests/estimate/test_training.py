@@ -265,3 +265,20 @@ def test_the_fused_encoder_layer_is_looked_into(true_peak_of):
     told = estimate_inference_memory(lambda: make().eval(), TensorSpec((8, 32, 64)), device="cpu")
     assert told.peak_bytes == pytest.approx(true_peak_of(run), rel=1e-3)
     assert told.peak.op != "_transformer_encoder_layer_fwd"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_autocast_takes_its_device_by_name_or_position(named):
+    def step(model, batch, optimizer):
+        region = (
+            torch.autocast(device_type="mps", dtype=torch.bfloat16)
+            if named
+            else torch.autocast("mps", torch.bfloat16)
+        )
+        with region:
+            model(batch).sum().backward()
+
+    told = estimate_training_memory(
+        lambda: nn.Linear(64, 64), TensorSpec((8, 64)), train_step=step, device="mps"
+    )
+    assert told.peak_bytes > 64 * 64 * 4

@@ -127,8 +127,8 @@ class _Casting:
         patches.bind(torch, "clear_autocast_cache", self._autocast.emptying)
 
     def _named(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def init(region: Any, device: str, *args: Any, **kwargs: Any) -> None:
-            call(region, device if device in _HERE else "mps", *args, **kwargs)
+        def init(region: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+            call(region, device_type if device_type in _HERE else "mps", *args, **kwargs)
 
         return init
 
