@@ -139,13 +139,12 @@ CHANGES = (
                 '[adamax]\nclass = "Adamax"\nstates = 2\nsingle = 1\nforeach = 1\n'
             )
         },
-        "import pathlib, sys\n"
-        "pathlib.Path('net.py').write_text('import torch\\n"
-        "def net(): return torch.nn.Linear(1024, 1024)')\n"
-        "from mpskit.cli.main import main\n"
-        "words = 'estimate net.py:net --batch float32[2,1024] --device cpu --optimizer adamax'\n"
-        "sys.exit(main(words.split()))",
-        "optimizer state             8.01 MiB",  # two tensors of 4 MiB and the step counts
+        "import torch\n"
+        "from mpskit.memory.optimizer_watch import states_to_come\n"
+        "model = torch.nn.Linear(4, 4, bias=False)\n"
+        "model(torch.ones(1, 4)).sum().backward()\n"
+        "print(states_to_come(torch.optim.Adamax(model.parameters())), 'bytes to come')",
+        "128 bytes to come",  # two tensors of 16 float32 each
     ),
     Change(
         "an operator that MPS lacks",

@@ -48,9 +48,13 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     name = getattr(early_config.known_args_namespace, "mpskit_machine", None)
     if not name:
         return
+    from mpskit.errors import MpskitError
+
     stack = contextlib.ExitStack()
-    with _usage_errors():
+    try:
         stack.enter_context(_on({"machine": name}))
+    except MpskitError as error:
+        raise pytest.UsageError(str(error)) from None
     early_config.add_cleanup(stack.close)
 
 
@@ -147,6 +151,7 @@ def _options(given: object) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
+    """Fail the test with a wrong argument's own sentence, without this file's source."""
     from mpskit.errors import MpskitError
 
     try:
