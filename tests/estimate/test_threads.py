@@ -56,7 +56,9 @@ def state(*models):
         torch.get_rng_state().tolist(),
         random.getstate(),
         (numpy[1].tolist(), numpy[2:]),
-        (torch.is_autocast_enabled("mps"), torch.is_grad_enabled()),
+        (torch.is_grad_enabled(), torch.is_autocast_cache_enabled()),
+        [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "mps")],
+        (torch.autocast_increment_nesting(), torch.autocast_decrement_nesting()),
         [(id(t), t.tolist(), None if t.grad is None else t.grad.tolist()) for t in tensors],
         [{n: id(v) for n, v in vars(part).items()} for m in models for part in m.modules()],
     )

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from mpskit.dispatch.mps_op_memory import RULES, Rule
+from mpskit.dispatch.mps_op_memory import Rule
 from mpskit.dispatch.op_schema import is_recorded
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.memory import Memory
 
-__all__ = ["RULES", "blame", "charge", "foresee"]
+__all__ = ["blame", "charge", "foresee"]
 
 # From this size on a factory's memory is asked for before the CPU fills it with numbers.
 _LARGE = 256 * 1024**2

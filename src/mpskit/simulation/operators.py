@@ -96,9 +96,8 @@ class Dispatch:
         if facts.has_device:
             op_memory.foresee(self._simulation.memory, args, kwargs)
         result = self._compute(func, facts, args, kwargs)
-        rule = op_memory.RULES.get(facts.name)
-        if rule is not None:
-            op_memory.charge(self._simulation, rule, args, result)
+        if facts.memory is not None:
+            op_memory.charge(self._simulation, facts.memory, args, result)
         if facts.cpu_result is not None:
             self._tag([part for at, part in enumerate(result) if at != facts.cpu_result])
         elif facts.fresh:

@@ -11,6 +11,7 @@ import torch
 from torch._library import custom_ops
 
 from mpskit.backends.versions import has, older
+from mpskit.dispatch.mps_op_memory import RULES, Rule
 from mpskit.dispatch.op_schema import OpSchema
 from mpskit.simulation.coverage import Coverage, Status
 from mpskit.simulation.reference_kernels import KERNELS
@@ -110,6 +111,7 @@ class OpFacts(OpSchema):
         body: its kernel, where that is Python code, which has to see the simulation.
         kernel: what stands for the MPS kernel, where the CPU's would not do.
         mixes: its tensors may lie on two devices, as far as it is concerned.
+        memory: what it uses on MPS beyond its outputs; None where nothing.
         gate: raises what a Mac raises before it runs; None where nothing can be wrong.
     """
 
@@ -118,6 +120,7 @@ class OpFacts(OpSchema):
     body: Callable[..., Any] | None
     kernel: Callable[..., Any] | None
     mixes: bool
+    memory: Rule | None
     gate: Gate | None
 
 
@@ -155,6 +158,7 @@ class Rules:
             body=body,
             kernel=KERNELS.get(name),
             mixes=func in _MOVES or body is not None or self._runs_on_cpu(func),
+            memory=RULES.get(name.removeprefix("aten::")),
             gate=self._gate(func),
         )
         self.known[func] = facts

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mpskit.backends.kinds import ACCELERATORS
-from mpskit.dispatch.autocast import Autocast, AutocastMode, is_on
+from mpskit.dispatch.autocast import Autocast, AutocastMode
 from mpskit.dispatch.dataless_tensors import is_dataless
 from mpskit.dispatch.patches import Patches, in_place
 from mpskit.estimate.trace.unknown_values import Reads
@@ -22,6 +22,7 @@ from mpskit.estimate.trace.unknown_values import Reads
 __all__ = ["install"]
 
 _HERE = frozenset({"cpu", "meta"})
+_CAST = ("cpu", "mps")  # every other device is traced as mps
 _core: Any = torch._C
 
 
@@ -43,6 +44,7 @@ def install(patches: Patches, reads: Reads, device: str) -> None:
             patches.bind(tensor, name, in_place(lambda self, *_, **__: self))
     patches.bind(torch, "compile", in_place(_not_compiled))
     _run_eagerly(patches)
+    _keep_autocast(patches)
     if device != "cpu":
         _Casting(patches)
 
@@ -61,6 +63,30 @@ def _disable_dynamo(patches: Patches) -> None:
     context = config.patch(disable=True)
     context.__enter__()
     patches.on_exit(lambda: context.__exit__(None, None, None))
+
+
+def _keep_autocast(patches: Patches) -> None:
+    """Leave every region that an interrupt or the step left open."""
+    if not hasattr(torch, "set_autocast_dtype"):  # before torch 2.4
+        return
+    states = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _CAST]
+    cache, modes = torch.is_autocast_cache_enabled(), _core._len_torch_function_stack()
+    nesting = min(torch.autocast_increment_nesting(), torch.autocast_decrement_nesting())
+
+    def restore() -> None:
+        for device, enabled, dtype in states:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(cache)
+        torch.autocast_increment_nesting()
+        while torch.autocast_decrement_nesting() > nesting:
+            pass
+        if not nesting:
+            torch.clear_autocast_cache()
+        while _core._len_torch_function_stack() > modes:
+            _core._pop_torch_function_stack()
+
+    patches.on_exit(restore)
 
 
 def _reader(name: str, reads: Reads, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,8 +144,6 @@ class _Casting:
     def __init__(self, patches: Patches) -> None:
         self._autocast = Autocast(lambda _: True)
         self._modes: list[Any] = []
-        self._before = is_on(), _core._len_torch_function_stack()
-        patches.on_exit(self._close)
         region: Any = torch.amp.autocast_mode.autocast
         patches.bind(region, "__init__", self._named)
         patches.bind(region, "__enter__", self._entered)
@@ -152,10 +176,3 @@ class _Casting:
             return call(region, *error)
 
         return leave
-
-    def _close(self) -> None:
-        """Leave what an interrupt or the step left open."""
-        was_on, depth = self._before
-        torch.set_autocast_enabled("mps", was_on)
-        while _core._len_torch_function_stack() > depth:
-            _core._pop_torch_function_stack()
