@@ -256,8 +256,9 @@ def knobs_of(samples: list[Sample]) -> list[Knob]:
             Knob(name, "mps_slowdown", -1.8, 1.8, 5.0, theirs),
             Knob(name, "cpu_slowdown", -1.8, 1.8, 5.0, theirs),
             Knob(name, "work_speedup", -0.4, 0.4, 10.0, theirs),
-            Knob(name, "launches", -1.4, 1.4, 20.0, theirs),
         ]
+        if START.classes[name].launches > 3:  # fewer are what the operator is, not a guess
+            knobs.append(Knob(name, "launches", -1.4, 1.4, 20.0, theirs))
     return [knob for knob in knobs if knob.samples]
 
 
@@ -272,7 +273,8 @@ def fit(pairs: Sequence[Pair]) -> Constants:
     offsets: Offsets = {}
     for step in (0.5, 0.2, 0.08):
         for _ in range(4):
-            if not any([_turn(knob, offsets, step) for knob in knobs]):
+            moved = [_turn(knob, offsets, step) for knob in knobs]
+            if not any(moved):
                 break
     return constants_at(offsets)
 
@@ -363,7 +365,11 @@ def text_of(constants: Constants, pairs: Sequence[Pair]) -> str:
     for name, row in constants.classes.items():
         its = [pair for pair in used if name in {"", pair.workload.op_class}]
         sources = len({pair.source for pair in its})
-        lines += ["", f"[class.{name}]" if name else "[no_class]", f"# {len(its)} rows, {sources} sources"]
+        lines += [
+            "",
+            f"[class.{name}]" if name else "[no_class]",
+            f"# {len(its)} rows, {sources} sources",
+        ]
         lines += [f"{figure} = {_figure(value)}" for figure, value in asdict(row).items()]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""How fast a training step or a forward pass is on the CPU and on MPS: counts, roofline, prediction.
+"""How fast a step is on the CPU and on MPS: counts, roofline, prediction.
 
 ``Workload`` holds what is counted or measured of a step, ``chip_speed`` what a chip reaches, and
 ``predict_speedup`` puts the two together.

@@ -6,7 +6,6 @@ of the bandwidth that each side reaches, and the CPU's matrix units, are in ``da
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -47,7 +46,6 @@ class ChipSpeed(Value):
         )
 
 
-@functools.lru_cache(maxsize=64)
 def chip_speed(chip: str | Chip | None = None) -> ChipSpeed:
     """Return the rates of a chip.
 
@@ -96,5 +94,5 @@ def _cpu_tflops(chip: Chip, figures: Mapping[str, Any]) -> float:
     """Return the rate of the CPU's matrix units: one in each cluster of performance cores."""
     dies = 2 if chip.tier == "ultra" else 1
     clusters = dies * math.ceil((chip.performance_cores or 1) / dies / figures["cluster_cores"])
-    growth: float = figures["cpu_growth"] ** ((chip.generation or 1) - 1)
-    return clusters * figures["cpu_cluster_tflops"] * growth
+    growth = figures["cpu_growth"] ** ((chip.generation or 1) - 1)
+    return float(clusters * figures["cpu_cluster_tflops"] * growth)

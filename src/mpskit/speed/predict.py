@@ -136,8 +136,8 @@ def predict_speedup(workload: Workload, chip: str | Chip | None = None) -> Predi
     """Predict CPU time / MPS time of one step, without running anything.
 
     A measured ``workload.cpu_seconds`` goes before every count. The more of it grows with all else
-    fixed, the more MPS is favoured. ``sure`` is never claimed for a chip without figures, nor from
-    counts alone without launches and either flops or bytes.
+    fixed, the more MPS is favoured. Without it a prediction is sure only where the chip has figures
+    and the class, the launches, and flops or bytes are known.
 
     Args:
         workload: what is known of the step.
@@ -147,7 +147,9 @@ def predict_speedup(workload: Workload, chip: str | Chip | None = None) -> Predi
         ArgumentTypeError: ``workload`` is no ``Workload``, or ``chip`` neither a name nor a chip.
     """
     if not isinstance(workload, Workload):
-        raise ArgumentTypeError(f"a workload is a mpskit.Workload, not {workload!r}", given=workload)
+        raise ArgumentTypeError(
+            f"a workload is a mpskit.Workload, not {workload!r}", given=workload
+        )
     return predict_with(_constants(), workload, chip_speed(chip))
 
 
@@ -216,9 +218,7 @@ def _before_torch2(version: str | None) -> bool:
     return older(version, "2.0")
 
 
-def _roofline(
-    constants: Constants, workload: Workload, chip: ChipSpeed
-) -> tuple[float, float]:
+def _roofline(constants: Constants, workload: Workload, chip: ChipSpeed) -> tuple[float, float]:
     """Return the least time of the work on the CPU and on the GPU, by arithmetic or by bandwidth.
 
     Without counts it is the time to read the parameters once.
