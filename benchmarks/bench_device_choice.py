@@ -124,7 +124,7 @@ def certainty(folds: Sequence[Sequence[Verdict]]) -> dict[str, dict[str, tuple[i
         for verdict in fold:
             for level, belongs in LEVELS.items():
                 if verdict.view in VIEWS and belongs(verdict.pair):
-                    is_sure = verdict.far >= sure[verdict.evidence]
+                    is_sure = verdict.far >= sure[verdict.evidence][verdict.faster]
                     rows, sures, right = table[VIEWS[verdict.view]][level]
                     table[VIEWS[verdict.view]][level] = (
                         rows + 1, sures + is_sure, right + (is_sure and verdict.right)

@@ -98,6 +98,8 @@ class Constants:
         mps_sync: waiting for the GPU at the end of a step.
         mps_launch: enqueueing one kernel on MPS.
         cpu_launch: calling one operator on the CPU.
+        cpu_bandwidth_power: how the CPU's operators follow the bandwidth that it could reach: 1 if
+            in step, 0 if they run alike on every chip. Equal at 100 GB/s.
         cpu_correction: the share (of the logarithm) of the CPU's deviation from its prediction
             that is expected on the GPU too; at most 1, so that a longer CPU step never speaks
             against MPS.
@@ -105,19 +107,21 @@ class Constants:
         torch1_overhead: cost of launching and synchronising before torch 2 / since.
         half_cpu: arithmetic rate of float16 and bfloat16 on the CPU / that of float32.
         half_mps: the same on MPS.
-        sure: the ratio from which a prediction is sure, by what is known.
+        sure: the ratio from which a prediction is sure, by what is known and by the device that
+            it finds faster (``mps``, ``cpu``).
         classes: by name; ``""`` is for no class.
     """
 
     mps_sync: float
     mps_launch: float
     cpu_launch: float
+    cpu_bandwidth_power: float
     cpu_correction: float
     training_launches: float
     torch1_overhead: float
     half_cpu: float
     half_mps: float
-    sure: dict[str, float]
+    sure: dict[str, dict[str, float]]
     classes: dict[str, OpClass]
 
 
@@ -157,9 +161,10 @@ def predict_with(constants: Constants, workload: Workload, chip: ChipSpeed) -> P
     """Predict with other constants than the bundled ones: to compare them on held-out data."""
     op_class = workload.op_class if workload.op_class in constants.classes else None
     cpu, mps, bound = step_seconds(constants, workload, chip)
+    sure_from = constants.sure[evidence(workload, chip)]["mps" if cpu > mps else "cpu"]
     return Prediction(
         mps_speedup=cpu / mps,
-        sure=max(cpu / mps, mps / cpu) >= constants.sure[evidence(workload, chip)],
+        sure=max(cpu / mps, mps / cpu) >= sure_from,
         basis="static" if workload.cpu_seconds is None else "cpu-step",
         cpu_seconds=cpu,
         mps_seconds=mps,
@@ -228,9 +233,10 @@ def _roofline(constants: Constants, workload: Workload, chip: ChipSpeed) -> tupl
     moved = workload.bytes_moved or 0.0
     if not _counted(workload):
         moved = (workload.params or 0) * (2.0 if half else 4.0)
+    cpu_bandwidth = 1e11 * (chip.cpu_bandwidth_gbs / 100) ** constants.cpu_bandwidth_power
     cpu_rate = chip.cpu_tflops * 1e12 * (constants.half_cpu if half else 1.0)
     gpu_rate = chip.gpu_tflops * 1e12 * (constants.half_mps if half else 1.0)
     return (
-        max(flops / cpu_rate, moved / (chip.cpu_bandwidth_gbs * 1e9)),
+        max(flops / cpu_rate, moved / cpu_bandwidth),
         max(flops / gpu_rate, moved / (chip.gpu_bandwidth_gbs * 1e9)),
     )
