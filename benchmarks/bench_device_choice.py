@@ -72,10 +72,11 @@ TAIL = """
 
 The layers without counts are the loss at that level: one source's image operators, which run tens
 of kernels that nobody counted (a threshold on the CPU step chosen in hindsight reaches 1.12 on
-them), and two solvers that synchronise inside. Counts alone cannot choose there at all. Among the models
-the loss lies in three rows that were not warmed, one pipeline that decodes token by token, one
-small MLP on a machine that the source does not name, and a library that spends its time outside of
-torch. `sure` is calibrated on few sources of whole models: take its share there as a rough figure.
+them), and two solvers that synchronise inside. Counts alone cannot choose there at all. Among the
+models the loss lies in three rows that were not warmed, one pipeline that decodes token by token,
+one small MLP on a machine that the source does not name, and a library that spends its time
+outside of torch. `sure` is calibrated on few sources of whole models: take its share there as a
+rough figure.
 """
 
 
