@@ -1,0 +1,98 @@
+"""What a step computes, as far as it is known: the facts that a prediction of its speed needs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from mpskit._base.values import Value
+from mpskit.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["Workload"]
+
+# The widths that change the arithmetic rate. Others are counted at the rate of float32.
+_ALIASES = {"half": "float16", "fp": "float", "bf": "bfloat"}
+
+
+def _number(given: Any) -> Any:
+    """Refuse what pydantic would turn into a number: True, "12", b"12"."""
+    if isinstance(given, bool | str | bytes):
+        raise ArgumentTypeError(f"a count or a time is a number, not {given!r}", given=given)
+    return given
+
+
+def _dtype(given: Any) -> Any:
+    """Accept a name or a ``torch.dtype``, whose text is ``torch.`` and the name."""
+    name = str(given)
+    if not isinstance(given, str) and not name.startswith("torch."):
+        raise ArgumentTypeError(
+            f"a dtype is a name or a torch.dtype, not {given!r}; write 'bfloat16'", given=given
+        )
+    name = name.removeprefix("torch.")
+    short = re.fullmatch(r"(fp|bf)(\d+)", name)
+    return f"{_ALIASES[short[1]]}{short[2]}" if short else _ALIASES.get(name, name)
+
+
+_Amount = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+_Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+_Name = Annotated[str, Field(min_length=1, strict=True)]
+
+
+class Workload(Value):
+    """One step (an operator, a forward pass, a training step): counts and, if measured, its time.
+
+    Every field is optional; what is None is unknown. Amounts are those of one step.
+
+    Attributes:
+        flops: floating-point operations; a multiply and an add are two.
+        bytes_moved: bytes that the operators read and write.
+        launches: kernels: operators that compute, views not counted.
+        params: parameters of the model.
+        peak_bytes: memory at the peak. A prediction of speed does not use it: whether a step fits
+            is decided before.
+        dtype: of the arithmetic: ``float32``, ``bfloat16``, or a ``torch.dtype``.
+        op_class: what kind of operators dominate: a table of ``data/speed.toml`` (``gemm``,
+            ``conv``, ``transformer``, ``rnn``, ...). A class without figures there is predicted
+            like None.
+        training: whether the step computes gradients.
+        cpu_seconds: the measured time of one warmed step on the CPU.
+        torch_version: of the torch that runs the step; None for any torch 2.
+
+    Raises:
+        ArgumentError: a value that no step can have: negative, infinite, an empty name.
+        ArgumentTypeError: a value of the wrong type: a str or a bool where a number belongs.
+    """
+
+    flops: _Amount | None = None
+    bytes_moved: _Amount | None = None
+    launches: _Amount | None = None
+    params: _Count | None = None
+    peak_bytes: _Count | None = None
+    dtype: Annotated[_Name, BeforeValidator(_dtype)] | None = None
+    op_class: _Name | None = None
+    training: Annotated[bool, Field(strict=True)] | None = None
+    cpu_seconds: _Seconds | None = None
+    torch_version: _Name | None = None
+
+    if not TYPE_CHECKING:  # type checkers see the signature that pydantic derives from the fields
+
+        def __init__(self, **facts: Any) -> None:
+            try:
+                super().__init__(**facts)
+            except ValidationError as error:
+                raise _typed(error) from error
+
+    def __str__(self) -> str:
+        known = [f"{name}={value}" for name, value in self if value is not None]
+        return f"workload: {', '.join(known) or 'nothing known'}"
+
+
+def _typed(error: ValidationError) -> ArgumentError | ArgumentTypeError:
+    """Return the first of pydantic's complaints as an error of mpskit's tree."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or "workload"
+    kind = ArgumentTypeError if first["type"].endswith("_type") else ArgumentError
+    return kind(f"Workload.{name}: {first['msg']}, got {first['input']!r}", given=first["input"])
