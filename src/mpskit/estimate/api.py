@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mpskit._base.arguments import check_count
+from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
 from mpskit.estimate.precisions import precision_of
@@ -120,14 +121,19 @@ def trace_training(
     accumulate: int = 1,
     device: str | torch.device = "mps",
     steps: int = 2,
+    counts: OpCounts | None = None,
 ) -> Traced:
-    """As :func:`estimate_training_memory`, before the events are replayed on an allocator."""
+    """As :func:`estimate_training_memory`, before the events are replayed on an allocator.
+
+    The operators of the last step are added to ``counts``.
+    """
     if step is not None and train_step is not None:
         raise ArgumentError("give step= or train_step=, not both", given=step)
     check_counts(accumulate=accumulate, steps=steps)
     mixed = precision_of(precision).autocast
     module, notes = build_model(model)
     job = Job(module, batch, target_for(device), precision, steps, "forward", notes)
+    job.counts = counts
 
     def prepare(patches: Patches) -> Step:
         chosen = borrow(optimizer, module, job.log, patches)
@@ -146,13 +152,18 @@ def trace_inference(
     step: Callable[[Any, Any], Any] | None = None,
     generate: int | None = None,
     device: str | torch.device = "mps",
+    counts: OpCounts | None = None,
 ) -> Traced:
-    """As :func:`estimate_inference_memory`, before the events are replayed on an allocator."""
+    """As :func:`estimate_inference_memory`, before the events are replayed on an allocator.
+
+    The operators of the last of two calls are added to ``counts``.
+    """
     if step is not None and generate is not None:
         raise ArgumentError("give step= or generate=, not both", given=step)
     check_counts(generate=1 if generate is None else generate)
     module, notes = build_model(model)
     job = Job(module, batch, target_for(device), "fp32", 2, "inference", notes)
+    job.counts = counts
     call = step or (call_model if generate is None else decode(generate))
 
     def inference(model: torch.nn.Module, batch: Any) -> None:

@@ -85,6 +85,49 @@ class Workload(Value):
             except ValidationError as error:
                 raise _typed(error) from error
 
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        batch: Any,
+        *,
+        step: Any = None,
+        train_step: Any = None,
+        optimizer: Any = "AdamW",
+        precision: str = "fp32",
+        accumulate: int = 1,
+        training: bool = True,
+    ) -> Workload:
+        """Count what one step computes, in the trace that also gives its memory; nothing is run.
+
+        Args:
+            model: as for :func:`mpskit.estimate_training_memory`: a module on any device, a class,
+                or a callable that makes one.
+            batch: tensors or ``TensorSpec``, nested.
+            step: ``(model, batch) -> loss``; without gradients, any call.
+            train_step: ``(model, batch, optimizer)``, a whole step of one's own.
+            optimizer: as there, or the name of one of ``torch.optim``; None for none.
+            precision: as there.
+            accumulate: as there.
+            training: False counts a call without gradients.
+
+        Raises:
+            EstimateError: the step cannot be traced; the message names operator and module.
+            ArgumentError: a value that cannot be used.
+        """
+        from mpskit.speed.count import count_step
+
+        return count_step(
+            model,
+            batch,
+            step=step,
+            train_step=train_step,
+            optimizer=optimizer,
+            precision=precision,
+            accumulate=accumulate,
+            training=training,
+        )
+
     def __str__(self) -> str:
         known = [f"{name}={value}" for name, value in self if value is not None]
         return f"workload: {', '.join(known) or 'nothing known'}"

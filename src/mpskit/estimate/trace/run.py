@@ -13,6 +13,7 @@ import torch
 from mpskit.allocator import Event, allocator_for, replay
 from mpskit.backends.versions import require
 from mpskit.dispatch.intercept import intercepting
+from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.dispatch.random_state import isolate
 from mpskit.errors import ArgumentTypeError, EstimateError
@@ -138,6 +139,7 @@ class Job:
     phase: str
     notes: tuple[str, ...] = ()
     log: StorageLog = field(default_factory=StorageLog)
+    counts: OpCounts | None = None  # of the last step, if asked for
 
     def __post_init__(self) -> None:
         """Raise UnsupportedTorchError if the installed torch is too old for the trace."""
@@ -177,6 +179,7 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
         with _explained(tracer, "the step"), intercepting(tracer):
             for number in range(job.steps):
                 tracker.begin(number)
+                tracer.counts = job.counts if number == job.steps - 1 else None
                 step(job.model, batch)
         log.close()  # before what this function holds is freed
 

@@ -26,6 +26,7 @@ from mpskit.dispatch.meta_shapes import (
     unflatten,
 )
 from mpskit.dispatch.mps_op_memory import OpMemory, Rule
+from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema, is_recorded
 from mpskit.dispatch.random_state import draw
 from mpskit.estimate.trace.storage_log import StorageLog
@@ -82,6 +83,7 @@ class Tracer:
         self._refused = frozenset() if supports_float64 else _FLOAT64
         self.scalars_on_device = scalars_on_device
         self.reads = Reads(log.where)
+        self.counts: OpCounts | None = None  # what is added up of the operators, if anything
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one operator by the route that its schema gives."""
@@ -95,7 +97,10 @@ class Tracer:
         special = SPECIAL.get(facts.name)
         if special is not None and not self._all_known(args, kwargs):
             return special(self, args)
-        return _ROUTES[facts.route](self, func, facts, args, kwargs)
+        result = _ROUTES[facts.route](self, func, facts, args, kwargs)
+        if self.counts is not None:
+            self.counts.add(func, facts, args, kwargs, result)
+        return result
 
     def decomposed(self, func: Any) -> bool:
         """Return whether the operator has only a decomposition, which must be traced instead."""

@@ -1,0 +1,156 @@
+"""What a step computes: launches, arithmetic and bytes, added up from the operators that are seen.
+
+Arithmetic of matrix products, convolutions and attention is counted by torch's own formulas
+(``torch.utils.flop_counter``), any other operator as one operation for each element of its largest
+tensor. An operator is one launch, a view none, and a fused recurrent layer one for each time step,
+because a step of time waits for the one before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mpskit._base.data import read_toml
+from mpskit.dispatch.dataless_tensors import is_dataless
+from mpskit.dispatch.meta_shapes import tensors_in
+from mpskit.dispatch.op_schema import OpSchema
+
+__all__ = ["OpCounts", "class_of"]
+
+_FREE = frozenset({"view", "item"})
+_MADE_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "resize_"})
+# The CPU's kernel has a name of its own and the arguments of the other one.
+_SAME_ARITHMETIC = {
+    "_scaled_dot_product_flash_attention_for_cpu": "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu_backward": (
+        "_scaled_dot_product_flash_attention_backward"
+    ),
+}
+
+
+@dataclass
+class OpCounts:
+    """Sums over operators.
+
+    Attributes:
+        flops: floating-point operations; a multiply and an add are two.
+        bytes_moved: bytes read and written; a tensor that an operator names twice counts twice.
+        launches: operators that compute.
+        flops_by_class: by class of ``data/op_classes.toml``.
+        flops_by_dtype: of the first floating-point tensor of each operator.
+        launches_by_class: by class.
+        depthwise: convolutions with a group for each channel.
+    """
+
+    flops: float = 0.0
+    bytes_moved: float = 0.0
+    launches: int = 0
+    flops_by_class: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    flops_by_dtype: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    launches_by_class: Counter[str] = field(default_factory=Counter)
+    depthwise: int = 0
+
+    def add(self, func: Any, schema: OpSchema, args: Any, kwargs: Any, result: Any) -> None:
+        """Count one operator that has been answered."""
+        if schema.route in _FREE or schema.name in _MADE_EMPTY or "::" in schema.name:
+            return
+        given = list(tensors_in((*args, *kwargs.values())))
+        made = list(tensors_in(result if isinstance(result, list | tuple) else (result,)))
+        if all(_is_host_scalar(tensor) for tensor in (*given, *made)):
+            return
+        kind = class_of(schema.name)
+        flops = _flops(func, schema.name, args, kwargs, result, given, made)
+        launches = _launches(schema.name, kind, given)
+        self.launches += launches
+        self.flops += flops
+        self.bytes_moved += _moved(schema, given, made)
+        self.flops_by_class[kind] += flops
+        self.launches_by_class[kind] += launches
+        self.flops_by_dtype[_dtype(given or made)] += flops
+        self.depthwise += schema.name == "convolution" and _is_depthwise(args)
+
+
+def class_of(name: str) -> str:
+    """Return the class of an operator, by its name in the schema: ``"mm"``, ``"add_"``."""
+    classes = _classes()
+    return classes.get(name) or classes.get(name.rstrip("_")) or "elementwise"
+
+
+@functools.cache
+def _classes() -> dict[str, str]:
+    table = read_toml("op_classes.toml")["classes"]
+    return {name: kind for kind, names in table.items() for name in names}
+
+
+@functools.cache
+def _row_readers() -> frozenset[str]:
+    return frozenset(read_toml("op_classes.toml")["reads"]["rows"])
+
+
+def _launches(name: str, kind: str, given: list[torch.Tensor]) -> int:
+    """Return the kernels that follow one another: a fused recurrent layer waits for each step."""
+    return int(given[0].shape[0]) if kind == "rnn" and "_cell" not in name else 1
+
+
+def _flops(
+    func: Any,
+    name: str,
+    args: Any,
+    kwargs: Any,
+    result: Any,
+    given: list[torch.Tensor],
+    made: list[torch.Tensor],
+) -> float:
+    if name.startswith("mkldnn_rnn_layer"):
+        # Every time step multiplies the input and the state by their weights; the backward pass
+        # does so twice, for the gradients of both factors.
+        products = 2.0 * given[0].shape[0] * given[0].shape[1] * sum(w.numel() for w in given[1:3])
+        return products * (2 if name.endswith("backward") else 1)
+    formula = _formula(func, name)
+    if formula is not None:
+        return float(formula(*args, **kwargs, out_val=result))
+    return float(max(t.numel() for t in (*given, *made)))
+
+
+@functools.cache
+def _formula(func: Any, name: str) -> Callable[..., int] | None:
+    from torch.utils.flop_counter import flop_registry
+
+    same = _SAME_ARITHMETIC.get(name)
+    packet = getattr(torch.ops.aten, same) if same else func.overloadpacket
+    found: Callable[..., int] | None = flop_registry.get(packet)
+    return found
+
+
+def _moved(schema: OpSchema, given: Iterable[torch.Tensor], made: Iterable[torch.Tensor]) -> float:
+    written = sum(_nbytes(tensor) for tensor in made)
+    if schema.name in _row_readers():
+        return 2.0 * written
+    return float(written + sum(_nbytes(tensor) for tensor in given))
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    """Return what is really there: an expanded tensor is read from the few bytes behind it."""
+    size = tensor.numel() * tensor.element_size()
+    return min(size, tensor.untyped_storage().nbytes()) if 0 in tensor.stride() else size
+
+
+def _is_host_scalar(tensor: torch.Tensor) -> bool:
+    """Return whether it is a number that stays with the host, as an optimizer's step counter."""
+    return tensor.dim() == 0 and not is_dataless(tensor)
+
+
+def _dtype(tensors: Iterable[torch.Tensor]) -> str:
+    floating = (str(t.dtype) for t in tensors if t.dtype.is_floating_point)
+    return next(floating, "int").removeprefix("torch.")
+
+
+def _is_depthwise(args: Any) -> bool:
+    groups = args[8]
+    return bool(groups > 1 and groups == args[0].shape[1])
