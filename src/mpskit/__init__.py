@@ -76,6 +76,12 @@ if TYPE_CHECKING:
     from mpskit.simulation import (
         simulate,
     )
+    from mpskit.speed import (
+        Prediction,
+        Workload,
+        predict_speedup,
+        synchronize,
+    )
     from mpskit.training.keep_awake import (
         keep_awake,
     )
@@ -143,6 +149,10 @@ _PUBLIC = {
     "estimate_inference_memory": "mpskit.estimate",
     "estimate_training_memory": "mpskit.estimate",
     "simulate": "mpskit.simulation",
+    "Prediction": "mpskit.speed",
+    "Workload": "mpskit.speed",
+    "predict_speedup": "mpskit.speed",
+    "synchronize": "mpskit.speed",
 }
 _ERRORS = (
     "ArgumentError",
@@ -181,12 +191,14 @@ __all__ = [
     "OomFigures",
     "OutOfMemory",
     "Precision",
+    "Prediction",
     "Readings",
     "SettingsError",
     "SimulationError",
     "TensorSpec",
     "TooLateError",
     "UnsupportedTorchError",
+    "Workload",
     "__version__",
     "autocast",
     "configure_environment",
@@ -211,9 +223,11 @@ __all__ = [
     "memory_snapshot",
     "parse_oom",
     "precision_for",
+    "predict_speedup",
     "run_with_batch_size",
     "set_cpu_threads",
     "simulate",
+    "synchronize",
     "to_device",
     "tune_dataloader",
 ]

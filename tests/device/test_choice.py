@@ -119,7 +119,7 @@ def test_local_rank_picks_the_card(on_machine, monkeypatch):
         ({"policy": "fastest"}, ArgumentError),
         ({"policy": ()}, ArgumentError),
         ({"policy": ("mps", "mps")}, ArgumentError),
-        ({"workload": object()}, ArgumentError),
+        ({"workload": object()}, ArgumentTypeError),
     ],
 )
 def test_bad_arguments(arguments, error):

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mpskit._base.arguments import wrong_type
 from mpskit._base.log import log
@@ -28,6 +29,9 @@ from mpskit.host import Host, detect_host
 from mpskit.settings import POLICIES, Settings, fingerprint, parse_policy, read_settings
 from mpskit.system.machine import replaced_readings
 
+if TYPE_CHECKING:
+    from mpskit.speed.cascade import Asked
+
 __all__ = ["backend_statuses", "forget_decisions", "get_optimal_device"]
 
 _Key = tuple[object, ...]
@@ -43,6 +47,7 @@ def get_optimal_device(
     force_mps: bool = False,
     *,
     workload: object | None = None,
+    measure: str | None = None,
     policy: str | Sequence[str] | None = None,
     strict: bool = False,
     refresh: bool = False,
@@ -59,7 +64,11 @@ def get_optimal_device(
     Args:
         use_gpu: False means the CPU.
         force_mps: MPS if it can work at all; otherwise the next device, with a warning.
-        workload: reserved; this version takes only None.
+        workload: what is to run, where CPU or MPS is the question: a :class:`mpskit.Workload`, or
+            a pair ``(model, batch)``, which is traced (a model in evaluation mode without
+            gradients). Memory decides first, then times kept from before, then the prediction.
+        measure: what may be run where the prediction is not sure: None nothing, ``"cpu"`` steps on
+            the CPU for about a second, ``"both"`` steps on the CPU and on MPS. They run on copies.
         policy: ``"auto"``, ``"conservative"`` (the CPU on Apple silicon unless ``force_mps``), or
             an order such as ``("mps", "cuda", "cpu")``; the CPU always ends it.
         strict: raise instead of falling back when the device asked for cannot be used.
@@ -70,7 +79,8 @@ def get_optimal_device(
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
-        ArgumentError: the policy is unknown, or a workload was given.
+        ArgumentError: the policy or ``measure`` is unknown, or a ``Workload`` is to be measured.
+        EstimateError: the step of the workload's model cannot be traced.
         SettingsError: a variable has a wrong value.
         DeviceUnavailableError: ``strict`` and the device asked for cannot be used, or
             ``LOCAL_RANK`` is beyond the number of CUDA devices.
@@ -83,13 +93,15 @@ def get_optimal_device(
     """
     if not (type(use_gpu) is type(force_mps) is type(strict) is type(refresh) is bool):
         raise _wrong_flag(use_gpu=use_gpu, force_mps=force_mps, strict=strict, refresh=refresh)
-    if workload is not None or policy is not None:
-        policy = _check(workload, policy)
-    key = (use_gpu, force_mps, policy, strict, os.getpid(), *fingerprint())
+    if policy is not None and not (isinstance(policy, str) and policy in POLICIES):
+        policy = _normal_policy(policy)
+    asked = None if workload is measure is None else _asked(workload, measure)
+    counts = None if asked is None else asked.workload
+    key = (use_gpu, force_mps, policy, strict, os.getpid(), counts, measure, *fingerprint())
     found = None if refresh else _decisions.get(key)
     if found is None:
         request = Request(use_gpu=use_gpu, force_mps=force_mps, policy=policy)
-        found = _decide(request, strict=strict, refresh=refresh)
+        found = _decide(request, asked, strict=strict, refresh=refresh)
         _decisions[key] = found
     for category, text in found[1]:
         warnings.warn(text, category, stacklevel=2)
@@ -132,16 +144,11 @@ def _wrong_flag(**flags: object) -> ArgumentTypeError:
     return wrong_type(name, "True or False", value)
 
 
-def _check(workload: object, policy: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
-    """Refuse a workload, and return the policy in its normal form."""
-    if workload is not None:
-        raise ArgumentError(
-            "workload= is reserved: this version of mpskit decides without it, so leave it None",
-            given=workload,
-        )
-    if policy is None or (isinstance(policy, str) and policy in POLICIES):
-        return policy
-    return _normal_policy(policy)
+def _asked(workload: object, measure: str | None) -> Asked:
+    """Return what is known of the workload that was given; a decision is remembered by that."""
+    from mpskit.speed.cascade import asked_of
+
+    return asked_of(workload, measure)
 
 
 def _normal_policy(policy: object) -> str | tuple[str, ...]:
@@ -161,7 +168,9 @@ def _normal_policy(policy: object) -> str | tuple[str, ...]:
     return parsed
 
 
-def _decide(request: Request, *, strict: bool, refresh: bool) -> tuple[DeviceChoice, _Warnings]:
+def _decide(
+    request: Request, asked: Asked | None, *, strict: bool, refresh: bool
+) -> tuple[DeviceChoice, _Warnings]:
     import torch
 
     settings = read_settings()
@@ -171,6 +180,10 @@ def _decide(request: Request, *, strict: bool, refresh: bool) -> tuple[DeviceCho
     decision = _decision(full, host, facts, settings, refresh=refresh)
     if strict and decision.blocked is not None:
         raise DeviceUnavailableError(str(decision.refusal), given=decision.blocked.device)
+    if asked is not None:
+        from mpskit.speed.cascade import weigh
+
+        decision = weigh(decision, asked, host, facts.version)
     alone = _shared_gpu(decision.device, settings)
     info = _info(decision, host, facts, alone)
     _announce(info)

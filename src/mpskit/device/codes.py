@@ -29,6 +29,9 @@ class ReasonCode(StrEnum):
     NOT_IN_ORDER = "not-in-order"
     LOWER_PRIORITY = "lower-priority"
     OUTRANKED = "outranked"
+    NO_DTYPE = "no-dtype"
+    DOES_NOT_FIT = "does-not-fit"
+    SLOWER = "slower"
 
 
 class Basis(StrEnum):
@@ -36,3 +39,5 @@ class Basis(StrEnum):
 
     DEFAULT = "default"
     FORCED = "forced"
+    PREDICTED = "predicted"
+    MEASURED = "measured"

@@ -19,7 +19,7 @@ from mpskit.host import Host
 from mpskit.settings import Settings
 from mpskit.system.process import run_bounded
 
-__all__ = ["PROBE_SECONDS", "cache_folder", "probe_mps", "remembered_probe"]
+__all__ = ["PROBE_SECONDS", "cache_folder", "machine_key", "probe_mps", "remembered_probe"]
 
 PROBE_SECONDS = 20.0
 # How much longer the try after a time-out may take, up to the longest.
@@ -101,7 +101,7 @@ def _probe(seconds: float) -> ProbeAnswer:
 
 def _path(host: Host, torch_version: str, settings: Settings) -> Path | None:
     try:
-        return cache_folder(settings) / f"mps-probe-{_key(host, torch_version)}.json"
+        return cache_folder(settings) / f"mps-probe-{machine_key(host, torch_version)}.json"
     except RuntimeError:
         # The user has no home folder (a container's nameless user), and so no cache.
         return None
@@ -122,7 +122,8 @@ def cache_folder(settings: Settings) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mpskit"
 
 
-def _key(host: Host, torch_version: str) -> str:
+def machine_key(host: Host, torch_version: str) -> str:
+    """Return a short name for this machine, this Python and this torch."""
     chip = host.chip.name if host.chip else None
     machine = (host.kind, chip, host.os_version, host.memory_total_bytes, host.metal_device)
     facts = (_REVISION, machine, torch_version, sys.version, sys.prefix)

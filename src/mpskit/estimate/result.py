@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from mpskit.host import Machine
     from mpskit.memory import MemoryBudget
 
-__all__ = ["KINDS", "Difference", "MemoryEstimate", "ModuleUse", "Peak", "TimelinePoint", "Verdict"]
+__all__ = [
+    "KINDS",
+    "TIGHT_SHARE",
+    "Difference",
+    "MemoryEstimate",
+    "ModuleUse",
+    "Peak",
+    "TimelinePoint",
+    "Verdict",
+]
 
 # Below this share of the budget left over, a job that fits is called tight: the next longer
 # batch, or a browser, takes as much.

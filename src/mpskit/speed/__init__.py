@@ -1,13 +1,39 @@
-"""How fast a step is on the CPU and on MPS: counts, roofline, prediction.
+"""How fast a step is on the CPU and on MPS: counts, roofline, prediction, times.
 
-``Workload`` holds what is counted or measured of a step, ``chip_speed`` what a chip reaches, and
-``predict_speedup`` puts the two together.
+``Workload`` holds what is counted or measured of a step, ``chip_speed`` what a chip reaches,
+``predict_speedup`` puts the two together, and ``cascade`` chooses by them and by memory.
 """
 
 from __future__ import annotations
 
-from mpskit.speed.chip_speed import ChipSpeed, chip_speed
-from mpskit.speed.predict import Prediction, predict_speedup
-from mpskit.speed.workload import Workload
+from mpskit._base.lazy import resolver
 
-__all__ = ["ChipSpeed", "Prediction", "Workload", "chip_speed", "predict_speedup"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mpskit.speed.chip_speed import ChipSpeed, chip_speed
+    from mpskit.speed.predict import Prediction, predict_speedup
+    from mpskit.speed.timing import Timing, synchronize
+    from mpskit.speed.workload import Workload
+
+__all__ = [
+    "ChipSpeed",
+    "Prediction",
+    "Timing",
+    "Workload",
+    "chip_speed",
+    "predict_speedup",
+    "synchronize",
+]
+
+_HOMES = {
+    "ChipSpeed": "mpskit.speed.chip_speed",
+    "Prediction": "mpskit.speed.predict",
+    "Timing": "mpskit.speed.timing",
+    "Workload": "mpskit.speed.workload",
+    "chip_speed": "mpskit.speed.chip_speed",
+    "predict_speedup": "mpskit.speed.predict",
+    "synchronize": "mpskit.speed.timing",
+}
+
+if not TYPE_CHECKING:
+    __getattr__ = resolver(__name__, _HOMES)

@@ -22,6 +22,9 @@ _MOST = 0.5
 _DEPTHWISE = 0.25
 # Up to this many launches a step without gradients is one operator, not a model.
 _ONE_OPERATOR = 4
+# The perceptrons behind the class multiply with 10^4 to 10^8 operations each; larger ones run more
+# as the transformers' products do, and of those alone nothing was published.
+_SMALL_PRODUCT = 1e8
 _MATRIX = ("gemm", "conv", "sdpa", "rnn")
 
 
@@ -124,7 +127,8 @@ def class_of_step(counts: OpCounts, *, recurrent: bool, training: bool) -> str |
         return "rnn"
     if launches["sdpa"] or (launches["softmax"] and launches["norm"]):
         return "transformer"
-    return "mlp" if flops["gemm"] >= _MOST * whole else None
+    small = flops["gemm"] <= _SMALL_PRODUCT * launches["gemm"]
+    return "mlp" if flops["gemm"] >= _MOST * whole and small else None
 
 
 def _heaviest(flops: Mapping[str, float], launches: Mapping[str, int]) -> str | None:
