@@ -30,6 +30,7 @@ __all__ = [
     "DeviceLike",
     "as_device",
     "backend",
+    "cache_owners",
     "device_in_use",
     "present_kinds",
     "torch_has",
@@ -102,6 +103,14 @@ def backend(device: DeviceLike) -> Backend:
     """Return what answers for a device; it need not be on this machine."""
     kind = kind_of(device)
     return APIS[kind.api](device, kind)
+
+
+def cache_owners() -> tuple[Any, ...]:
+    """Return the modules of torch whose ``empty_cache`` a program may call."""
+    import torch
+
+    modules = (getattr(torch, name, None) for name in (*ACCELERATORS, "accelerator"))
+    return tuple(module for module in modules if hasattr(module, "empty_cache"))
 
 
 class Backend:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.figures import new_figure, save_figure
 from mpskit._base.sizes import GIB, MIB, format_bytes
-from mpskit.errors import ArgumentError, MissingExtraError
+from mpskit.errors import ArgumentError
 from mpskit.estimate.result import KINDS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def plot_timeline(
     """
     if not estimate.timeline:
         raise ArgumentError("this estimate has no timeline to draw: one from a config has none")
-    figure, axes = _figure()
+    figure, axes = new_figure(10, 5)
     unit, name = (GIB, "GiB") if estimate.driver_bytes >= GIB else (MIB, "MiB")
     _areas(axes, estimate, unit)
     _peak(axes, estimate, unit)
@@ -59,24 +60,7 @@ def plot_timeline(
         pad=45,
     )
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
-    try:
-        figure.savefig(path, dpi=120, bbox_inches="tight")
-    except (OSError, ValueError) as error:  # a missing folder, or a suffix without a format
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ArgumentError(f"{path.name!r} cannot be drawn: {reason}", given=str(path)) from error
-    return path
-
-
-def _figure() -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "a plot needs matplotlib: pip install 'mpskit[plot]'", given="plot"
-        ) from error
-    # Figure itself, not pyplot: no global state, no window, no backend to choose.
-    figure = Figure(figsize=(10, 5))
-    return figure, figure.subplots()
+    return save_figure(figure, path, dpi=120, bbox_inches="tight")
 
 
 def _areas(axes: Any, estimate: MemoryEstimate, unit: int) -> None:

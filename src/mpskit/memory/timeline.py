@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpskit._base.arguments import wrong_type
+from mpskit._base.figures import new_figure, save_figure, unwritable
 from mpskit._base.sizes import GIB, MIB, format_bytes
-from mpskit.errors import ArgumentError, MissingExtraError
 
 __all__ = ["Sample", "Timeline", "growth_without_tensors", "plot_samples", "write_csv"]
 
@@ -128,7 +128,7 @@ def write_csv(samples: Iterable[Sample], path: str | Path) -> Path:
             writer.writerow(Sample._fields)
             writer.writerows(samples)
     except (OSError, ValueError) as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     return target
 
 
@@ -158,20 +158,9 @@ def plot_samples(
         ArgumentError: the file cannot be written.
     """
     target = _target(path)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("plots need matplotlib: pip install 'mpskit[plot]'") from error
-    # Not pyplot: that keeps global state, and picks a window system.
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    _draw(figure.add_subplot(), samples, title, ram_bytes)
-    try:
-        canvas.print_png(str(target))
-    except (OSError, ValueError) as error:
-        raise _unwritable(target, error) from error
-    return target
+    figure, axes = new_figure(9, 4.5, layout="constrained")
+    _draw(axes, samples, title, ram_bytes)
+    return save_figure(figure, target, format="png")
 
 
 def _draw(axes: Any, samples: Sequence[Sample], title: str, ram: int | None) -> None:
@@ -222,9 +211,3 @@ def _target(path: object) -> Path:
     if not isinstance(path, str | PathLike):
         raise wrong_type("path", "a str or a Path", path)
     return Path(path)
-
-
-def _unwritable(path: Path, error: OSError | ValueError) -> ArgumentError:
-    # A ValueError is a name that no file can have (a NUL in it).
-    reason = getattr(error, "strerror", None) or str(error)
-    return ArgumentError(f"{path.name!r} cannot be written: {reason}", given=str(path))

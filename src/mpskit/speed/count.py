@@ -7,14 +7,22 @@ from typing import Any
 
 import torch
 
+from mpskit.dispatch.intercept import calls_operators, intercepting
 from mpskit.dispatch.op_counts import OpCounts
+from mpskit.dispatch.op_schema import OpSchema
 from mpskit.errors import ArgumentError, EstimateError
 from mpskit.estimate.api import trace_inference, trace_training
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.trace.run import build_model
 from mpskit.speed.workload import Workload
 
-__all__ = ["class_of_step", "count_step", "count_with_memory", "named_optimizer"]
+__all__ = [
+    "class_of_step",
+    "count_running",
+    "count_step",
+    "count_with_memory",
+    "named_optimizer",
+]
 
 # From this share of a step's arithmetic on, a class speaks for the step.
 _MOST = 0.5
@@ -90,7 +98,50 @@ def count_with_memory(
         counts = OpCounts()
         traced = trace("cpu", counts)  # what MPS refuses may run here, and then that is the answer
     estimate = traced.estimate()
-    return _workload(counts, module, estimate, training=training), estimate
+    layers = torch.nn.RNNBase | torch.nn.RNNCellBase
+    recurrent = any(isinstance(part, layers) for part in module.modules())
+    more = {
+        "params": sum(parameter.numel() for parameter in module.parameters()),
+        "peak_bytes": estimate.peak_bytes,
+    }
+    return _workload(counts, recurrent=recurrent, training=training, **more), estimate
+
+
+def count_running(step: Callable[[], Any]) -> Workload:
+    """Return the counts of a step that runs on the CPU, as a trace of it would count them.
+
+    Raises:
+        Whatever the step raises.
+    """
+    counter = _Counter()
+    with intercepting(counter):
+        step()
+    return _workload(counter.counts, recurrent=False, training=counter.backward)
+
+
+class _Counter:
+    """Runs every operator, and counts it."""
+
+    def __init__(self) -> None:
+        self.counts = OpCounts()
+        self.backward = False
+        self._schemas: dict[Any, OpSchema] = {}
+
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        schema = self._schema(func)
+        self.backward = self.backward or torch._C._current_autograd_node() is not None
+        self.counts.add(func, schema, args, kwargs, result)
+        return result
+
+    def decomposed(self, func: Any) -> bool:
+        return self._schema(func).composite or calls_operators(func)
+
+    def _schema(self, func: Any) -> OpSchema:
+        found = self._schemas.get(func)
+        if found is None:
+            found = self._schemas[func] = OpSchema.of(func)
+        return found
 
 
 def named_optimizer(optimizer: Any) -> Any:
@@ -137,20 +188,15 @@ def _heaviest(flops: Mapping[str, float], launches: Mapping[str, int]) -> str | 
     return max(kinds, key=lambda kind: flops[kind], default=None)
 
 
-def _workload(
-    counts: OpCounts, module: torch.nn.Module, estimate: MemoryEstimate, *, training: bool
-) -> Workload:
+def _workload(counts: OpCounts, *, recurrent: bool, training: bool, **more: int) -> Workload:
     by_dtype = counts.flops_by_dtype
-    layers = torch.nn.RNNBase | torch.nn.RNNCellBase
-    recurrent = any(isinstance(part, layers) for part in module.modules())
     return Workload(
         flops=counts.flops,
         bytes_moved=counts.bytes_moved,
         launches=counts.launches,
-        params=sum(parameter.numel() for parameter in module.parameters()),
-        peak_bytes=estimate.peak_bytes,
         dtype=max(by_dtype, key=lambda name: by_dtype[name], default=None),
         op_class=class_of_step(counts, recurrent=recurrent, training=training),
         training=training,
         torch_version=torch.__version__.split("+")[0],
+        **more,
     )

@@ -25,7 +25,7 @@ from mpskit.host.chips import Chip
 from mpskit.speed.chip_speed import ChipSpeed, chip_speed
 from mpskit.speed.workload import Workload
 
-__all__ = ["Prediction", "predict_speedup"]
+__all__ = ["Prediction", "launch_seconds", "predict_speedup", "wait_seconds"]
 
 Basis: TypeAlias = Literal["static", "cpu-step"]
 Bound: TypeAlias = Literal["synchronisation", "launches", "work"]
@@ -134,6 +134,16 @@ def _constants() -> Constants:
         sure=table["sure"],
         classes={"": OpClass(**table["no_class"]), **classes},
     )
+
+
+def launch_seconds(launches: float) -> float:
+    """Return the seconds that enqueueing so many kernels on MPS takes."""
+    return launches * _constants().mps_launch
+
+
+def wait_seconds() -> float:
+    """Return the seconds that waiting for MPS to finish takes, once."""
+    return _constants().mps_sync
 
 
 def predict_speedup(workload: Workload, chip: str | Chip | None = None) -> Prediction:

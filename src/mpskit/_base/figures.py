@@ -1,0 +1,46 @@
+"""Pictures by matplotlib, which only those who want one install: a figure, and its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mpskit.errors import ArgumentError, MissingExtraError
+
+__all__ = ["new_figure", "save_figure", "unwritable"]
+
+
+def new_figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    """Return a figure of that size in inches, and its axes.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "a plot needs matplotlib: pip install 'mpskit[plot]'", given="plot"
+        ) from error
+    # Figure itself, not pyplot: no global state, no window, no backend to choose.
+    figure = Figure(figsize=(width, height), **options)
+    return figure, figure.subplots()
+
+
+def save_figure(figure: Any, path: Path, **options: Any) -> Path:
+    """Write a figure into a file and return its path; the suffix chooses the format.
+
+    Raises:
+        ArgumentError: the file cannot be written, or its suffix names no format.
+    """
+    try:
+        figure.savefig(path, **options)
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def unwritable(path: Path, error: OSError | ValueError) -> ArgumentError:
+    """Return the error of a file that cannot be written; a ValueError is of an impossible name."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return ArgumentError(f"{path.name!r} cannot be written: {reason}", given=str(path))
