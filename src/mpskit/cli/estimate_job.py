@@ -20,7 +20,7 @@ from mpskit.errors import ArgumentError, MpskitError
 if TYPE_CHECKING:
     from mpskit.estimate import MemoryEstimate
 
-__all__ = ["Job", "read_job", "what_would_help"]
+__all__ = ["Job", "read_batch", "read_job", "run_file", "what_would_help"]
 
 _BATCH_SIZE, _SEQ_LEN, _RANK = 1, 512, 8
 # Options that only one sort of model has.
@@ -85,9 +85,9 @@ def read_job(arguments: argparse.Namespace, progress: Callable[[str], None]) -> 
                 "'input_ids=int64[1,512]'",
                 given=arguments.model,
             )
-        _batch(arguments.batch)
+        read_batch(arguments.batch)
         progress(f"running {path}")
-        return Job(options, None, _run_file(path, name, arguments.step))
+        return Job(options, None, run_file(path, name, arguments.step))
     _refuse(arguments, _OF_FILE, "FILE.py:NAME, and this is a config")
     options.batch_size = _BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
     options.seq_len = _SEQ_LEN if arguments.seq_len is None else arguments.seq_len
@@ -196,7 +196,7 @@ def _of_file(job: Job) -> MemoryEstimate:
     options = job.options
     model = job.names[options.model.rpartition(":")[2]]
     step = job.names[options.step] if options.step is not None else None
-    batch = _batch(options.batch)
+    batch = read_batch(options.batch)
     if _inference(options):
         return estimate_inference_memory(
             model, batch, step=step, generate=options.generate, device=options.device
@@ -257,7 +257,7 @@ def _argument(pair: str, text: str) -> tuple[str, Any]:
         ) from None
 
 
-def _batch(words: list[str]) -> Any:
+def read_batch(words: list[str]) -> Any:
     """Return a dict for ``name=dtype[sizes]`` words, else a tuple, or the one tensor itself."""
     from mpskit.estimate.specs import parse_spec
 
@@ -268,7 +268,7 @@ def _batch(words: list[str]) -> Any:
     return tensors[0] if len(tensors) == 1 else tensors
 
 
-def _run_file(path: str, *names: str | None) -> Mapping[str, Any]:
+def run_file(path: str, *names: str | None) -> Mapping[str, Any]:
     """Run a file and return what it defines.
 
     Raises:

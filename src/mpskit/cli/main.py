@@ -28,6 +28,8 @@ COMMANDS = {
     "budget": "how much memory a job may use, here or on another machine",
     "monitor": "run a command and watch its memory",
     "estimate": "how much memory a model needs, before it runs",
+    "compare": "which device is faster for a step, and why it is slow",
+    "evidence": "what this machine has measured and remembers",
     "simulate": "run a script on a simulated Mac",
 }
 

@@ -7,6 +7,7 @@ freeze the allocator's watermarks, so the work is done in a child that can be ki
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,16 +17,25 @@ from pathlib import Path
 from mpskit._base.files import read_small, write_whole
 from mpskit.device.status import ProbeAnswer
 from mpskit.host import Host
-from mpskit.settings import Settings
+from mpskit.settings import Settings, read_settings
 from mpskit.system.process import run_bounded
 
-__all__ = ["PROBE_SECONDS", "cache_folder", "machine_key", "probe_mps", "remembered_probe"]
+__all__ = [
+    "PROBE_SECONDS",
+    "cache_folder",
+    "clear_probes",
+    "kept_probes",
+    "machine_key",
+    "probe_mps",
+    "remembered_probe",
+]
 
 PROBE_SECONDS = 20.0
 # How much longer the try after a time-out may take, up to the longest.
 _LONGER, _LONGEST_S = 3, 180.0
 # Raise it when the work below changes: an old verdict then no longer counts.
 _REVISION = 2
+_PREFIX = "mps-probe-"
 _OK = "mpskit-probe-ok"
 # A convolution, a matrix product and their gradients, against the CPU: what the hosted runners
 # got wrong or could not allocate. The tolerance is far above rounding and far below a wrong kernel.
@@ -101,7 +111,7 @@ def _probe(seconds: float) -> ProbeAnswer:
 
 def _path(host: Host, torch_version: str, settings: Settings) -> Path | None:
     try:
-        return cache_folder(settings) / f"mps-probe-{machine_key(host, torch_version)}.json"
+        return cache_folder(settings) / f"{_PREFIX}{machine_key(host, torch_version)}.json"
     except RuntimeError:
         # The user has no home folder (a container's nameless user), and so no cache.
         return None
@@ -120,6 +130,29 @@ def cache_folder(settings: Settings) -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "mpskit"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mpskit"
+
+
+def kept_probes() -> list[ProbeAnswer]:
+    """Return every verdict that is remembered, of each torch on this machine and its likes."""
+    return [answer for path in _files() if (answer := _read(path)) is not None]
+
+
+def clear_probes() -> int:
+    """Forget every verdict, and return how many there were."""
+    removed = 0
+    for path in _files():
+        with contextlib.suppress(OSError):
+            path.unlink()
+            removed += 1
+    return removed
+
+
+def _files() -> list[Path]:
+    settings = read_settings()
+    try:
+        return [] if settings.no_cache else sorted(cache_folder(settings).glob(f"{_PREFIX}*.json"))
+    except RuntimeError:
+        return []
 
 
 def machine_key(host: Host, torch_version: str) -> str:

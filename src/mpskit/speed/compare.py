@@ -18,7 +18,7 @@ from mpskit.memory.monitor import MemoryMonitor
 from mpskit.speed.count import count_running
 from mpskit.speed.diagnosis import made_step
 from mpskit.speed.evidence import keep_evidence
-from mpskit.speed.timing import Timing, time_in_turn
+from mpskit.speed.timing import Timing, format_seconds, time_in_turn
 from mpskit.speed.workload import Workload
 from mpskit.system.machine import replaced_readings
 
@@ -63,16 +63,28 @@ class Comparison(Value):
 
         return plot_comparison(self, Path(path))
 
-    def __str__(self) -> str:
-        lines = [f"{t}{self._memory(t.device)}" for t in self.timings]
-        if len(self.timings) > 1:
-            sure = "" if self.clear else ", but the intervals overlap: no clear winner"
-            lines.append(f"{self.winner} is {self.speedup:.2f} times faster{sure}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+    @property
+    def verdict(self) -> str:
+        """Which device is faster, in a sentence."""
+        if len(self.timings) < 2:
+            return f"{self.winner} is the only device"
+        sure = "" if self.clear else ", but the intervals overlap: no clear winner"
+        return f"{self.winner} is {self.speedup:.2f} times faster{sure}"
 
-    def _memory(self, device: str) -> str:
-        held = self.memory_bytes.get(device)
-        return "" if held is None else f", {format_bytes(held)}"
+    def row(self, timing: Timing) -> tuple[str, str, str, str, str]:
+        """Return device, time, interval, runs and memory of a timing as text."""
+        held = self.memory_bytes.get(timing.device)
+        memory = "" if held is None else format_bytes(held)
+        interval = f"{format_seconds(timing.low)} to {format_seconds(timing.high)}"
+        return timing.device, format_seconds(timing.median), interval, str(timing.runs), memory
+
+    def __str__(self) -> str:
+        rows = (self.row(timing) for timing in self.timings)
+        lines = [
+            f"{device}: {median} a step ({interval}, {runs} runs){memory and f', {memory}'}"
+            for device, median, interval, runs, memory in rows
+        ]
+        return "\n".join([*lines, self.verdict, *(f"note: {note}" for note in self.notes)])
 
 
 def compare_devices(

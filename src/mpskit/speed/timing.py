@@ -11,7 +11,7 @@ from typing import Any
 from mpskit._base.values import Value
 from mpskit.backends.memory import DeviceLike, as_device, backend, device_in_use
 
-__all__ = ["Timing", "synchronize", "time_in_turn", "time_step"]
+__all__ = ["Timing", "format_seconds", "synchronize", "time_in_turn", "time_step"]
 
 _WARM_UP = 2
 # Half the width of a 95% interval of the median, in standard deviations of a fair coin's count.
@@ -53,8 +53,8 @@ class Timing(Value):
 
     def __str__(self) -> str:
         return (
-            f"{self.device}: {_text(self.median)} a step "
-            f"({_text(self.low)} to {_text(self.high)}, {self.runs} runs)"
+            f"{self.device}: {format_seconds(self.median)} a step "
+            f"({format_seconds(self.low)} to {format_seconds(self.high)}, {self.runs} runs)"
         )
 
 
@@ -137,7 +137,8 @@ def _clock(device: str) -> Callable[[], float]:
     return now
 
 
-def _text(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
+    """Return a time in the unit that suits it: ``1.5 ms``."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
