@@ -30,6 +30,7 @@ COMMANDS = {
     "estimate": "how much memory a model needs, before it runs",
     "compare": "which device is faster for a step, and why it is slow",
     "evidence": "what this machine has measured and remembers",
+    "validate": "what mpskit says of this machine beside what the machine does",
     "simulate": "run a script on a simulated Mac",
 }
 
