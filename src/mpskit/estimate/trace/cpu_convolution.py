@@ -21,9 +21,10 @@ from typing import NamedTuple
 __all__ = ["Conv", "Cpu", "Range", "column_backward", "column_forward", "onednn_backward"]
 __all__ += ["onednn_forward"]
 
-# oneDNN 3's limits, as measured. JIT kernels for the weights' gradient take no wider filter;
-# depthwise ones only up to the second.
+# oneDNN 3's limits, as measured. JIT kernels for the weights' gradient take no wider filter and no
+# more padding; depthwise ones only a filter up to the third.
 _WEIGHTS_FILTER = 14
+_WEIGHTS_PADDING = 27
 _DEPTHWISE_FILTER = 3
 # With this many channels at most, JIT kernels read images as they lie.
 _IMAGE_CHANNELS = 3
@@ -267,7 +268,11 @@ def _weights_blocked(conv: Conv, cpu: Cpu) -> bool:
     volume, dilated, widest = len(conv.kernel) == 3, max(conv.dilation) > 1, max(conv.kernel)
     if conv.depthwise:
         return not volume and not dilated and widest <= _DEPTHWISE_FILTER and max(conv.padding) < 2
-    if widest > _WEIGHTS_FILTER or (dilated and (volume or cpu.vector == 8)):
+    if (
+        widest > _WEIGHTS_FILTER
+        or max(conv.padding) > _WEIGHTS_PADDING
+        or (dilated and (volume or cpu.vector == 8))
+    ):
         return False
     if conv.groups > 1:
         return _block(conv, cpu) >= 8
