@@ -425,14 +425,16 @@ def column_forward(conv: Conv, kernel: str) -> int:
     if conv.groups == 1 or kernel == "Slow3d":
         return columns
     one = conv.source // conv.groups if conv.batch > 1 else 0
-    return max(conv.result, one + columns)  # the groups' results are concatenated
+    whole = conv.source if kernel == "SlowTranspose3d" else 0
+    return max(conv.result, whole, one + columns)  # the groups' results are concatenated
 
 
 def column_backward(conv: Conv, kernel: str, *, data: bool = True, weights: bool = True) -> int:
     """Return what the gradients of a kernel without oneDNN take beyond themselves."""
     columns = _columns(conv, kernel)
     if conv.groups > 1 and kernel != "Slow3d":
-        return max(conv.source * data + conv.weight * weights, columns)
+        one = (conv.source + conv.result) // conv.groups if conv.batch > 1 else 0
+        return max(conv.source * data + conv.weight * weights, one + columns)
     if kernel == "Slow3d" and data and not columns:  # a copy of the gradient, before the weight's
         return max(conv.source - conv.weight * weights, 0)
     return 0 if conv.pointwise and conv.groups == 1 else columns
