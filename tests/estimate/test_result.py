@@ -46,6 +46,20 @@ def test_a_step_whose_heaps_do_not_fit_is_told_to_run():
     assert "too much" not in text
 
 
+def test_the_high_end_of_a_range_decides():
+    known = make(device="cpu", peak_bytes=4 * GIB, driver_bytes=4 * GIB)
+    wide = make(device="cpu", peak_bytes=4 * GIB, driver_bytes=4 * GIB, peak_margin_bytes=GIB)
+    assert known.peak_high_bytes == 4 * GIB
+    assert wide.peak_high_bytes == 5 * GIB
+    assert known.fits(int(4.8 * GIB)).answer == "fits"
+    verdict = wide.fits(int(4.8 * GIB))
+    assert (verdict.answer, verdict.needed_bytes) == ("does-not-fit", 5 * GIB)
+    assert wide.fits(int(5.2 * GIB)).answer == "tight"
+    assert "at most" in str(wide)
+    assert "at most" not in str(known)
+    assert wide.model_dump(mode="json")["peak_margin_bytes"] == GIB
+
+
 def test_a_size_and_a_machine_without_mps():
     assert make().fits("6GiB") == make().fits(6 * GIB)
     usable = make().fits("rosetta-m2-16gb").usable_bytes

@@ -26,10 +26,13 @@ class OpMemory(NamedTuple):
         outputs: position among the operator's outputs -> bytes to charge for its storage, as long
             as it lives. Outputs that are not named are charged their own size.
         workspace_bytes: taken once the outputs exist, and given back before the operator returns.
+        workspace_high_bytes: the most that it can be, where that is not known for sure; never
+            less than ``workspace_bytes`` is meant, 0 says that it is known.
     """
 
     outputs: Mapping[int, int] = MappingProxyType({})
     workspace_bytes: int = 0
+    workspace_high_bytes: int = 0
 
 
 # Positional arguments as dispatch shows them, and whether autograd records the call (gradients are

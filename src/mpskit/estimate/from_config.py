@@ -24,8 +24,9 @@ from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
 from mpskit.estimate.specs import TensorSpec
 from mpskit.estimate.targets import Target, target_for
 from mpskit.estimate.trace.optimizers import borrow
-from mpskit.estimate.trace.run import Job, Step, Traced, trace
+from mpskit.estimate.trace.run import Job, Step, Traced, margin_notes, trace
 from mpskit.estimate.trace.steps import default_loss
+from mpskit.estimate.trace.storage_log import Record
 
 __all__ = ["Stepped", "estimate_from_config", "trace_subject"]
 
@@ -175,7 +176,7 @@ def _estimated(traced: Traced, torch_version: str) -> MemoryEstimate:
     """Replay the events, and sum up what is alive at the peak."""
     records, events = traced.log.records, traced.log.events
     model = allocator_for(traced.target.device, torch_version=torch_version)
-    at = _replayed([record.size for record in records], events, model)
+    at, high = _replayed(records, events, model)
     alive = bytearray(len(records))
     for event in events[: at + 1]:
         alive[event if event >= 0 else ~event] = event >= 0
@@ -183,7 +184,7 @@ def _estimated(traced: Traced, torch_version: str) -> MemoryEstimate:
     for record in itertools.compress(records, alive):
         total[record.kind or "temporaries"] += record.size
     total["slack"] = model.peak_live_bytes - total.total()
-    top = records[events[at]]
+    top, margin = records[events[at]], max(high - model.peak_live_bytes, 0)
     kinds: dict[str, Any] = {f"{kind}_bytes": total[kind] for kind in KINDS}
     return MemoryEstimate(
         device=traced.target.device,
@@ -191,23 +192,27 @@ def _estimated(traced: Traced, torch_version: str) -> MemoryEstimate:
         precision=traced.precision,
         method="reference",
         peak_bytes=model.peak_live_bytes,
+        peak_margin_bytes=margin,
         driver_bytes=model.peak_driver_bytes,
         peak=Peak(op=top.op, module=top.module, phase=top.phase, step=max(top.step, 0)),
-        notes=traced.notes,
+        notes=(*traced.notes, *margin_notes(margin)),
         **kinds,
     )
 
 
-def _replayed(sizes: list[int], events: list[int], model: AllocatorModel) -> int:
-    """Run the events through a model; return which of them reached the peak."""
-    allocate, free, blocks = model.allocate, model.free, [0] * len(sizes)
-    most = at = 0
+def _replayed(records: list[Record], events: list[int], model: AllocatorModel) -> tuple[int, int]:
+    """Run the events through a model; return which of them reached the peak, and its high end."""
+    allocate, free, blocks = model.allocate, model.free, [0] * len(records)
+    most = at = high = 0
     for index, event in enumerate(events):
         if event < 0:
             free(blocks[~event])
             continue
-        blocks[event] = allocate(sizes[event])
+        record = records[event]
+        blocks[event] = allocate(record.size)
         live = model.live_bytes
         if live > most:
             most, at = live, index
-    return at
+        if live + record.margin > high:
+            high = live + record.margin
+    return at, high

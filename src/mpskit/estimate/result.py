@@ -163,6 +163,8 @@ class MemoryEstimate(Value):
         temporaries_bytes: the rest: intermediate results alive at the peak.
         slack_bytes: what the allocator adds to the sizes asked for and still counts as in use:
             rounding, and cached buffers larger than the request (MPS to torch 2.13).
+        peak_margin_bytes: how much higher the peak can be, where what a kernel takes while it runs
+            is known as a range only (convolutions and half-precision products on the CPU).
         peak: where the peak is.
         method: ``traced``, or ``reference`` from a config.
         notes: assumptions that the figures rest on, one sentence each.
@@ -181,11 +183,17 @@ class MemoryEstimate(Value):
     batch_bytes: int = 0
     slack_bytes: int = 0
     peak_bytes: int
+    peak_margin_bytes: int = 0
     driver_bytes: int
     peak: Peak | None = None
     top_modules: tuple[ModuleUse, ...] = ()
     timeline: tuple[TimelinePoint, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def peak_high_bytes(self) -> int:
+        """The most that the peak can be: :meth:`fits` decides by it."""
+        return self.peak_bytes + self.peak_margin_bytes
 
     def fits(self, budget: MemoryBudget | Machine | str | int) -> Verdict:
         """Say whether the step fits a budget.
@@ -199,10 +207,11 @@ class MemoryEstimate(Value):
             ArgumentTypeError: it is none of these.
         """
         usable = _usable_bytes(budget)
-        margin = usable - self.driver_bytes
+        driver = self.driver_bytes + self.peak_margin_bytes
+        margin = usable - driver
         answer: Literal["fits", "tight", "does-not-fit"] = "fits"
-        if self.peak_bytes > usable:
-            answer, margin = "does-not-fit", usable - max(self.peak_bytes, self.driver_bytes)
+        if self.peak_high_bytes > usable:
+            answer, margin = "does-not-fit", usable - max(self.peak_high_bytes, driver)
         elif margin < usable * TIGHT_SHARE:
             answer = "tight"
         return Verdict(
@@ -241,6 +250,8 @@ class MemoryEstimate(Value):
         lines = [f"memory on {self.device} ({self.precision}, torch {self.torch_version})"]
         lines += [_row(text, count, self.peak_bytes) for text, count in rows if count]
         lines += [_row("total at the peak", self.peak_bytes, self.peak_bytes)]
+        if self.peak_margin_bytes:
+            lines += [f"  {'or at most':<24}{format_bytes(self.peak_high_bytes):>12}"]
         lines += [f"  {'held by the allocator':<24}{format_bytes(self.driver_bytes):>12}"]
         if self.peak is not None:
             lines.append(f"peak at {self.peak}")

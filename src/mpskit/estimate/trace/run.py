@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mpskit._base.sizes import format_bytes
 from mpskit.allocator import Event, allocator_for, replay
 from mpskit.backends.versions import require
 from mpskit.dispatch.intercept import intercepting
@@ -33,17 +34,12 @@ __all__ = [
     "Step",
     "Traced",
     "build_model",
+    "margin_notes",
     "trace",
 ]
 
 # model, batch -> one step of the traced kind
 Step = Callable[[torch.nn.Module, Any], None]
-
-
-HALF_ON_CPU = (
-    "matrix products in half precision take a workspace on the CPU that depends on the processor "
-    "and its threads; it is not counted"
-)
 
 
 def build_model(model: Any) -> tuple[torch.nn.Module, tuple[str, ...]]:
@@ -112,11 +108,12 @@ class Traced:
             torch_version=version,
             precision=self.precision,
             peak_bytes=summary.peak_bytes,
+            peak_margin_bytes=summary.margin_bytes,
             driver_bytes=played.peak_driver_bytes,
             peak=summary.place(),
             top_modules=summary.top_modules(),
             timeline=summary.timeline(),
-            notes=self.notes,
+            notes=(*self.notes, *margin_notes(summary.margin_bytes)),
             **kinds,
         )
 
@@ -125,6 +122,18 @@ class Traced:
         for event in self.log.events:
             number = event if event >= 0 else ~event
             yield Event("alloc" if event >= 0 else "free", number, records[number].size)
+
+
+def margin_notes(margin: int) -> tuple[str, ...]:
+    """Return the note that a margin of the peak needs, if there is one."""
+    if not margin:
+        return ()
+    note = (
+        f"the peak can be {format_bytes(margin)} higher: what convolutions and half-precision "
+        "products take while they run depends on the processor and its threads "
+        f"({torch.get_num_threads()} here; measured on x86-64)"
+    )
+    return (note,)
 
 
 @dataclass
@@ -184,9 +193,7 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
         log.close()  # before what this function holds is freed
 
     Patches.around(run)
-    uncounted = target.device == "cpu" and any(precision_of(job.precision))
-    notes = (*job.notes, *([HALF_ON_CPU] if uncounted else ()), *tracer.reads.notes)
-    return Traced(log, target, job.precision, notes)
+    return Traced(log, target, job.precision, (*job.notes, *tracer.reads.notes))
 
 
 def _refuse_lazy(model: torch.nn.Module) -> None:

@@ -39,7 +39,10 @@ class Where:
 
 @dataclass(slots=True)
 class Record:
-    """One storage: its size, what it turned out to be, and where it was allocated."""
+    """One storage: its size, what it turned out to be, and where it was allocated.
+
+    ``margin`` is how much larger it can be, where the size is not known for sure.
+    """
 
     size: int
     kind: str | None
@@ -47,6 +50,7 @@ class Record:
     module: str
     phase: str
     step: int
+    margin: int = 0
 
 
 @dataclass
@@ -78,10 +82,17 @@ class StorageLog:
             number = self._record(storage.nbytes() if size is None else size, kind)
             self._alive.add(storage, number)
 
-    def workspace(self, size: int) -> None:
-        """Record memory that an operator takes and gives back before it returns."""
-        if size > 0:
-            self.events.append(~self._record(size, None))
+    def workspace(self, size: int, high: int = 0) -> None:
+        """Record memory that an operator takes and gives back before it returns.
+
+        Args:
+            size: how much that is likely to be.
+            high: how much it can be at most, where that is more.
+        """
+        if max(size, high) > 0:
+            number = self._record(size, None)
+            self.records[number].margin = max(high - size, 0)
+            self.events.append(~number)
 
     def classify(self, storage: torch.UntypedStorage, kind: str) -> None:
         """Say what a living storage is; the first answer other than an activation stands."""

@@ -30,6 +30,12 @@ class Summary:
         self.driver = [driver for _, driver in timeline]
         self.peak_event = max(range(len(self.live)), key=self.live.__getitem__, default=-1)
         self.peak_bytes = self.live[self.peak_event] if self.live else 0
+        high = (
+            live + self.records[event].margin
+            for event, live in zip(self.events, self.live, strict=True)
+            if event >= 0
+        )
+        self.margin_bytes = max(max(high, default=0) - self.peak_bytes, 0)
 
     def at_peak(self) -> list[Record]:
         """Return what is alive at the peak."""

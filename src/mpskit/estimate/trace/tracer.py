@@ -130,7 +130,7 @@ class Tracer:
         if self._all_known(args, kwargs):
             return self.run(func, facts, args, kwargs)
         self._taint(facts, args)
-        self.log.workspace(self._taken(facts, args).workspace_bytes)
+        self._work(self._taken(facts, args))
         if not func._schema.returns:
             return None
         written = [args[i] for i in facts.written if i < len(args)]
@@ -168,7 +168,7 @@ class Tracer:
         self._taint(facts, args)
         taken = self._taken(facts, args)
         result = self._build(plan, facts, args, kwargs, taken)
-        self.log.workspace(taken.workspace_bytes)
+        self._work(taken)
         return result
 
     def run(self, func: Any, facts: OpSchema, args: Any, kwargs: Any) -> Any:
@@ -254,6 +254,9 @@ class Tracer:
     def _taken(self, facts: OpSchema, args: Any) -> OpMemory:
         rule = self.rules.get(facts.name)
         return _OUTPUTS_ONLY if rule is None else rule(args, is_recorded(args))
+
+    def _work(self, taken: OpMemory) -> None:
+        self.log.workspace(taken.workspace_bytes, taken.workspace_high_bytes)
 
     def _as_numbers(self, index: Any) -> tuple[Any, ...]:
         """Turn a mask into the index tensors that it stands for."""

@@ -1,124 +1,153 @@
 """What CPU kernels take for themselves while they run, and give back: no dispatch shows it.
 
 oneDNN copies the operands of a convolution into its own layout, the older kernels unfold them into
-columns. The bytes differ by processor, so they are a small table that a script measures
-(``benchmarks/make_cpu_workspace.py``), used for the CPU only and never for MPS or CUDA.
+columns, and products in half precision pack their operands. The bytes differ by processor and by
+threads, so a rule gives a range. The rules are used for the CPU only, never for MPS or CUDA.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import torch
 
 from mpskit.dispatch.mps_op_memory import OpMemory, Rule
+from mpskit.estimate.trace.cpu_convolution import (
+    Conv,
+    Cpu,
+    Range,
+    column_backward,
+    column_forward,
+    onednn_backward,
+    onednn_forward,
+)
 from mpskit.estimate.trace.cpu_lstm import lstm_backward_memory, lstm_memory
 
-__all__ = ["TERMS", "cpu_op_memory", "kernel_of", "sizes_of"]
+__all__ = ["cpu_op_memory"]
 
-# What a rule is a sum of: bytes of the operator's input, weight and result; of the copies of input
-# and result whose channels are padded to whole blocks, as oneDNN's layout wants them (images of
-# three channels at most are read as they are); and of the columns into which the kernels without
-# oneDNN unfold the input.
-TERMS = ("input", "weight", "output", "blocked_input", "read_input", "blocked_output", "columns")
-
-_OPERATORS = ("convolution", "convolution_backward", "native_batch_norm_backward")
-_PLAIN_CHANNELS = 3
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_HALF = frozenset({torch.bfloat16, torch.float16})
+# The most that a product in half precision packed for each thread, measured with AMX.
+_PACKED = 9 << 18
+_PACKED_SMALL = 1 << 16
 
 
 def cpu_op_memory() -> Mapping[str, Rule]:
     """Return the rules of the CPU by operator's name."""
-    rules: dict[str, Rule] = {name: functools.partial(_memory, name) for name in _OPERATORS}
-    rules["mkldnn_rnn_layer"] = lstm_memory
-    rules["mkldnn_rnn_layer_backward"] = lstm_backward_memory
-    return rules
+    return {
+        "convolution": _convolution,
+        "convolution_backward": _convolution_backward,
+        "native_batch_norm_backward": _batch_norm_backward,
+        "mkldnn_rnn_layer": lstm_memory,
+        "mkldnn_rnn_layer_backward": lstm_backward_memory,
+        **dict.fromkeys(("mm", "bmm"), _product),
+        **dict.fromkeys(("addmm", "baddbmm"), _added_product),
+    }
 
 
-def _memory(name: str, args: Sequence[Any], _: bool) -> OpMemory:
-    stages = _table().get(kernel_of(name, args), ())
-    sizes = sizes_of(name, args)
-    totals = [sum(c * s for c, s in zip(stage, sizes, strict=True)) for stage in stages]
-    copies = sum(_nbytes(operand) for operand in args[:3] if _scattered(operand))
-    return OpMemory({}, max(totals, default=0) + copies)
+def _convolution(args: Sequence[Any], _: bool) -> OpMemory:
+    """``convolution(input, weight, bias, stride, padding, dilation, transposed, ...)``."""
+    conv, kernel, copied = _described(args[0], args[1], args[3:9])
+    if kernel is None:
+        return _memory(onednn_forward(conv, _cpu()), copied)
+    taken = column_forward(conv, kernel)
+    return _memory(Range(taken, taken), copied)
 
 
-def _scattered(operand: Any) -> bool:
-    """Return whether a kernel has to copy an operand before it can start."""
-    if not isinstance(operand, torch.Tensor) or operand.is_contiguous():
-        return False
-    return not _channels_last(operand)
+def _convolution_backward(args: Sequence[Any], _: bool) -> OpMemory:
+    """``convolution_backward(grad, input, weight, bias_sizes, stride, ..., output_mask)``."""
+    conv, kernel, copied = _described(args[1], args[2], args[4:10])
+    data, weights = bool(args[10][0]), bool(args[10][1] or args[10][2])
+    copied += _nbytes(args[0]) if _scattered(args[0]) else 0
+    if kernel is None:
+        return _memory(onednn_backward(conv, _cpu(), data=data, weights=weights), copied)
+    taken = column_backward(conv, kernel, data=data, weights=weights)
+    return _memory(Range(taken, taken), copied)
 
 
-@functools.cache
-def _table() -> dict[str, list[tuple[int, ...]]]:
-    text = resources.files("mpskit").joinpath("data/cpu_workspace.csv").read_text("utf-8")
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    table: dict[str, list[tuple[int, ...]]] = {}
-    for row in rows:
-        table.setdefault(row["kernel"], []).append(tuple(int(row[term]) for term in TERMS))
-    return table
+def _batch_norm_backward(args: Sequence[Any], _: bool) -> OpMemory:
+    return OpMemory({}, _nbytes(args[1]))
 
 
-def kernel_of(name: str, args: Sequence[Any]) -> str:
-    """Return which kernel of the CPU takes a call, as the table names it."""
-    if not name.startswith("convolution"):
-        return name
-    x, weight, tail = _operands(name, args)
-    kind = _backend(x, weight, tail)
-    if kind.startswith(("Mkldnn", "?")):  # the enum's Python face lacks MkldnnTranspose
-        kind = "mkldnn-transposed" if tail[3] else "mkldnn"
-        if tail[5] > 1 and weight.shape[1] == 1:
-            kind += "-depthwise"
-        if any(n > 1 for n in tail[0]):
-            kind += "-strided"
-        if _channels_last(x) or _channels_last(weight):
-            kind += "-last"
-        if x.dtype is not torch.float32:
-            kind += "-half"
-    return f"{name}:{kind}"
+def _product(args: Sequence[Any], _: bool) -> OpMemory:
+    """``mm(self, mat2)``: oneDNN packs panels of both operands in half precision, or does not."""
+    left, right = args[0], args[1]
+    if left.dtype not in _HALF:
+        return OpMemory()
+    rows, inner, columns = left.shape[-2], left.shape[-1], right.shape[-1]
+    elements = rows * inner + inner * columns + rows * columns
+    packed = min(_PACKED, 4 * elements * left.element_size() + _PACKED_SMALL)
+    return OpMemory({}, 0, torch.get_num_threads() * packed)
 
 
-def sizes_of(name: str, args: Sequence[Any]) -> tuple[int, ...]:
-    """Return the bytes of each of ``TERMS`` for a call."""
-    if not name.startswith("convolution"):
-        return (_nbytes(args[1]), 0, 0, 0, 0, 0, 0)
-    x, weight, tail = _operands(name, args)
-    output = _output_shape(x, weight, tail)
-    itemsize = x.element_size()
-    unfolded = x.shape if tail[3] else output
-    columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(unfolded[2:]) * itemsize
-    if math.prod(weight.shape[2:]) == 1 and output[2:] == tuple(x.shape[2:]):
-        columns = 0  # a pointwise convolution multiplies the input as it lies
-    blocked = _blocked(x.shape) * itemsize
-    read = blocked if x.shape[1] > _PLAIN_CHANNELS else 0
-    result = math.prod(output) * itemsize
-    return (
-        _nbytes(x),
-        _nbytes(weight),
-        result,
-        blocked,
-        read,
-        _blocked(output) * itemsize,
-        columns,
+def _added_product(args: Sequence[Any], grad: bool) -> OpMemory:
+    """``addmm(self, mat1, mat2)``."""
+    return _product(args[1:], grad)
+
+
+def _memory(taken: Range, copied: int) -> OpMemory:
+    return OpMemory({}, taken.low + copied, taken.high + copied)
+
+
+def _cpu() -> Cpu:
+    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return Cpu(16 if wide else 8, torch.get_num_threads())
+
+
+def _described(x: Any, weight: Any, tail: Sequence[Any]) -> tuple[Conv, str | None, int]:
+    """Return the convolution, torch's kernel (None for oneDNN), and bytes of copies made first."""
+    kernel: str | None = _backend(x, weight, tail)
+    if kernel is not None and kernel.startswith(("Mkldnn", "?")):
+        kernel = None  # the enum's Python face lacks MkldnnTranspose
+    last = _channels_last(x) or _channels_last(weight)
+    one_image = kernel is not None and kernel != "Slow2d"  # needs everything contiguous
+    copied = sum(
+        _nbytes(operand)
+        for operand in (x, weight)
+        if _scattered(operand)
+        or (one_image and not operand.is_contiguous())
+        or (kernel is None and last and not _channels_last(operand))
     )
+    return _conv(x, weight, tail, last=last), kernel, copied
 
 
-def _blocked(shape: Sequence[int]) -> int:
-    """Return the elements of a tensor whose channels are padded to whole blocks."""
-    block = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
-    return int(math.prod(shape) // shape[1] * -(-shape[1] // block) * block)
-
-
-def _operands(name: str, args: Sequence[Any]) -> tuple[Any, Any, Sequence[Any]]:
-    """Return input, weight and (stride, padding, dilation, transposed, output padding, groups)."""
-    first = 1 if name.endswith("backward") else 0
-    return args[first], args[first + 1], args[first + 3 : first + 9]
+def _conv(x: Any, weight: Any, tail: Sequence[Any], *, last: bool) -> Conv:
+    dims = x.dim() - 2
+    stride, padding, dilation, out_padding = (
+        [values[i % len(values)] for i in range(dims)]
+        for values in map(_listed, (*tail[:3], tail[4]))
+    )
+    transposed, groups = bool(tail[3]), int(tail[5])
+    kernel, sizes = [int(n) for n in weight.shape[2:]], [int(n) for n in x.shape[2:]]
+    reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    steps = zip(sizes, stride, reach, out_padding, strict=True)
+    if transposed:
+        other = [(n - 1) * s + r + extra for n, s, r, extra in steps]
+        sides = [weight.shape[1] * groups, *other], [x.shape[1], *sizes]
+    else:
+        other = [(n - r) // s + 1 for n, s, r, _ in steps]
+        sides = [x.shape[1], *sizes], [weight.shape[0], *other]
+    if dims == 1:  # torch computes it in two dimensions
+        for values in (kernel, stride, dilation):
+            values.insert(0, 1)
+        padding.insert(0, 0)
+        for side in sides:
+            side.insert(1, 1)
+    fine, coarse = (tuple(int(n) for n in side) for side in sides)
+    return Conv(
+        batch=int(x.shape[0]),
+        fine=fine,
+        coarse=coarse,
+        kernel=tuple(kernel),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        transposed=transposed,
+        itemsize=x.element_size(),
+        last=last,
+    )
 
 
 def _backend(x: Any, weight: Any, tail: Sequence[Any]) -> str:
@@ -129,19 +158,11 @@ def _backend(x: Any, weight: Any, tail: Sequence[Any]) -> str:
     ).rpartition(".")[2]
 
 
-def _output_shape(x: Any, weight: Any, tail: Sequence[Any]) -> tuple[int, ...]:
-    stride, padding, dilation, transposed, out_padding, groups = map(_listed, tail)
-    dims = x.dim() - 2
-    sizes = []
-    for i in range(dims):
-        n, k = x.shape[2 + i], weight.shape[2 + i]
-        s, p, d = (values[i % len(values)] for values in (stride, padding, dilation))
-        if transposed[0]:
-            sizes.append((n - 1) * s - 2 * p + d * (k - 1) + out_padding[i % len(out_padding)] + 1)
-        else:
-            sizes.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
-    channels = weight.shape[1] * groups[0] if transposed[0] else weight.shape[0]
-    return (x.shape[0], channels, *sizes)
+def _scattered(operand: Any) -> bool:
+    """Return whether a kernel has to copy an operand before it can start."""
+    if not isinstance(operand, torch.Tensor) or operand.is_contiguous():
+        return False
+    return not _channels_last(operand)
 
 
 def _listed(value: Any) -> Any:
