@@ -15,7 +15,9 @@ from mpskit.dispatch.intercept import OutsideThread
 __all__ = [
     "Output",
     "Plan",
+    "SparseResult",
     "Unplannable",
+    "check_dtypes",
     "infer",
     "settings",
     "signature",
@@ -26,6 +28,10 @@ __all__ = [
 
 class Unplannable(Exception):  # noqa: N818 - a private signal, not an error for the user
     """The meta kernel cannot say what the operator returns."""
+
+
+class SparseResult(Unplannable):
+    """The operator returns a tensor that is not strided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,36 @@ def infer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     return _plan(_apart(func, args, kwargs), list(metas.values()))
 
 
+# Products whose kernels want operands of one dtype; their meta kernels do not look.
+_OF_ONE_DTYPE = frozenset(
+    f"aten::{name}"
+    for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "addr")
+) | {"aten::convolution"}
+
+
+def check_dtypes(func: Any, args: tuple[Any, ...]) -> None:
+    """Raise what a kernel raises for operands whose dtypes do not go together.
+
+    The kernel itself says so, on operands of one element each.
+
+    Raises:
+        RuntimeError: torch's own text.
+    """
+    dtypes = {tensor.dtype for tensor in tensors_in(args)}
+    if len(dtypes) < 2 or func._schema.name not in _OF_ONE_DTYPE:
+        return
+    small = [
+        torch.zeros([1] * value.dim(), dtype=value.dtype, device="cpu")
+        if isinstance(value, torch.Tensor)
+        else value
+        for value in args
+    ]
+    if func._schema.name == "aten::convolution":
+        count = args[0].dim() - 2
+        small[3:] = [[1] * count, [0] * count, [1] * count, args[6], [0] * count, 1]
+    func(*small)
+
+
 def _apart(func: Any, args: Any, kwargs: Any) -> Any:
     """Call a meta kernel in a thread of its own.
 
@@ -172,7 +208,7 @@ def _output(leaf: Any, owners: dict[int, int], fresh: Callable[[], int]) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return leaf
     if leaf.layout is not torch.strided:
-        raise Unplannable("a sparse result")
+        raise SparseResult("a sparse result")
     storage = leaf.untyped_storage()
     owner = owners.get(storage._cdata)
     if owner is None:

@@ -22,6 +22,7 @@ from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import Target
 from mpskit.estimate.trace import guards
 from mpskit.estimate.trace.batch import build_batch
+from mpskit.estimate.trace.gradient_buckets import add_buckets
 from mpskit.estimate.trace.model_state import exchange
 from mpskit.estimate.trace.module_tracker import ModuleTracker
 from mpskit.estimate.trace.storage_log import StorageLog
@@ -29,6 +30,7 @@ from mpskit.estimate.trace.summary import Summary
 from mpskit.estimate.trace.tracer import Tracer
 
 __all__ = [
+    "Built",
     "Job",
     "Step",
     "Traced",
@@ -46,7 +48,22 @@ HALF_ON_CPU = (
 )
 
 
-def build_model(model: Any) -> tuple[torch.nn.Module, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Built:
+    """A model to trace.
+
+    Attributes:
+        module: the module itself, without wrappers.
+        notes: what was taken off.
+        parallel: the ``DistributedDataParallel`` among it, whose buckets take memory.
+    """
+
+    module: torch.nn.Module
+    notes: tuple[str, ...] = ()
+    parallel: torch.nn.Module | None = None
+
+
+def build_model(model: Any) -> Built:
     """Return the module itself, or build it without memory; wrappers are taken off.
 
     Raises:
@@ -67,27 +84,34 @@ def build_model(model: Any) -> tuple[torch.nn.Module, tuple[str, ...]]:
 
 def _built(make: Callable[[], Any]) -> Any:
     tracer = Tracer(StorageLog())
+    tracer.reads.values_matter = False
 
     def build(patches: Patches) -> Any:
         isolate(patches, tracer.generator)
-        with _explained(tracer, "building the model"), intercepting(tracer):
+        with _recording(), _explained(tracer, "building the model"), intercepting(tracer):
             return make()
 
     return Patches.around(build)
 
 
-def _unwrapped(model: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    parallel = torch.nn.parallel
+def _unwrapped(model: torch.nn.Module) -> Built:
+    distributed = None
     notes: list[str] = []
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(inner, torch.nn.Module):
             notes.append("the model is compiled; its eager form was traced")
-        elif isinstance(model, parallel.DataParallel | parallel.DistributedDataParallel):
-            name, inner = type(model).__name__, model.module
-            notes.append(f"{name} was taken off: its replicas and gradient buckets are not counted")
+        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            distributed, inner = model, model.module
+            notes.append(
+                "DistributedDataParallel was taken off: its gradient buckets are counted, what its "
+                "communication takes is not"
+            )
+        elif isinstance(model, torch.nn.DataParallel):
+            inner = model.module
+            notes.append("DataParallel was taken off: its replicas are not counted")
         else:
-            return model, tuple(notes)
+            return Built(model, tuple(notes), distributed)
         model = inner
 
 
@@ -131,15 +155,19 @@ class Traced:
 class Job:
     """One trace: what is run, on what, and how often."""
 
-    model: torch.nn.Module
+    built: Built
     batch: Any
     target: Target
     precision: str
     steps: int
     phase: str
-    notes: tuple[str, ...] = ()
     log: StorageLog = field(default_factory=StorageLog)
     counts: OpCounts | None = None  # of the last step, if asked for
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """Return the module that is traced."""
+        return self.built.module
 
     def __post_init__(self) -> None:
         """Raise UnsupportedTorchError if the installed torch is too old for the trace."""
@@ -171,6 +199,8 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
         isolate(patches, tracer.generator)
         target.install(patches)
         exchange(patches, job.model, log, dtype)
+        if job.built.parallel is not None:
+            add_buckets(job.built.parallel, job.model, log, patches)
         batch = build_batch(job.batch, log, dtype)
         step = prepare(patches)
         tracker = ModuleTracker(job.model, log, job.phase)
@@ -183,10 +213,21 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
                 step(job.model, batch)
         log.close()  # before what this function holds is freed
 
-    Patches.around(run)
+    around = guards.surrounding_autocast(target.device)
+    with _recording():
+        Patches.around(run)
     uncounted = target.device == "cpu" and any(precision_of(job.precision))
-    notes = (*job.notes, *([HALF_ON_CPU] if uncounted else ()), *tracer.reads.notes)
-    return Traced(log, target, job.precision, notes)
+    notes = [*job.built.notes, *([HALF_ON_CPU] if uncounted else ()), *tracer.reads.notes]
+    if around is not None:
+        notes.append(f"autocast to {around} is on around the estimate, and is in the figures")
+    return Traced(log, target, job.precision, tuple(notes))
+
+
+@contextlib.contextmanager
+def _recording() -> Iterator[None]:
+    """Let autograd record as in a training script, whatever is switched off around the call."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
 
 
 def _refuse_lazy(model: torch.nn.Module) -> None:

@@ -18,7 +18,9 @@ from mpskit.dispatch.intercept import calls_operators
 from mpskit.dispatch.meta_shapes import (
     Output,
     Plan,
+    SparseResult,
     Unplannable,
+    check_dtypes,
     infer,
     settings,
     signature,
@@ -29,6 +31,7 @@ from mpskit.dispatch.mps_op_memory import OpMemory, Rule
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema, is_recorded
 from mpskit.dispatch.random_state import draw
+from mpskit.estimate.trace.finite_floats import CHECKS, number_everywhere
 from mpskit.estimate.trace.storage_log import StorageLog
 from mpskit.estimate.trace.unknown_values import CHOOSERS, Reads, spread
 
@@ -144,6 +147,9 @@ class Tracer:
         if self._all_known(args, kwargs):
             return func(*args, **kwargs)
         if facts.name == "_local_scalar_dense":
+            number = self._number(args[0])
+            if number is not None:
+                return self.reads.finite(facts.name, number)
             return self.reads.scalar(facts.name, args[0])
         raise self.reads.refusal(facts.name)
 
@@ -168,6 +174,10 @@ class Tracer:
         self._taint(facts, args)
         taken = self._taken(facts, args)
         result = self._build(plan, facts, args, kwargs, taken)
+        if facts.name in CHECKS and isinstance(result, torch.Tensor):
+            number = number_everywhere(facts.name, args, result, self._number)
+            if number is not None:
+                self.log.numbers[result.untyped_storage()._cdata] = number
         self.log.workspace(taken.workspace_bytes)
         return result
 
@@ -180,6 +190,13 @@ class Tracer:
     def _all_known(self, args: Any, kwargs: Any) -> bool:
         return self.known(args) and (not kwargs or self.known(kwargs.values()))
 
+    def _number(self, value: Any) -> bool | float | None:
+        """Return the number that every element of a tensor is, where that is known."""
+        if not self.known((value,)):
+            return self.log.numbers.get(value.untyped_storage()._cdata)
+        low, high = (value.amin(), value.amax()) if value.numel() else (None, None)
+        return None if low is None or low != high else low.item()
+
     def _is_tainted(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self.log.unknown
 
@@ -189,6 +206,8 @@ class Tracer:
             return  # it writes whether a gradient overflowed: none does
         for target in [args[i] for i in facts.written if i < len(args)]:
             for tensor in target if isinstance(target, list | tuple) else (target,):
+                if tensor is not None:
+                    self.log.numbers.pop(tensor.untyped_storage()._cdata, None)
                 if tensor is not None and not is_dataless(tensor):
                     storage = tensor.untyped_storage()
                     self.log.add(storage)  # so that it is forgotten when it dies
@@ -212,7 +231,12 @@ class Tracer:
     def _infer(self, func: Any, args: Any, kwargs: Any) -> Plan | None:
         """Return the plan, or None where the kernel can run on zeros instead."""
         try:
+            check_dtypes(func, args)
             return infer(func, args, kwargs)
+        except SparseResult as error:
+            if self._all_known(args, kwargs):
+                return None
+            raise self.reads.unsupported(self.where.op, _SPARSE) from error
         except Unplannable as error:
             sizes = [t.numel() * t.element_size() for t in tensors_in((*args, *kwargs.values()))]
             if sizes and sum(sizes) <= _SMALL_BYTES:
