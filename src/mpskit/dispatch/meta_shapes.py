@@ -104,7 +104,23 @@ def infer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     kwargs = {name: _on_meta(value, metas) for name, value in kwargs.items()}
     if isinstance(kwargs.get("device"), torch.device):
         kwargs = {**kwargs, "device": torch.device("meta")}
-    return _plan(_apart(func, args, kwargs), list(metas.values()))
+    kernel = _WIDER.get(func._schema.name, func)
+    return _plan(_apart(kernel, args, kwargs), list(metas.values()))
+
+
+def _grouped_mm(
+    one: torch.Tensor, other: torch.Tensor, offs: Any = None, bias: Any = None, out_dtype: Any = None
+) -> torch.Tensor:
+    """``_grouped_mm``: its meta kernel only takes bfloat16, its kernels every floating dtype."""
+    if one.dtype is torch.bfloat16 and other.dtype is torch.bfloat16:
+        return torch._grouped_mm(one, other, offs=offs, bias=bias, out_dtype=out_dtype)
+    rows = one.shape[:-1] if one.dim() == 2 or other.dim() == 3 else one.shape[1:-1]
+    groups = offs.shape if one.dim() == other.dim() == 2 else ()
+    return one.new_empty((*groups, *rows, other.shape[-1]), dtype=out_dtype or one.dtype)
+
+
+# Meta kernels that refuse what the real ones take -> what answers in their place.
+_WIDER: dict[str, Callable[..., Any]] = {"aten::_grouped_mm": _grouped_mm}
 
 
 # Products whose kernels want operands of one dtype; their meta kernels do not look.

@@ -44,6 +44,7 @@ def install(patches: Patches, reads: Reads, device: str) -> None:
             patches.bind(tensor, name, in_place(lambda self, *_, **__: self))
     patches.bind(torch, "compile", in_place(_not_compiled))
     _run_eagerly(patches)
+    _search_on(patches, reads)
     around = surrounding_autocast(device)
     _keep_autocast(patches)
     if device != "cpu":
@@ -64,6 +65,28 @@ def _run_eagerly(patches: Patches) -> None:
         patches.bind(dynamo, "_maybe_set_eval_frame", lambda call: lambda _: call(None))
     elif dynamo is not None:  # an older torch
         patches.share(_disable_dynamo)
+
+
+def _search_on(patches: Patches, reads: Reads) -> None:
+    """Let the beam search of transformers go on to its last token.
+
+    Scores that nobody computes decide whether an open beam could still become the best one.
+    """
+    mixin: Any = getattr(sys.modules.get("transformers.generation.utils"), "GenerationMixin", None)
+    name = "_beam_search_has_unfinished_sequences"
+    if not hasattr(mixin, name):
+        return
+
+    def going_on(call: Callable[..., Any]) -> Callable[..., Any]:
+        def unfinished(improvable: torch.Tensor, *rest: Any, **named: Any) -> Any:
+            if is_dataless(improvable):
+                reads.notes["beam search was taken to go on to its last token"] = None
+                improvable = torch.ones((), dtype=torch.bool)
+            return call(improvable, *rest, **named)
+
+        return unfinished
+
+    patches.bind(mixin, name, going_on)
 
 
 def _disable_dynamo(patches: Patches) -> None:
