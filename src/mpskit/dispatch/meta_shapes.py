@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._prims_common as _prims
 from torch.utils import _device
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -104,7 +105,7 @@ def infer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     kwargs = {name: _on_meta(value, metas) for name, value in kwargs.items()}
     if isinstance(kwargs.get("device"), torch.device):
         kwargs = {**kwargs, "device": torch.device("meta")}
-    kernel = _WIDER.get(func._schema.name, func)
+    kernel = _MENDED.get(func._schema.name, func)
     return _plan(_apart(kernel, args, kwargs), list(metas.values()))
 
 
@@ -119,8 +120,23 @@ def _grouped_mm(
     return one.new_empty((*groups, *rows, other.shape[-1]), dtype=out_dtype or one.dtype)
 
 
-# Meta kernels that refuse what the real ones take -> what answers in their place.
-_WIDER: dict[str, Callable[..., Any]] = {"aten::_grouped_mm": _grouped_mm}
+def _convolution(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """``convolution``: its meta kernel forgets channels-last, which every kernel of the CPU keeps.
+
+    Source: ``determine_backend_memory_format`` in aten/src/ATen/native/Convolution.cpp.
+    """
+    result = torch.ops.aten.convolution.default(x, weight, *rest)
+    for layout in map(_prims.suggest_memory_format, (x, weight)):
+        if layout is not torch.contiguous_format and x.dim() > 3:
+            return torch.empty_like(result, memory_format=layout)
+    return result
+
+
+# Meta kernels that say less than the real ones do -> what answers in their place.
+_MENDED: dict[str, Callable[..., Any]] = {
+    "aten::_grouped_mm": _grouped_mm,
+    "aten::convolution": _convolution,
+}
 
 
 # Products whose kernels want operands of one dtype; their meta kernels do not look.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -64,13 +64,23 @@ def exchange(
     Raises:
         EstimateError: another trace has the model or a part of it under exchange.
     """
-    modules = list(model.modules())
+    modules = list(dict.fromkeys(_as_moved(model)))
     claim(patches, type(model).__name__, [*modules, *model.parameters(), *model.buffers()])
     for module in modules:
         keep_attributes(patches, module)
     exchanged = _Exchange(patches, log, dtype)
     for module in modules:
         exchanged.module(module)
+
+
+def _as_moved(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the modules in the order in which ``Module.to`` moves them: children first.
+
+    What an allocator has in its heaps rests on the order.
+    """
+    for child in module.children():
+        yield from _as_moved(child)
+    yield module
 
 
 def keep_attributes(patches: Patches, owner: object) -> None:

@@ -168,7 +168,8 @@ class Tracer:
         known = self._all_known(args, kwargs)
         plan = self._plan(func, args, kwargs, exact=known)
         if plan is None or (known and plan.numel <= _known_limit(plan)):
-            return self.record(self.run(func, facts, args, kwargs))
+            result = self.run(func, facts, args, kwargs)
+            return result if self._on_host(args) else self.record(result)
         if self._refused and not known and not self._refused.isdisjoint(plan.dtypes):
             raise self.reads.unsupported(facts.name, _NO_FLOAT64)
         self._taint(facts, args)
@@ -186,6 +187,14 @@ class Tracer:
         if facts.random and kwargs.get("generator") is None:
             return draw(self.generator, func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _on_host(self, args: Any) -> bool:
+        """Return whether all tensors of a call are scalars that a GPU's program has on the CPU."""
+        tensors = () if self.scalars_on_device else tuple(tensors_in(args))
+        return bool(tensors) and all(
+            not tensor.dim() and self.log.number(tensor.untyped_storage()) is None
+            for tensor in tensors
+        )
 
     def _all_known(self, args: Any, kwargs: Any) -> bool:
         return self.known(args) and (not kwargs or self.known(kwargs.values()))
