@@ -110,7 +110,11 @@ def infer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
 
 
 def _grouped_mm(
-    one: torch.Tensor, other: torch.Tensor, offs: Any = None, bias: Any = None, out_dtype: Any = None
+    one: torch.Tensor,
+    other: torch.Tensor,
+    offs: Any = None,
+    bias: Any = None,
+    out_dtype: Any = None,
 ) -> torch.Tensor:
     """``_grouped_mm``: its meta kernel only takes bfloat16, its kernels every floating dtype."""
     if one.dtype is torch.bfloat16 and other.dtype is torch.bfloat16:
@@ -125,7 +129,7 @@ def _convolution(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Ten
 
     Source: ``determine_backend_memory_format`` in aten/src/ATen/native/Convolution.cpp.
     """
-    result = torch.ops.aten.convolution.default(x, weight, *rest)
+    result: torch.Tensor = torch.ops.aten.convolution.default(x, weight, *rest)
     for layout in map(_prims.suggest_memory_format, (x, weight)):
         if layout is not torch.contiguous_format and x.dim() > 3:
             return torch.empty_like(result, memory_format=layout)

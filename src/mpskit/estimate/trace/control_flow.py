@@ -174,6 +174,8 @@ def _wanted(statement: ast.stmt, leave_loops: bool) -> bool | None:
     if isinstance(statement, ast.While):
         return False if leave_loops else None
     assert isinstance(statement, ast.If)  # noqa: S101 - no other statement was looked for
+    if _fails(statement.body) and _fails(statement.orelse):
+        return None
     if _fails(statement.body) or (not statement.orelse and _only_tells(statement.body)):
         return False
     if _fails(statement.orelse):

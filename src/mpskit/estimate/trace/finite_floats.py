@@ -23,10 +23,11 @@ _NOT_FINITE = frozenset({"isnan", "isinf", "isposinf", "isneginf"})
 _AND = frozenset({"logical_and", "bitwise_and", "mul"})
 _OR = frozenset({"logical_or", "bitwise_or"})
 _NOT = frozenset({"logical_not", "bitwise_not"})
+_LOGICAL = _AND | _OR | _NOT
 _SAME = frozenset({"clone", "_to_copy", "max", "min", "amax", "amin"})
 _TRUTH = frozenset({"any", "all", "_is_any_true", "_is_all_true"})
 # The operators that `number_everywhere` knows.
-CHECKS = _NOT_FINITE | _AND | _OR | _NOT | _SAME | _TRUTH | _COMPARED.keys() | {"sum"}
+CHECKS = _NOT_FINITE | _LOGICAL | _SAME | _TRUTH | _COMPARED.keys() | {"sum"}
 
 
 def number_everywhere(
@@ -44,24 +45,24 @@ def number_everywhere(
         return False
     if name in _COMPARED:
         return _compared(name, args, of)
-    numbers = [of(value) for value in args if isinstance(value, torch.Tensor)]
+    source: torch.Tensor = args[0]
+    if name in _LOGICAL and result.dtype is not torch.bool:
+        return None
     if name in _AND | _OR:
-        return _joined(numbers, name in _OR) if result.dtype is torch.bool else None
-    first = numbers[0] if numbers else None
+        return _joined([of(value) for value in args[:2]], name in _OR)
+    first = of(source)
     if first is None:
         return None
     if name in _NOT:
-        return not first if result.dtype is torch.bool else None
+        return not first
     if name in _TRUTH:
         return bool(first)
-    if name == "sum":
-        return first * (args[0].numel() // max(result.numel(), 1))
-    return first if name in _SAME else None
+    return first * (source.numel() // max(result.numel(), 1)) if name == "sum" else first
 
 
 def _compared(name: str, args: Sequence[Any], of: Callable[[Any], Number | None]) -> bool | None:
     one, other = args[:2]
-    number = other if isinstance(other, bool | int | float) else of(other)
+    number = of(other)
     if isinstance(other, torch.Tensor) and number is None:
         return name in {"eq", "le", "ge"} if _are_one(one, other) else None
     found = of(one)

@@ -1,8 +1,8 @@
 """The buckets in which ``DistributedDataParallel`` sums gradients: a second copy of all of them.
 
 With ``gradient_as_bucket_view`` the gradients lie in the buckets. Source: ``initialize_buckets``,
-``rebuild_buckets`` and ``mark_variable_ready_dense`` in torch/csrc/distributed/c10d/reducer.cpp, and
-``_ddp_init_helper`` in torch/nn/parallel/distributed.py.
+``rebuild_buckets`` and ``mark_variable_ready_dense`` in c10d/reducer.cpp, and ``_ddp_init_helper``
+in torch/nn/parallel/distributed.py.
 """
 
 from __future__ import annotations

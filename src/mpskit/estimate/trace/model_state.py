@@ -190,7 +190,7 @@ def _give_back(
     tensor: torch.Tensor,
     data: torch.Tensor,
     grad: torch.Tensor | None,
-    requires_grad: bool,  # noqa: FBT001 - bound by functools.partial
+    requires_grad: bool,
     hooks: dict[str, Any],
 ) -> None:
     tensor.grad = None

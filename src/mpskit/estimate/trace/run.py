@@ -22,6 +22,7 @@ from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import Target
 from mpskit.estimate.trace import guards
 from mpskit.estimate.trace.batch import build_batch
+from mpskit.estimate.trace.control_flow import frames_of, user_line
 from mpskit.estimate.trace.gradient_buckets import add_buckets
 from mpskit.estimate.trace.model_state import exchange
 from mpskit.estimate.trace.module_tracker import ModuleTracker
@@ -189,6 +190,7 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
     tracer = Tracer(
         log,
         target.op_memory,
+        missing=target.missing,
         supports_float64=target.device != "mps",
         scalars_on_device=target.device == "cpu",
     )
@@ -216,7 +218,8 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
     around = guards.surrounding_autocast(target.device)
     with _recording():
         Patches.around(run)
-    uncounted = target.device == "cpu" and any(precision_of(job.precision))
+    half = around is not None or any(precision_of(job.precision))
+    uncounted = half and target.device == "cpu"
     notes = [*job.built.notes, *([HALF_ON_CPU] if uncounted else ()), *tracer.reads.notes]
     if around is not None:
         notes.append(f"autocast to {around} is on around the estimate, and is in the figures")
@@ -250,10 +253,12 @@ def _explained(tracer: Tracer, what: str) -> Iterator[None]:
     except Exception as error:
         where = tracer.where
         cause = f"{type(error).__name__}: {str(error).rstrip('. ')}"
+        line = user_line(frames_of(error.__traceback__))
+        place = _place(where.failed or where.path()) + (f" ({line})" if line else "")
         raise EstimateError(
-            f"{what} failed in {_place(where.failed or where.path())}, after operator "
-            f"{where.op or 'none'}: {cause}. Run the same step on a small "
-            "real batch first; if it works there, give step= or train_step= without what failed",
+            f"{what} failed in {place}, after operator {where.op or 'none'}: {cause}. Run the same "
+            "step on a small real batch first; if it works there, give a step without what failed "
+            "(step= or train_step=; --step on the command line)",
             given=error,
         ) from error
 

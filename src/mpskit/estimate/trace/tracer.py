@@ -51,6 +51,12 @@ _NO_FLOAT64 = (
     "(model.float(), or the dtype= of what makes the tensor)"
 )
 
+_NO_KERNEL = (
+    "the target has no kernel for it and torch raises NotImplementedError there. Compute it on the "
+    "CPU in the real step (x.cpu(), or PYTORCH_ENABLE_MPS_FALLBACK=1), and leave it out of the "
+    "estimate's (step= or train_step=; --step on the command line)"
+)
+
 # Kernels without a meta form run for real on the zeros behind the inputs, up to this size.
 _SMALL_BYTES = 64 << 20
 
@@ -66,6 +72,7 @@ class Tracer:
     Args:
         log: what is written.
         rules: operator's name -> its memory, where the target takes more than its outputs.
+        missing: operators that the target has no kernel for.
         supports_float64: whether the target has float64 and complex128 (MPS has not).
         scalars_on_device: whether ``torch.tensor(1.0)`` takes memory of the target. On a GPU it
             stays on the CPU, as the step counters of torch's optimizers do there.
@@ -76,6 +83,7 @@ class Tracer:
         log: StorageLog,
         rules: Mapping[str, Rule] | None = None,
         *,
+        missing: frozenset[str] = frozenset(),
         supports_float64: bool = True,
         scalars_on_device: bool = True,
     ) -> None:
@@ -83,6 +91,7 @@ class Tracer:
         self.where = log.where
         self.generator = torch.Generator().manual_seed(0)
         self.rules = rules or {}
+        self._missing = missing
         self._refused = frozenset() if supports_float64 else _FLOAT64
         self.scalars_on_device = scalars_on_device
         self.reads = Reads(log.where)
@@ -97,6 +106,8 @@ class Tracer:
         if facts.name.startswith("profiler::"):
             return func(*args, **kwargs)  # the name of a stretch of time; no tensor is touched
         self.where.op = facts.name
+        if facts.name in self._missing and not self._all_known(args, kwargs):
+            raise self.reads.unsupported(facts.name, _NO_KERNEL)
         special = SPECIAL.get(facts.name)
         if special is not None and not self._all_known(args, kwargs):
             return special(self, args)
@@ -200,11 +211,14 @@ class Tracer:
         return self.known(args) and (not kwargs or self.known(kwargs.values()))
 
     def _number(self, value: Any) -> bool | float | None:
-        """Return the number that every element of a tensor is, where that is known."""
+        """Return the number that every element of an argument is, where that is known."""
+        if not isinstance(value, torch.Tensor):
+            return value if isinstance(value, bool | int | float) else None
         if not self.known((value,)):
             return self.log.numbers.get(value.untyped_storage()._cdata)
-        low, high = (value.amin(), value.amax()) if value.numel() else (None, None)
-        return None if low is None or low != high else low.item()
+        if value.dtype is not torch.bool or not value.numel():
+            return None
+        return bool(value.all()) if bool(value.all()) == bool(value.any()) else None
 
     def _is_tainted(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self.log.unknown

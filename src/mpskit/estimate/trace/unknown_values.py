@@ -86,7 +86,9 @@ class Reads:
 
     def _place(self, name: str) -> str:
         line = user_line(frames_from(sys._getframe()))
-        return f"{name} in {self.where.path() or 'the step itself'}" + (f" ({line})" if line else "")
+        return f"{name} in {self.where.path() or 'the step itself'}" + (
+            f" ({line})" if line else ""
+        )
 
 
 def spread(shape: tuple[int, ...], source: torch.Size, dim: int) -> torch.Tensor:
