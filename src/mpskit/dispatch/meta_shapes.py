@@ -118,7 +118,9 @@ def _grouped_mm(
 ) -> torch.Tensor:
     """``_grouped_mm``: its meta kernel only takes bfloat16, its kernels every floating dtype."""
     if one.dtype is torch.bfloat16 and other.dtype is torch.bfloat16:
-        return torch._grouped_mm(one, other, offs=offs, bias=bias, out_dtype=out_dtype)
+        grouped: Any = torch.ops.aten._grouped_mm.default
+        result: torch.Tensor = grouped(one, other, offs, bias, out_dtype)
+        return result
     rows = one.shape[:-1] if one.dim() == 2 or other.dim() == 3 else one.shape[1:-1]
     groups = offs.shape if one.dim() == other.dim() == 2 else ()
     return one.new_empty((*groups, *rows, other.shape[-1]), dtype=out_dtype or one.dtype)

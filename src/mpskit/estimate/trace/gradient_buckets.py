@@ -7,6 +7,7 @@ in torch/nn/parallel/distributed.py.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class _Buckets:
     def make(self) -> None:
         """Allocate the buckets; gradients that lie in older ones move, bucket by bucket."""
         self.drop()
-        core: Any = torch._C._distributed_c10d
+        core: Any = importlib.import_module("torch._C._distributed_c10d")
         limits = [core._DEFAULT_FIRST_BUCKET_BYTES, self.largest]
         groups, _ = core._compute_bucket_assignment_by_size(self.trained, limits)
         for group in groups:
