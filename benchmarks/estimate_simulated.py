@@ -41,7 +41,8 @@ def one_step(case: Case, model: Any, batch: Any, optimizer: Any) -> None:
 def measure(case: Case) -> dict[str, Any]:
     torch.manual_seed(0)
     model = case.model()
-    model.to(DTYPES.get(case.precision, torch.float32))
+    if case.precision in DTYPES:
+        model.to(DTYPES[case.precision])
     batch = real_batch(case)
     with mpskit.simulate(MACHINE) as mac:
         model.to("mps")

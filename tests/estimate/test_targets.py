@@ -1,5 +1,7 @@
 """What a target does differently from the CPU."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -112,3 +114,52 @@ def test_a_simulated_mac_reports_what_was_estimated():
         assert told.peak_bytes == pytest.approx(mac.peak_allocated_bytes, rel=0.01)
         assert told.driver_bytes == pytest.approx(mac.peak_driver_bytes, rel=0.05)
     assert inside == told
+
+
+class Blocks(nn.Module):
+    """What the decoder of an autoencoder is made of: its attention leaves channels-last behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 3, 3, padding=1)
+        self.norm, self.qkv = nn.GroupNorm(8, 32), nn.Linear(32, 96)
+        self.middle = nn.Conv2d(32, 32, 3, padding=1)
+        self.register_buffer("positions", torch.arange(4096))
+
+    def forward(self, x):
+        x = self.first(x)
+        rows, channels, height, width = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens)[:, None].chunk(3, -1)
+        scale = torch.sqrt(torch.tensor(channels, dtype=torch.float) * 3)
+        y = functional.scaled_dot_product_attention(q / scale.to(q.dtype), k, v)[:, 0]
+        x = x + y.transpose(1, 2).reshape(rows, channels, height, width)
+        x = functional.silu(self.middle(x))
+        return self.last(functional.interpolate(x, scale_factor=2.0).contiguous())
+
+
+@pytest.mark.needs_torch("simulation")
+def test_on_mps_the_estimate_is_what_a_simulated_mac_reports():
+    import mpskit
+
+    def one_step(model, x, optimizer):
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    x = torch.randn(2, 3, 32, 32)
+    told = estimate_training_memory(Blocks, x, train_step=one_step, device="mps")
+    model = Blocks()
+    with mpskit.simulate("m3-ultra-512gb") as mac:
+        model.to("mps")
+        batch = x.to("mps")
+        optimizer = torch.optim.AdamW(model.parameters())
+        gc.collect()
+        gc.disable()
+        mac.reset_peaks()
+        for _ in range(2):
+            one_step(model, batch, optimizer)
+        gc.enable()
+        assert told.peak_bytes == mac.peak_allocated_bytes
+        assert told.driver_bytes == mac.peak_driver_bytes

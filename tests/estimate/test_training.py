@@ -321,3 +321,48 @@ def test_autocast_takes_its_device_by_name_or_position(named):
         lambda: nn.Linear(64, 64), TensorSpec((8, 64)), train_step=step, device="mps"
     )
     assert told.peak_bytes > 64 * 64 * 4
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    distributed.init_process_group(
+        "gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/init"
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_buckets_of_distributed_training(views, accumulate, true_peak_of, one_process):
+    def make():
+        layers = [nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.Linear(1024, 256)]
+        model = nn.Sequential(*layers)
+        return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=views)
+
+    def step(model, x, optimizer):
+        for _ in range(accumulate):
+            model(x).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def run():
+        model, x = make(), torch.randn(32, 256)
+        optimizer = SGD(model.parameters())
+
+        def steps():
+            for _ in range(2):
+                step(model, x, optimizer)
+
+        return steps
+
+    model = make()
+    told = estimate_training_memory(
+        model, TensorSpec((32, 256)), train_step=step, optimizer=SGD, device="cpu"
+    )
+    assert told.peak_bytes == pytest.approx(true_peak_of(run), rel=1e-3)
+    assert "gradient buckets are counted" in told.notes[0]
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())

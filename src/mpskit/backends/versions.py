@@ -73,6 +73,7 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.distributed_error": ("2.11", None),  # pytorch#173954
     "mps.autocast.attention": ("2.6", None),
     "mps.autocast.conv3d": ("2.9", None),
+    "mps.ctc_loss": ("2.14", None),  # native_functions.yaml, _ctc_loss
 }
 
 # What is refused as a whole on an older torch, by the row above: how its error names it.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._prims_common as _prims
 from torch.utils import _device
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -15,7 +16,9 @@ from mpskit.dispatch.intercept import OutsideThread
 __all__ = [
     "Output",
     "Plan",
+    "SparseResult",
     "Unplannable",
+    "check_dtypes",
     "infer",
     "settings",
     "signature",
@@ -26,6 +29,10 @@ __all__ = [
 
 class Unplannable(Exception):  # noqa: N818 - a private signal, not an error for the user
     """The meta kernel cannot say what the operator returns."""
+
+
+class SparseResult(Unplannable):
+    """The operator returns a tensor that is not strided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,74 @@ def infer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     kwargs = {name: _on_meta(value, metas) for name, value in kwargs.items()}
     if isinstance(kwargs.get("device"), torch.device):
         kwargs = {**kwargs, "device": torch.device("meta")}
-    return _plan(_apart(func, args, kwargs), list(metas.values()))
+    kernel = _MENDED.get(func._schema.name, func)
+    return _plan(_apart(kernel, args, kwargs), list(metas.values()))
+
+
+def _grouped_mm(
+    one: torch.Tensor,
+    other: torch.Tensor,
+    offs: Any = None,
+    bias: Any = None,
+    out_dtype: Any = None,
+) -> torch.Tensor:
+    """``_grouped_mm``: its meta kernel only takes bfloat16, its kernels every floating dtype."""
+    if one.dtype is torch.bfloat16 and other.dtype is torch.bfloat16:
+        grouped: Any = torch.ops.aten._grouped_mm.default
+        result: torch.Tensor = grouped(one, other, offs, bias, out_dtype)
+        return result
+    rows = one.shape[:-1] if one.dim() == 2 or other.dim() == 3 else one.shape[1:-1]
+    groups = offs.shape if one.dim() == other.dim() == 2 else ()
+    return one.new_empty((*groups, *rows, other.shape[-1]), dtype=out_dtype or one.dtype)
+
+
+def _convolution(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """``convolution``: its meta kernel forgets channels-last, which every kernel of the CPU keeps.
+
+    Source: ``determine_backend_memory_format`` in aten/src/ATen/native/Convolution.cpp.
+    """
+    result: torch.Tensor = torch.ops.aten.convolution.default(x, weight, *rest)
+    for layout in map(_prims.suggest_memory_format, (x, weight)):
+        if layout is not torch.contiguous_format and x.dim() > 3:
+            return torch.empty_like(result, memory_format=layout)
+    return result
+
+
+# Meta kernels that say less than the real ones do -> what answers in their place.
+_MENDED: dict[str, Callable[..., Any]] = {
+    "aten::_grouped_mm": _grouped_mm,
+    "aten::convolution": _convolution,
+}
+
+
+# Products whose kernels want operands of one dtype; their meta kernels do not look.
+_OF_ONE_DTYPE = frozenset(
+    f"aten::{name}"
+    for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "addr")
+) | {"aten::convolution"}
+
+
+def check_dtypes(func: Any, args: tuple[Any, ...]) -> None:
+    """Raise what a kernel raises for operands whose dtypes do not go together.
+
+    The kernel itself says so, on operands of one element each.
+
+    Raises:
+        RuntimeError: torch's own text.
+    """
+    dtypes = {tensor.dtype for tensor in tensors_in(args)}
+    if len(dtypes) < 2 or func._schema.name not in _OF_ONE_DTYPE:
+        return
+    small = [
+        torch.zeros([1] * value.dim(), dtype=value.dtype, device="cpu")
+        if isinstance(value, torch.Tensor)
+        else value
+        for value in args
+    ]
+    if func._schema.name == "aten::convolution":
+        count = args[0].dim() - 2
+        small[3:] = [[1] * count, [0] * count, [1] * count, args[6], [0] * count, 1]
+    func(*small)
 
 
 def _apart(func: Any, args: Any, kwargs: Any) -> Any:
@@ -172,7 +246,7 @@ def _output(leaf: Any, owners: dict[int, int], fresh: Callable[[], int]) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return leaf
     if leaf.layout is not torch.strided:
-        raise Unplannable("a sparse result")
+        raise SparseResult("a sparse result")
     storage = leaf.untyped_storage()
     owner = owners.get(storage._cdata)
     if owner is None:

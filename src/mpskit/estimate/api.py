@@ -131,12 +131,11 @@ def trace_training(
         raise ArgumentError("give step= or train_step=, not both", given=step)
     check_counts(accumulate=accumulate, steps=steps)
     mixed = precision_of(precision).autocast
-    module, notes = build_model(model)
-    job = Job(module, batch, target_for(device), precision, steps, "forward", notes)
+    job = Job(build_model(model), batch, target_for(device), precision, steps, "forward")
     job.counts = counts
 
     def prepare(patches: Patches) -> Step:
-        chosen = borrow(optimizer, module, job.log, patches)
+        chosen = borrow(optimizer, job.model, job.log, patches)
         if train_step is not None:
             return functools.partial(_own_step, train_step, chosen)
         autocast = functools.partial(autocast_on, job.target.device, mixed)
@@ -161,8 +160,7 @@ def trace_inference(
     if step is not None and generate is not None:
         raise ArgumentError("give step= or generate=, not both", given=step)
     check_counts(generate=1 if generate is None else generate)
-    module, notes = build_model(model)
-    job = Job(module, batch, target_for(device), "fp32", 2, "inference", notes)
+    job = Job(build_model(model), batch, target_for(device), "fp32", 2, "inference")
     job.counts = counts
     call = step or (call_model if generate is None else decode(generate))
 

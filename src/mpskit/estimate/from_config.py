@@ -24,7 +24,7 @@ from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
 from mpskit.estimate.specs import TensorSpec
 from mpskit.estimate.targets import Target, target_for
 from mpskit.estimate.trace.optimizers import borrow
-from mpskit.estimate.trace.run import Job, Step, Traced, margin_notes, trace
+from mpskit.estimate.trace.run import Built, Job, Step, Traced, margin_notes, trace
 from mpskit.estimate.trace.steps import default_loss
 from mpskit.estimate.trace.storage_log import Record
 
@@ -131,7 +131,7 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
         by_row = TensorSpec(shape[:1], "int64")
         batch["labels"] = by_row if subject.labels == "rows" else tokens
     phase = "forward" if how.training else "inference"
-    job = Job(subject.model, batch, target, how.precision, _STEPS, phase, subject.notes)
+    job = Job(Built(subject.model, subject.notes), batch, target, how.precision, _STEPS, phase)
     marks = LayerMarks(subject.model, subject.stacks, job.log)
     autocast = functools.partial(autocast_on, target.device, precision_of(how.precision).autocast)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mpskit.backends.kinds import ESTIMATED, AllocatorRules, kind_of
+from mpskit.backends.versions import has
 from mpskit.dispatch.mps_op_memory import RULES, Rule
 from mpskit.dispatch.patches import Patches, in_place
 from mpskit.errors import ArgumentError
@@ -25,6 +26,7 @@ class Target:
 
     Attributes:
         device: ``cpu``, ``mps``, ``cuda`` or ``xpu``.
+        missing: operators that it has no kernel for and the trace would answer.
         op_memory: operators that take more there than their outputs show, with their rules.
         foreach_optimizers: whether optimizers go through all parameters at once by default
             (``torch.utils._foreach_utils``: on CUDA and XPU, not on MPS nor the CPU).
@@ -32,6 +34,7 @@ class Target:
     """
 
     device: str
+    missing: frozenset[str]
     op_memory: Mapping[str, Rule]
     foreach_optimizers: bool
     foreach_clipping: bool
@@ -71,10 +74,17 @@ def target_for(device: Any) -> Target:
         raise ArgumentError(f"no estimate for {device!r}: one of {known}", given=device)
     return Target(
         kind.name,
+        _missing(kind.name),
         _OP_MEMORY[kind.allocator](),
         foreach_optimizers=kind.foreach,
         foreach_clipping=kind.allocator is not AllocatorRules.MPS,
     )
+
+
+def _missing(device: str) -> frozenset[str]:
+    """Return what the trace answers although the target raises NotImplementedError."""
+    lacks = device == "mps" and not has("mps.ctc_loss", torch.__version__)
+    return frozenset({"_ctc_loss"} if lacks else ())
 
 
 _OP_MEMORY: Mapping[AllocatorRules, Callable[[], Mapping[str, Rule]]] = {

@@ -71,7 +71,7 @@ def count_with_memory(
         EstimateError: the step cannot be traced.
         ArgumentError: a value that cannot be used.
     """
-    module, _ = build_model(model)
+    module = build_model(model).module
     chosen = named_optimizer(optimizer)
 
     def trace(target: str | torch.device, counts: OpCounts) -> Any:

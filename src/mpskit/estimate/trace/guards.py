@@ -44,9 +44,18 @@ def install(patches: Patches, reads: Reads, device: str) -> None:
             patches.bind(tensor, name, in_place(lambda self, *_, **__: self))
     patches.bind(torch, "compile", in_place(_not_compiled))
     _run_eagerly(patches)
+    _search_on(patches, reads)
+    around = surrounding_autocast(device)
     _keep_autocast(patches)
     if device != "cpu":
-        _Casting(patches)
+        _Casting(patches, around)
+
+
+def surrounding_autocast(device: str) -> torch.dtype | None:
+    """Return the dtype of the autocast region around the call, None where there is none."""
+    if not hasattr(torch, "set_autocast_dtype") or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def _run_eagerly(patches: Patches) -> None:
@@ -58,6 +67,28 @@ def _run_eagerly(patches: Patches) -> None:
         patches.share(_disable_dynamo)
 
 
+def _search_on(patches: Patches, reads: Reads) -> None:
+    """Let the beam search of transformers go on to its last token.
+
+    Scores that nobody computes decide whether an open beam could still become the best one.
+    """
+    mixin: Any = getattr(sys.modules.get("transformers.generation.utils"), "GenerationMixin", None)
+    name = "_beam_search_has_unfinished_sequences"
+    if not hasattr(mixin, name):
+        return
+
+    def going_on(call: Callable[..., Any]) -> Callable[..., Any]:
+        def unfinished(improvable: torch.Tensor, *rest: Any, **named: Any) -> Any:
+            if is_dataless(improvable):
+                reads.notes["beam search was taken to go on to its last token"] = None
+                improvable = torch.ones((), dtype=torch.bool)
+            return call(improvable, *rest, **named)
+
+        return unfinished
+
+    patches.bind(mixin, name, going_on)
+
+
 def _disable_dynamo(patches: Patches) -> None:
     config: Any = sys.modules["torch._dynamo.config"]
     context = config.patch(disable=True)
@@ -66,12 +97,17 @@ def _disable_dynamo(patches: Patches) -> None:
 
 
 def _keep_autocast(patches: Patches) -> None:
-    """Leave every region that an interrupt or the step left open."""
+    """Leave every region that an interrupt or the step left open.
+
+    Casts of weights that autocast keeps are of the exchanged ones inside, of the real ones around.
+    """
     if not hasattr(torch, "set_autocast_dtype"):  # before torch 2.4
         return
     states = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _CAST]
     cache, modes = torch.is_autocast_cache_enabled(), _core._len_torch_function_stack()
     nesting = min(torch.autocast_increment_nesting(), torch.autocast_decrement_nesting())
+
+    torch.clear_autocast_cache()
 
     def restore() -> None:
         for device, enabled, dtype in states:
@@ -81,8 +117,7 @@ def _keep_autocast(patches: Patches) -> None:
         torch.autocast_increment_nesting()
         while torch.autocast_decrement_nesting() > nesting:
             pass
-        if not nesting:
-            torch.clear_autocast_cache()
+        torch.clear_autocast_cache()
         while _core._len_torch_function_stack() > modes:
             _core._pop_torch_function_stack()
 
@@ -141,9 +176,15 @@ class _Casting:
     they are taken to be the same. One function mode is on for as long as any region is open.
     """
 
-    def __init__(self, patches: Patches) -> None:
+    def __init__(self, patches: Patches, around: torch.dtype | None) -> None:
         self._autocast = Autocast(lambda _: True)
         self._modes: list[Any] = []
+        torch.set_autocast_enabled("cpu", False)  # a region of the CPU's leaves the target alone
+        if around is not None:
+            torch.set_autocast_enabled("mps", True)
+            torch.set_autocast_dtype("mps", around)
+            self._modes.append(AutocastMode(self._autocast))
+            self._modes[0].__enter__()  # taken away with whatever else the step leaves open
         region: Any = torch.amp.autocast_mode.autocast
         patches.bind(region, "__init__", self._named)
         patches.bind(region, "__enter__", self._entered)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from mpskit.dispatch.patches import Patches
 from mpskit.errors import EstimateError
 from mpskit.estimate.trace.storage_log import StorageLog
 
-__all__ = ["claim", "exchange"]
+__all__ = ["claim", "exchange", "keep_attributes"]
 
 # Integer and boolean buffers up to this size keep their values: counters and flags that a
 # forward pass may look at.
@@ -64,27 +64,45 @@ def exchange(
     Raises:
         EstimateError: another trace has the model or a part of it under exchange.
     """
-    modules = list(model.modules())
+    modules = list(dict.fromkeys(_as_moved(model)))
     claim(patches, type(model).__name__, [*modules, *model.parameters(), *model.buffers()])
     for module in modules:
-        patches.on_exit(_Kept(module).restore)
+        keep_attributes(patches, module)
     exchanged = _Exchange(patches, log, dtype)
     for module in modules:
         exchanged.module(module)
 
 
-class _Kept:
-    """One module's attributes, the containers among them copied one level deep."""
+def _as_moved(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the modules in the order in which ``Module.to`` moves them: children first.
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-        self.attributes = dict(vars(module))
+    What an allocator has in its heaps rests on the order.
+    """
+    for child in module.children():
+        yield from _as_moved(child)
+    yield module
+
+
+def keep_attributes(patches: Patches, owner: object) -> None:
+    """Give a module, parameter or optimizer its attributes back once ``patches`` are undone.
+
+    Containers among them are filled again with what they held, one level deep.
+    """
+    patches.on_exit(_Kept(owner).restore)
+
+
+class _Kept:
+    """The attributes of one object, the containers among them copied one level deep."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self.attributes = dict(vars(owner))
         self.inner = [
             (value, value.copy()) for value in self.attributes.values() if type(value) in _MUTABLE
         ]
 
     def restore(self) -> None:
-        attributes = vars(self.module)
+        attributes = vars(self.owner)
         for name in attributes.keys() - self.attributes.keys():
             del attributes[name]
         attributes.update(self.attributes)
@@ -128,7 +146,9 @@ class _Exchange:
             if isinstance(tensor, torch.nn.Parameter):
                 twin = torch.nn.Parameter(twin, requires_grad=tensor.requires_grad)
         else:
-            self.patches.on_exit(functools.partial(_give_back, tensor, tensor.data, tensor.grad))
+            keep_attributes(self.patches, tensor)
+            kept = (tensor.data, tensor.grad, tensor.requires_grad, _hooks(tensor))
+            self.patches.on_exit(functools.partial(_give_back, tensor, *kept))
             tensor.grad = None
             tensor.data = twin
             twin = tensor
@@ -157,10 +177,30 @@ class _Exchange:
             self.log.add(tensor.untyped_storage(), "buffers")
 
 
-def _give_back(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:
+# Where a tensor keeps the hooks of its gradient.
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def _hooks(tensor: torch.Tensor) -> dict[str, Any]:
+    held = {name: getattr(tensor, name, None) for name in _HOOKS}
+    return {name: hooks and hooks.copy() for name, hooks in held.items()}
+
+
+def _give_back(
+    tensor: torch.Tensor,
+    data: torch.Tensor,
+    grad: torch.Tensor | None,
+    requires_grad: bool,
+    hooks: dict[str, Any],
+) -> None:
     tensor.grad = None
     tensor.data = data
+    if tensor.requires_grad != requires_grad:
+        tensor.requires_grad_(requires_grad)
     tensor.grad = grad
+    for name, before in hooks.items():
+        if getattr(tensor, name, None) != before:
+            setattr(tensor, name, before)
 
 
 def _keeps_values(tensor: torch.Tensor) -> bool:

@@ -9,8 +9,8 @@ import torch
 
 from mpskit.dispatch.dataless_tensors import dataless_tensor
 from mpskit.dispatch.patches import Patches
-from mpskit.errors import ArgumentTypeError
-from mpskit.estimate.trace.model_state import claim
+from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
+from mpskit.estimate.trace.model_state import claim, keep_attributes
 from mpskit.estimate.trace.storage_log import StorageLog
 
 __all__ = ["borrow"]
@@ -27,16 +27,18 @@ def borrow(optimizer: Any, model: torch.nn.Module, log: StorageLog, patches: Pat
 
     Raises:
         ArgumentTypeError: it is none of these.
-        EstimateError: another trace uses the instance.
+        ArgumentError: the model has no trainable parameters.
+        EstimateError: another trace uses the instance, or its steps depend on the loss.
     """
     if optimizer is None:
         return None
     if isinstance(optimizer, torch.optim.Optimizer):
+        _refuse(optimizer)
         claim(patches, type(optimizer).__name__, [optimizer])
         _exchange(optimizer, log, patches)
         return optimizer
     if callable(optimizer):
-        return optimizer([p for p in model.parameters() if p.requires_grad])
+        return _made(optimizer, model)
     raise ArgumentTypeError(
         "an optimizer is a class, a callable on the parameters, an instance or None, "
         f"not {type(optimizer).__name__}",
@@ -44,20 +46,44 @@ def borrow(optimizer: Any, model: torch.nn.Module, log: StorageLog, patches: Pat
     )
 
 
+def _made(make: Any, model: torch.nn.Module) -> Any:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    try:
+        optimizer = make(parameters)
+    except ValueError as error:
+        if parameters:
+            raise
+        raise ArgumentError(
+            f"every parameter of {type(model).__name__} is frozen (requires_grad is False): there "
+            "is nothing to train. Unfreeze some, or estimate inference "
+            "(estimate_inference_memory; --inference on the command line)",
+            given=model,
+        ) from error
+    _refuse(optimizer)
+    return optimizer
+
+
+def _refuse(optimizer: Any) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise EstimateError(
+            "LBFGS cannot be estimated: how often it runs the loss and how many vectors it keeps "
+            "follow from the values of loss and gradient, which an estimate does not compute. "
+            "Estimate SGD in its place, and add about 2 * history_size + 5 times the bytes of the "
+            "trainable parameters",
+            given=optimizer,
+        )
+
+
 def _exchange(optimizer: torch.optim.Optimizer, log: StorageLog, patches: Patches) -> None:
     """Give an instance other state and groups to work on."""
-    kept = dict(vars(optimizer))
-
-    def restore() -> None:
-        vars(optimizer).clear()
-        vars(optimizer).update(kept)
-
-    patches.on_exit(restore)
+    keep_attributes(patches, optimizer)
     state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
     for parameter, values in optimizer.state.items():
         state[parameter] = {name: _twin(value, log) for name, value in values.items()}
     optimizer.state = state
-    optimizer.param_groups = [dict(group) for group in optimizer.param_groups]
+    optimizer.param_groups = [
+        {**group, "params": list(group["params"])} for group in optimizer.param_groups
+    ]
 
 
 def _twin(value: Any, log: StorageLog) -> Any:

@@ -23,6 +23,8 @@ from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import Target
 from mpskit.estimate.trace import guards
 from mpskit.estimate.trace.batch import build_batch
+from mpskit.estimate.trace.control_flow import frames_of, user_line
+from mpskit.estimate.trace.gradient_buckets import add_buckets
 from mpskit.estimate.trace.model_state import exchange
 from mpskit.estimate.trace.module_tracker import ModuleTracker
 from mpskit.estimate.trace.storage_log import StorageLog
@@ -30,6 +32,7 @@ from mpskit.estimate.trace.summary import Summary
 from mpskit.estimate.trace.tracer import Tracer
 
 __all__ = [
+    "Built",
     "Job",
     "Step",
     "Traced",
@@ -42,7 +45,22 @@ __all__ = [
 Step = Callable[[torch.nn.Module, Any], None]
 
 
-def build_model(model: Any) -> tuple[torch.nn.Module, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Built:
+    """A model to trace.
+
+    Attributes:
+        module: the module itself, without wrappers.
+        notes: what was taken off.
+        parallel: the ``DistributedDataParallel`` among it, whose buckets take memory.
+    """
+
+    module: torch.nn.Module
+    notes: tuple[str, ...] = ()
+    parallel: torch.nn.Module | None = None
+
+
+def build_model(model: Any) -> Built:
     """Return the module itself, or build it without memory; wrappers are taken off.
 
     Raises:
@@ -63,27 +81,34 @@ def build_model(model: Any) -> tuple[torch.nn.Module, tuple[str, ...]]:
 
 def _built(make: Callable[[], Any]) -> Any:
     tracer = Tracer(StorageLog())
+    tracer.reads.values_matter = False
 
     def build(patches: Patches) -> Any:
         isolate(patches, tracer.generator)
-        with _explained(tracer, "building the model"), intercepting(tracer):
+        with _recording(), _explained(tracer, "building the model"), intercepting(tracer):
             return make()
 
     return Patches.around(build)
 
 
-def _unwrapped(model: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    parallel = torch.nn.parallel
+def _unwrapped(model: torch.nn.Module) -> Built:
+    distributed = None
     notes: list[str] = []
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(inner, torch.nn.Module):
             notes.append("the model is compiled; its eager form was traced")
-        elif isinstance(model, parallel.DataParallel | parallel.DistributedDataParallel):
-            name, inner = type(model).__name__, model.module
-            notes.append(f"{name} was taken off: its replicas and gradient buckets are not counted")
+        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            distributed, inner = model, model.module
+            notes.append(
+                "DistributedDataParallel was taken off: its gradient buckets are counted, what its "
+                "communication takes is not"
+            )
+        elif isinstance(model, torch.nn.DataParallel):
+            inner = model.module
+            notes.append("DataParallel was taken off: its replicas are not counted")
         else:
-            return model, tuple(notes)
+            return Built(model, tuple(notes), distributed)
         model = inner
 
 
@@ -140,15 +165,19 @@ def margin_notes(margin: int) -> tuple[str, ...]:
 class Job:
     """One trace: what is run, on what, and how often."""
 
-    model: torch.nn.Module
+    built: Built
     batch: Any
     target: Target
     precision: str
     steps: int
     phase: str
-    notes: tuple[str, ...] = ()
     log: StorageLog = field(default_factory=StorageLog)
     counts: OpCounts | None = None  # of the last step, if asked for
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """Return the module that is traced."""
+        return self.built.module
 
     def __post_init__(self) -> None:
         """Raise UnsupportedTorchError if the installed torch is too old for the trace."""
@@ -170,6 +199,7 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
     tracer = Tracer(
         log,
         target.op_memory,
+        missing=target.missing,
         supports_float64=target.device != "mps",
         scalars_on_device=target.device == "cpu",
     )
@@ -180,6 +210,8 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
         isolate(patches, tracer.generator)
         target.install(patches)
         exchange(patches, job.model, log, dtype)
+        if job.built.parallel is not None:
+            add_buckets(job.built.parallel, job.model, log, patches)
         batch = build_batch(job.batch, log, dtype)
         step = prepare(patches)
         tracker = ModuleTracker(job.model, log, job.phase)
@@ -192,8 +224,20 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
                 step(job.model, batch)
         log.close()  # before what this function holds is freed
 
-    Patches.around(run)
-    return Traced(log, target, job.precision, (*job.notes, *tracer.reads.notes))
+    around = guards.surrounding_autocast(target.device)
+    with _recording():
+        Patches.around(run)
+    notes = [*job.built.notes, *tracer.reads.notes]
+    if around is not None:
+        notes.append(f"autocast to {around} is on around the estimate, and is in the figures")
+    return Traced(log, target, job.precision, tuple(notes))
+
+
+@contextlib.contextmanager
+def _recording() -> Iterator[None]:
+    """Let autograd record as in a training script, whatever is switched off around the call."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
 
 
 def _refuse_lazy(model: torch.nn.Module) -> None:
@@ -216,10 +260,12 @@ def _explained(tracer: Tracer, what: str) -> Iterator[None]:
     except Exception as error:
         where = tracer.where
         cause = f"{type(error).__name__}: {str(error).rstrip('. ')}"
+        line = user_line(frames_of(error.__traceback__))
+        place = _place(where.failed or where.path()) + (f" ({line})" if line else "")
         raise EstimateError(
-            f"{what} failed in {_place(where.failed or where.path())}, after operator "
-            f"{where.op or 'none'}: {cause}. Run the same step on a small "
-            "real batch first; if it works there, give step= or train_step= without what failed",
+            f"{what} failed in {place}, after operator {where.op or 'none'}: {cause}. Run the same "
+            "step on a small real batch first; if it works there, give a step without what failed "
+            "(step= or train_step=; --step on the command line)",
             given=error,
         ) from error
 

@@ -57,13 +57,15 @@ class Record:
 class StorageLog:
     """Allocation events: ``number`` for an allocation of that record, ``~number`` for its end.
 
-    ``unknown`` holds the keys of living storages with memory whose values are no longer true.
+    ``unknown`` holds the keys of living storages with memory whose values are no longer true;
+    ``numbers`` those of storages without memory that hold one number everywhere.
     """
 
     where: Where = field(default_factory=Where)
     records: list[Record] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
     unknown: set[int] = field(default_factory=set)
+    numbers: dict[int, bool | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._alive = LiveStorages(self._freed)
@@ -134,5 +136,6 @@ class StorageLog:
 
     def _freed(self, reference: StorageRef) -> None:
         self.unknown.discard(reference.key)  # the address may be another storage's next
+        self.numbers.pop(reference.key, None)
         if reference.entry is not None:
             self.events.append(~reference.entry)

@@ -18,7 +18,9 @@ from mpskit.dispatch.intercept import calls_operators
 from mpskit.dispatch.meta_shapes import (
     Output,
     Plan,
+    SparseResult,
     Unplannable,
+    check_dtypes,
     infer,
     settings,
     signature,
@@ -29,6 +31,7 @@ from mpskit.dispatch.mps_op_memory import OpMemory, Rule
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema, is_recorded
 from mpskit.dispatch.random_state import draw
+from mpskit.estimate.trace.finite_floats import CHECKS, number_everywhere
 from mpskit.estimate.trace.storage_log import StorageLog
 from mpskit.estimate.trace.unknown_values import CHOOSERS, Reads, spread
 
@@ -48,6 +51,12 @@ _NO_FLOAT64 = (
     "(model.float(), or the dtype= of what makes the tensor)"
 )
 
+_NO_KERNEL = (
+    "the target has no kernel for it and torch raises NotImplementedError there. Compute it on the "
+    "CPU in the real step (x.cpu(), or PYTORCH_ENABLE_MPS_FALLBACK=1), and leave it out of the "
+    "estimate's (step= or train_step=; --step on the command line)"
+)
+
 # Kernels without a meta form run for real on the zeros behind the inputs, up to this size.
 _SMALL_BYTES = 64 << 20
 
@@ -63,6 +72,7 @@ class Tracer:
     Args:
         log: what is written.
         rules: operator's name -> its memory, where the target takes more than its outputs.
+        missing: operators that the target has no kernel for.
         supports_float64: whether the target has float64 and complex128 (MPS has not).
         scalars_on_device: whether ``torch.tensor(1.0)`` takes memory of the target. On a GPU it
             stays on the CPU, as the step counters of torch's optimizers do there.
@@ -73,6 +83,7 @@ class Tracer:
         log: StorageLog,
         rules: Mapping[str, Rule] | None = None,
         *,
+        missing: frozenset[str] = frozenset(),
         supports_float64: bool = True,
         scalars_on_device: bool = True,
     ) -> None:
@@ -80,6 +91,7 @@ class Tracer:
         self.where = log.where
         self.generator = torch.Generator().manual_seed(0)
         self.rules = rules or {}
+        self._missing = missing
         self._refused = frozenset() if supports_float64 else _FLOAT64
         self.scalars_on_device = scalars_on_device
         self.reads = Reads(log.where)
@@ -94,6 +106,8 @@ class Tracer:
         if facts.name.startswith("profiler::"):
             return func(*args, **kwargs)  # the name of a stretch of time; no tensor is touched
         self.where.op = facts.name
+        if facts.name in self._missing and not self._all_known(args, kwargs):
+            raise self.reads.unsupported(facts.name, _NO_KERNEL)
         special = SPECIAL.get(facts.name)
         if special is not None and not self._all_known(args, kwargs):
             return special(self, args)
@@ -144,6 +158,9 @@ class Tracer:
         if self._all_known(args, kwargs):
             return func(*args, **kwargs)
         if facts.name == "_local_scalar_dense":
+            number = self._number(args[0])
+            if number is not None:
+                return self.reads.finite(facts.name, number)
             return self.reads.scalar(facts.name, args[0])
         raise self.reads.refusal(facts.name)
 
@@ -162,12 +179,17 @@ class Tracer:
         known = self._all_known(args, kwargs)
         plan = self._plan(func, args, kwargs, exact=known)
         if plan is None or (known and plan.numel <= _known_limit(plan)):
-            return self.record(self.run(func, facts, args, kwargs))
+            result = self.run(func, facts, args, kwargs)
+            return result if self._on_host(args) else self.record(result)
         if self._refused and not known and not self._refused.isdisjoint(plan.dtypes):
             raise self.reads.unsupported(facts.name, _NO_FLOAT64)
         self._taint(facts, args)
         taken = self._taken(facts, args)
         result = self._build(plan, facts, args, kwargs, taken)
+        if facts.name in CHECKS and isinstance(result, torch.Tensor):
+            number = number_everywhere(facts.name, args, result, self._number)
+            if number is not None:
+                self.log.numbers[result.untyped_storage()._cdata] = number
         self._work(taken)
         return result
 
@@ -177,8 +199,26 @@ class Tracer:
             return draw(self.generator, func, args, kwargs)
         return func(*args, **kwargs)
 
+    def _on_host(self, args: Any) -> bool:
+        """Return whether all tensors of a call are scalars that a GPU's program has on the CPU."""
+        tensors = () if self.scalars_on_device else tuple(tensors_in(args))
+        return bool(tensors) and all(
+            not tensor.dim() and self.log.number(tensor.untyped_storage()) is None
+            for tensor in tensors
+        )
+
     def _all_known(self, args: Any, kwargs: Any) -> bool:
         return self.known(args) and (not kwargs or self.known(kwargs.values()))
+
+    def _number(self, value: Any) -> bool | float | None:
+        """Return the number that every element of an argument is, where that is known."""
+        if not isinstance(value, torch.Tensor):
+            return value if isinstance(value, bool | int | float) else None
+        if not self.known((value,)):
+            return self.log.numbers.get(value.untyped_storage()._cdata)
+        if value.dtype is not torch.bool or not value.numel():
+            return None
+        return bool(value.all()) if bool(value.all()) == bool(value.any()) else None
 
     def _is_tainted(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self.log.unknown
@@ -189,6 +229,8 @@ class Tracer:
             return  # it writes whether a gradient overflowed: none does
         for target in [args[i] for i in facts.written if i < len(args)]:
             for tensor in target if isinstance(target, list | tuple) else (target,):
+                if tensor is not None:
+                    self.log.numbers.pop(tensor.untyped_storage()._cdata, None)
                 if tensor is not None and not is_dataless(tensor):
                     storage = tensor.untyped_storage()
                     self.log.add(storage)  # so that it is forgotten when it dies
@@ -212,7 +254,12 @@ class Tracer:
     def _infer(self, func: Any, args: Any, kwargs: Any) -> Plan | None:
         """Return the plan, or None where the kernel can run on zeros instead."""
         try:
+            check_dtypes(func, args)
             return infer(func, args, kwargs)
+        except SparseResult as error:
+            if self._all_known(args, kwargs):
+                return None
+            raise self.reads.unsupported(self.where.op, _SPARSE) from error
         except Unplannable as error:
             sizes = [t.numel() * t.element_size() for t in tensors_in((*args, *kwargs.values()))]
             if sizes and sum(sizes) <= _SMALL_BYTES:
