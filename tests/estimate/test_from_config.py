@@ -133,6 +133,9 @@ def test_one_config_after_another_in_a_thread() -> None:
         ({"lora": {"rank": 4, "targets": ["wq"]}}, ArgumentError, "wq"),
         ({"lora": {"rank": 4, "targets": 7}}, ArgumentTypeError, "targets"),
         ({"lora": "8"}, ArgumentTypeError, "lora"),
+        ({"training": []}, ArgumentTypeError, "training"),
+        ({"checkpointing": "no"}, ArgumentTypeError, "checkpointing"),
+        ({"torch_version": 1}, ArgumentTypeError, "torch_version"),
     ],
 )
 def test_wrong_arguments(change: dict[str, Any], error: type[Exception], text: str) -> None:
