@@ -119,6 +119,8 @@ def test_one_config_after_another_in_a_thread() -> None:
     ("change", "error", "text"),
     [
         ({"batch_size": 0}, ArgumentError, "batch_size"),
+        ({"batch_size": 10**30}, ArgumentError, "batch_size"),
+        ({"batch_size": 2**62}, ArgumentError, "more than torch can count"),
         ({"batch_size": 1.5}, ArgumentTypeError, "batch_size"),
         ({"seq_len": True}, ArgumentTypeError, "seq_len"),
         ({"accumulate": 0}, ArgumentError, "accumulate"),
