@@ -306,3 +306,16 @@ def test_a_discrete_gpu_to_2_12() -> None:
     model.allocate(4)
     model.allocate(300)
     assert model.driver_bytes == (128 + 8) * MIB
+
+
+@pytest.mark.parametrize("torch", ALL)
+@pytest.mark.parametrize(("request_mib", "held"), [(60, 1440 + 60), (64, 1504 + 64), (100, 1604)])
+def test_only_more_than_the_request_is_worth_collecting(
+    torch: str, request_mib: int, held: int
+) -> None:
+    model = mps(torch, GIB)
+    model.allocate(1440 * MIB)  # above the low watermark, so that each has a heap of its own
+    for block in [model.allocate(32 * MIB), model.allocate(32 * MIB)]:
+        model.free(block)
+    model.allocate(request_mib * MIB)
+    assert model.driver_bytes == held * MIB

@@ -119,6 +119,8 @@ def test_one_config_after_another_in_a_thread() -> None:
     ("change", "error", "text"),
     [
         ({"batch_size": 0}, ArgumentError, "batch_size"),
+        ({"batch_size": 10**30}, ArgumentError, "batch_size"),
+        ({"batch_size": 2**62}, ArgumentError, "more than torch can count"),
         ({"batch_size": 1.5}, ArgumentTypeError, "batch_size"),
         ({"seq_len": True}, ArgumentTypeError, "seq_len"),
         ({"accumulate": 0}, ArgumentError, "accumulate"),
@@ -133,6 +135,9 @@ def test_one_config_after_another_in_a_thread() -> None:
         ({"lora": {"rank": 4, "targets": ["wq"]}}, ArgumentError, "wq"),
         ({"lora": {"rank": 4, "targets": 7}}, ArgumentTypeError, "targets"),
         ({"lora": "8"}, ArgumentTypeError, "lora"),
+        ({"training": []}, ArgumentTypeError, "training"),
+        ({"checkpointing": "no"}, ArgumentTypeError, "checkpointing"),
+        ({"torch_version": 1}, ArgumentTypeError, "torch_version"),
     ],
 )
 def test_wrong_arguments(change: dict[str, Any], error: type[Exception], text: str) -> None:

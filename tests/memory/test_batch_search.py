@@ -207,3 +207,24 @@ def test_whatever_the_figures_say_the_next_size_is_smaller(start, known, base, l
     assert share is None or 0 <= share <= 1
     search.fails(start, share, limit=limit_of(known), exact=known.kind == "buffer")
     assert 1 <= search.next() < start
+
+
+def test_a_prediction_that_failed_was_near() -> None:
+    search = BatchSearch(range(1, 101), measured=True)
+    search.fails(100, None, limit=1000)
+    assert search.next() == 25
+    search.fits(25, 400, 100)
+    assert search.next() == 72
+    search.fails(72, None)
+    assert search.next() == 64
+    search.fails(64, None)
+    assert search.next() == 39  # and the second time it tells no more
+
+
+def test_less_room_than_before_counts() -> None:
+    search = BatchSearch(range(1, 101), measured=True)
+    search.fails(100, None, limit=1000)
+    search.fits(25, 250)
+    assert search.next() == 97
+    search.limited(500)
+    assert search.next() == 48

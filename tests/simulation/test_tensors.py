@@ -353,3 +353,30 @@ def test_a_subclass_stays_one_when_it_moves(device):
     moved.sum().backward()
     assert named.grad.is_cpu
     assert type(torch.nn.Parameter(torch.ones(2)).to(device).detach()) is torch.Tensor
+
+
+def test_data_that_are_on_the_mac_already():
+    data = torch.ones(2, device="mps")
+    copy = data.new_tensor(data, requires_grad=True)
+    assert copy.is_mps
+    assert copy.requires_grad
+    assert copy.data_ptr() != data.data_ptr()
+    assert torch.as_tensor(data).data_ptr() == data.data_ptr()
+    assert torch.asarray(data, copy=True).data_ptr() != data.data_ptr()
+    assert torch.as_tensor(data, dtype=torch.float16).dtype is torch.float16
+    assert torch.tensor([1.0], device="mps", requires_grad=True).requires_grad
+    assert torch.device(0) == MPS
+
+
+def test_a_storage_moves_between_the_two():
+    here, there = torch.ones(2).untyped_storage(), torch.ones(2, device="mps").untyped_storage()
+    assert there.mps() is there
+    assert here.clone().device.type == there.to(device="cpu").device.type == "cpu"
+    for moved in (here.mps(), here.to(device="mps"), there.clone()):
+        assert moved.device == MPS
+        assert moved.tolist() == here.tolist()
+
+
+def test_only_a_tensor_of_the_cpu_can_be_pinned():
+    with pytest.raises(RuntimeError, match="only dense CPU tensors can be pinned"):
+        torch.ones(2, device="mps").pin_memory()

@@ -13,6 +13,7 @@ from mpskit.system.memory import (
     memory_pressure,
     pressure_of_level,
     pressure_of_psi,
+    restart_peak,
     status_bytes,
     system_memory,
 )
@@ -115,3 +116,8 @@ def test_a_size_of_the_processs_status():
     assert status_bytes("VmData") > MIB
     assert status_bytes("VmNothing") is None
     assert status_bytes("VmData", pid=2**22 + 1) is None
+
+
+def test_a_peak_that_cannot_start_anew_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(system, "Path", lambda name: tmp_path / "missing" / "clear_refs")
+    assert not restart_peak()

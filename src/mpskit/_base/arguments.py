@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -37,9 +38,11 @@ def check_count(name: str, value: Any, *, least: int) -> None:
 
     Raises:
         ArgumentTypeError: it is not an int.
-        ArgumentError: it is too small.
+        ArgumentError: it is too small, or more than a 64-bit integer takes.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise wrong_type(name, "an int", value)
     if value < least:
         raise ArgumentError(f"{name} must be at least {least}, got {shown(value)}", given=value)
+    if value > sys.maxsize:
+        raise ArgumentError(f"{name} is more than torch can count: {shown(value)}", given=value)

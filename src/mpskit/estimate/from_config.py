@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from mpskit._base.arguments import wrong_type
 from mpskit.allocator import AllocatorModel, allocator_for
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -85,6 +86,11 @@ def estimate_from_config(
         UnsupportedTorchError: the installed torch is too old to be traced.
     """
     check_counts(batch_size=batch_size, seq_len=seq_len, accumulate=accumulate)
+    for name, value in (("training", training), ("checkpointing", checkpointing)):
+        if not isinstance(value, bool):
+            raise wrong_type(name, "True or False", value)
+    if torch_version is not None and not isinstance(torch_version, str):
+        raise wrong_type("torch_version", "a str such as '2.13.0'", torch_version)
     if implementation == "transformers":
         from mpskit.estimate.reference.transformers_model import build_transformers
 

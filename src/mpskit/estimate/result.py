@@ -84,17 +84,28 @@ class TimelinePoint(Value):
 
 
 class Peak(Value):
-    """Where the peak is: the operator whose allocation reached it."""
+    """Where the peak is: the operator whose allocation reached it.
+
+    Attributes:
+        op: the operator's name in ATen.
+        module: dotted path of the module; in a backward pass the one whose forward is undone.
+        phase: ``forward``, ``backward``, ``optimizer`` or ``inference``.
+        step: which step, from 0.
+        line: ``file:line`` of the innermost call outside installed packages and torch; in a
+            backward pass that of the forward call that is undone, where it is known. None where
+            no line of the user's own leads to the operator.
+    """
 
     op: str
     module: str
     phase: str
     step: int = 0
+    line: str | None = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.op} in {self.module or 'the step itself'} ({self.phase}, step {self.step + 1})"
-        )
+        module = self.module or "the step itself"
+        line = "" if self.line is None else f", {self.line}"
+        return f"{self.op} in {module} ({self.phase}, step {self.step + 1}){line}"
 
 
 class Verdict(Value):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,8 @@ class TensorSpec:
 
     Raises:
         ArgumentTypeError: the shape is no sequence, or ``fill`` no int.
-        ArgumentError: a size is negative or not an integer, or there is no such dtype.
+        ArgumentError: a size is negative or not an integer, there is no such dtype, or its
+            bytes are more than a 64-bit integer takes.
     """
 
     shape: tuple[int, ...]
@@ -51,7 +54,8 @@ class TensorSpec:
         if any(type(n) is not int or n < 0 for n in sizes):
             raise ArgumentError(f"a shape is non-negative integers, not {sizes}", given=self.shape)
         object.__setattr__(self, "shape", sizes)
-        self.torch_dtype()
+        if math.prod(sizes) * self.torch_dtype().itemsize > sys.maxsize:
+            raise ArgumentError("a tensor of that shape is more than torch can count", given=sizes)
 
     def torch_dtype(self) -> torch.dtype:
         """Return the dtype as torch's own."""

@@ -44,6 +44,7 @@ class BatchSearch:
         # What may fit at most by the failures' figures, and what is expected to.
         self._bound = float(sizes[-1])
         self._most: float | None = None
+        self._near = False
         self._limit: int | None = None
         self._base = 0
 
@@ -67,7 +68,9 @@ class BatchSearch:
         # What fitted once and fails now (an optimizer's states came since) does not fit.
         self._fitted = {one: need for one, need in self._fitted.items() if one < size}
         self._limit = limit if limit is not None else self._limit
-        self._most = None
+        # A prediction by what fitted was near, the first time.
+        self._near = self._most is not None and self.low is not None and not self._near
+        self._most = ENOUGH / _MARGIN * size if self._near else None
         if share is not None and (exact or share <= _TELLING):
             self._bound = min(self._bound, size * share)
             self._most = self._bound * (1 if exact else _CREDIT)
@@ -81,8 +84,14 @@ class BatchSearch:
             self.fails(size, None)
             return
         self._fitted[size] = need
-        self._base = base
+        self._base, self._near = base, False
         self._most = self._predicted()
+
+    def limited(self, limit: int) -> None:
+        """Take note of the bytes that the process may hold from now on."""
+        self._limit = limit
+        if self._most is not None and not self._near:
+            self._most = self._predicted()
 
     def forget(self) -> None:
         """Forget which sizes fitted: what was seen of them was not all that they need."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -27,11 +28,13 @@ from mpskit.backends.memory import backend
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning, OutOfMemory
 from mpskit.memory.batch_search import BatchSearch, limit_of, share_that_fits
 from mpskit.memory.cache import check_device, clear, devices_in_use
+from mpskit.memory.cpu_use import CpuUse
 from mpskit.memory.frames import release_frames
 from mpskit.memory.gradients import Gradients
 from mpskit.memory.oom import figures_of, is_oom
 from mpskit.memory.oom_advice import explain_oom
 from mpskit.memory.optimizer_watch import Left, OptimizerWatch, states_to_come
+from mpskit.system.heap import returning_large_blocks
 
 if TYPE_CHECKING:
     from mpskit.backends.memory import DeviceLike
@@ -255,8 +258,10 @@ class _Search:
         self._sizes = _sizes(self._kwargs.pop(_NAME, settings.start), settings)
         if settings.device is not None and target.takes("device"):
             self._kwargs.setdefault("device", settings.device)
-        self._measured = bool(devices_in_use(settings.device))
-        self._search = BatchSearch(self._sizes, measured=self._measured and settings.repeat)
+        self._on_device = bool(devices_in_use(settings.device))
+        self._cpu = None if self._on_device else CpuUse.now()
+        measured = self._on_device or self._cpu is not None
+        self._search = BatchSearch(self._sizes, measured=measured and settings.repeat)
         # The next size that fits is final: a call with it runs to its end.
         self._settled = not settings.repeat
         # An optimizer's first step makes its states: what fails then is judged at the second.
@@ -265,24 +270,33 @@ class _Search:
         self._error: Exception | None = None
 
     def run(self) -> Any:
-        size, kept = self._sizes[-1], _Outcome()
-        while True:
-            outcome = self._attempt(size)
-            if outcome.final:
-                return outcome.result
-            if outcome.returned:
-                kept = outcome
-            if outcome.error is not None:
-                self._failed(size, outcome.error)
-            low, following = self._search.low, self._search.next()
-            if following is None and low is None:
-                return self._give_up()
-            if following is None and kept.returned:
-                return kept.result
-            self._settled = self._settled or following is None
-            state = "fits" if outcome.error is None else "ran out of memory"
-            size, before = following or low or size, size
-            log.info("batch size %d %s, trying %d", before, state, size)
+        """Return what the function returns with the size that is found."""
+        with contextlib.nullcontext() if self._cpu is None else returning_large_blocks():
+            size, kept = self._sizes[-1], _Outcome()
+            while True:
+                outcome = self._attempt(size)
+                if outcome.final:
+                    return outcome.result
+                if outcome.returned:
+                    kept = outcome
+                if outcome.error is not None:
+                    self._failed(size, outcome.error)
+                self._look()
+                low, following = self._search.low, self._search.next()
+                if following is None and low is None:
+                    return self._give_up()
+                if following is None and kept.returned:
+                    return kept.result
+                self._settled = self._settled or following is None
+                state = "fits" if outcome.error is None else "ran out of memory"
+                size, before = following or low or size, size
+                log.info("batch size %d %s, trying %d", before, state, size)
+
+    def _look(self) -> None:
+        """Read what the CPU's limit leaves for the next try, where no device is used."""
+        self._cpu = None if self._on_device else CpuUse.now()
+        if self._cpu is not None:
+            self._search.limited(self._cpu.room)
 
     def _attempt(self, size: int, **overrides: Any) -> _Outcome:
         """Call the function with a size, and clean up behind it unless this was the last call."""
@@ -329,7 +343,7 @@ class _Search:
         """Take note that a size fits; return whether the call goes on, and is the last one."""
         if self._settled:
             return True
-        held = _held_bytes(self._settings.device)
+        held = _held_bytes(self._settings.device) if self._cpu is None else self._cpu.needed()
         self._search.fits(size, None if held is None else held + to_come, self._base)
         if self._search.next() is None:
             return True
@@ -338,7 +352,7 @@ class _Search:
     def _left(self, outcome: _Outcome, gradients: Gradients) -> _Outcome:
         """Take back what a call did that is not the last; keep a result that takes no memory."""
         changes = gradients.changes()
-        keeps = not self._measured and not changes.new
+        keeps = not self._on_device and not changes.new
         changes.take_back()
         self._clean(None)
         return outcome if keeps else _Outcome()

@@ -21,6 +21,7 @@ __all__ = [
     "memory_pressure",
     "pressure_of_level",
     "pressure_of_psi",
+    "restart_peak",
     "status_bytes",
     "system_memory",
 ]
@@ -118,3 +119,15 @@ def status_bytes(field: str, pid: int | None = None) -> int | None:
     text = _text(Path(f"/proc/{pid or 'self'}/status")) or ""
     match = re.search(rf"^{field}:\s+(\d+) kB$", text, re.M | re.A)
     return int(match[1]) * 1024 if match else None
+
+
+def restart_peak() -> bool:
+    """Let ``VmHWM``, this process's peak resident size, start anew; False where that cannot be.
+
+    Linux only. ``ru_maxrss`` of this process starts anew with it.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
@@ -17,14 +16,14 @@ from typing import NamedTuple
 
 import torch
 
+from mpskit._base.user_code import is_own
+
 __all__ = ["answer_without_raise", "frames_from", "frames_of", "reading_frame", "user_line"]
 
 _PACKAGE = str(Path(__file__).parents[2])
 # The trace runs the step from this folder: frames above the outermost of these are the caller's.
 _TRACE = str(Path(__file__).parent)
-_STDLIB = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _TORCH = str(Path(torch.__file__).parent)
-_INSTALLED = ("site-packages", "dist-packages")
 # Calls that write a message and do nothing to a tensor, or end the program.
 _MESSAGES = {"print", "warn", "debug", "info", "warning", "error", "critical", "exception", "log"}
 _ENDINGS = {"exit", "_exit", "abort"}
@@ -60,16 +59,11 @@ def user_line(frames: Iterable[tuple[CodeType, int]]) -> str:
     library = ""
     for code, line in frames:
         name = code.co_filename
-        if name.startswith((_PACKAGE, _TORCH, "<frozen")):
-            continue
-        if not _is_installed(name):
+        if is_own(name):
             return f"{name}:{line}"
-        library = library or f"{name}:{line}"
+        if not name.startswith((_PACKAGE, _TORCH, "<")):
+            library = library or f"{name}:{line}"
     return library
-
-
-def _is_installed(name: str) -> bool:
-    return name.startswith(_STDLIB) or any(part in name for part in _INSTALLED)
 
 
 def reading_frame(frame: FrameType | None) -> FrameType | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import importlib
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import get_ident
@@ -14,8 +15,12 @@ import torch
 
 from mpskit.dispatch.patches import Patches
 from mpskit.estimate.trace.storage_log import StorageLog
+from mpskit.estimate.trace.user_line import UNKNOWN, CallerLines, Line
 
 __all__ = ["ModuleTracker"]
+
+# The frames between an operator that records a storage and the search for its line, at least.
+_TRACER_FRAMES = 6
 
 
 class ModuleTracker:
@@ -33,9 +38,15 @@ class ModuleTracker:
         self._open = 0
         self._numbers: list[int] = []
         self._paths: list[str] = []
+        # The same for lines: the first node made at each.
+        self._line_numbers: list[int] = []
+        self._lines: list[Line | None] = []
+        self._callers = CallerLines(sys._getframe(1).f_code)
+        self._stepping: Line | None = None
 
     def install(self, patches: Patches) -> None:
         """Watch modules, backward passes and optimizers until ``patches`` are undone."""
+        self.where.line = self.user_line
         patches.bind(torch.nn.Module, "_call_impl", self._call)
         for owner in (torch.autograd, torch.autograd.graph):
             patches.bind(owner, "_engine_run_backward", self._backward)
@@ -53,6 +64,8 @@ class ModuleTracker:
         self.where.failed = None
         self._numbers.clear()
         self._paths.clear()
+        self._line_numbers.clear()
+        self._lines.clear()
         self._mark("")
 
     def backward_module(self) -> str:
@@ -63,12 +76,30 @@ class ModuleTracker:
         index = bisect.bisect_right(self._numbers, node._sequence_nr()) - 1
         return self._paths[index] if index >= 0 else ""
 
+    def user_line(self) -> Line | None:
+        """Return the user's own line that runs; in a backward pass the one that is undone."""
+        if self.where.phase == "optimizer":
+            return self._stepping
+        line = self._callers.innermost(_TRACER_FRAMES)
+        if self._depth == 0:
+            number = _sequence_number() - 1
+            if not self._lines or (line != self._lines[-1] and number > self._line_numbers[-1]):
+                self._line_numbers.append(number)
+                self._lines.append(line)
+            return line
+        node = torch._C._current_autograd_node() if line is None else None
+        if node is None:
+            return line
+        index = bisect.bisect_right(self._line_numbers, node._sequence_nr()) - 1
+        return self._lines[index] if index >= 0 else None
+
     def _call(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return the call of a module, with its name marked as the one that runs."""
 
         def run(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             outer = self.where.module
             self._open += 1
+            self._callers.outside.append(UNKNOWN)
             self._mark(self._names.get(id(module), outer))
             try:
                 return call(module, *args, **kwargs)
@@ -77,15 +108,16 @@ class ModuleTracker:
                 raise
             finally:
                 self._open -= 1
+                self._callers.outside.pop()
                 self._mark(outer)
 
+        self._callers.call = run.__code__
         return run
 
     def _mark(self, path: str) -> None:
         self.where.module = path
         if self._depth == 0:
-            core: Any = torch._C
-            self._numbers.append(core._autograd._get_sequence_nr())
+            self._numbers.append(_sequence_number())
             self._paths.append(path)
 
     def _backward(self, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,6 +136,7 @@ class ModuleTracker:
                     self.where.locate = None
                 self._take_gradients()
 
+        self._callers.backward = backward.__code__
         return backward
 
     def _take_gradients(self) -> None:
@@ -115,6 +148,7 @@ class ModuleTracker:
     def _before_step(self, *_: Any) -> None:
         if get_ident() == self._thread:
             self.where.phase = "optimizer"
+            self._stepping = self._callers.innermost()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if get_ident() != self._thread:
@@ -124,6 +158,13 @@ class ModuleTracker:
                 if isinstance(value, torch.Tensor) and value.layout is torch.strided:
                     self.log.classify(value.untyped_storage(), "optimizer")
         self.where.phase = self._base
+
+
+def _sequence_number() -> int:
+    """Return the number that this thread's next autograd node gets."""
+    core: Any = torch._C
+    number: int = core._autograd._get_sequence_nr()
+    return number
 
 
 def _with(key: object, hook: object, hooks: dict[Any, Any]) -> OrderedDict[Any, Any]:

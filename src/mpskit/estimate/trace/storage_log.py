@@ -14,7 +14,12 @@ from mpskit.dispatch.storage_lifetime import LiveStorages, StorageRef
 if TYPE_CHECKING:
     import torch
 
+    from mpskit.estimate.trace.user_line import Line
+
 __all__ = ["Record", "StorageLog", "Where"]
+
+# An allocator rounds sizes, so that the peak can be a little below the most that was asked for.
+_NEAR_PEAK = 0.9
 
 
 @dataclass(slots=True)
@@ -22,7 +27,7 @@ class Where:
     """Where the step is at this moment; one object, changed in place.
 
     ``failed`` is the innermost module that an exception left; ``locate`` answers for the module
-    in a backward pass.
+    in a backward pass, ``line`` for the user's own line.
     """
 
     phase: str = "setup"
@@ -30,6 +35,7 @@ class Where:
     module: str = ""
     op: str = ""
     locate: Callable[[], str] | None = None
+    line: Callable[[], Line | None] | None = None
     failed: str | None = None
 
     def path(self) -> str:
@@ -50,6 +56,7 @@ class Record:
     module: str
     phase: str
     step: int
+    line: Line | None = None
     margin: int = 0
 
 
@@ -69,6 +76,7 @@ class StorageLog:
 
     def __post_init__(self) -> None:
         self._alive = LiveStorages(self._freed)
+        self._live = self._most = 0
 
     def add(
         self, storage: torch.UntypedStorage, kind: str | None = None, *, size: int | None = None
@@ -95,6 +103,7 @@ class StorageLog:
             number = self._record(size, None)
             self.records[number].margin = max(high - size, 0)
             self.events.append(~number)
+            self._live -= size
 
     def classify(self, storage: torch.UntypedStorage, kind: str) -> None:
         """Say what a living storage is; the first answer other than an activation stands."""
@@ -130,7 +139,14 @@ class StorageLog:
     def _record(self, size: int, kind: str | None) -> int:
         where = self.where
         number = len(self.records)
-        self.records.append(Record(size, kind, where.op, where.path(), where.phase, where.step))
+        self._live += size
+        self._most = max(self._most, self._live)
+        # A backward pass is searched for lines only where it may reach the peak.
+        seen = where.locate is None or self._live >= _NEAR_PEAK * self._most
+        line = where.line() if seen and where.line is not None else None
+        self.records.append(
+            Record(size, kind, where.op, where.path(), where.phase, where.step, line)
+        )
         self.events.append(number)
         return number
 
@@ -139,3 +155,4 @@ class StorageLog:
         self.numbers.pop(reference.key, None)
         if reference.entry is not None:
             self.events.append(~reference.entry)
+            self._live -= self.records[reference.entry].size

@@ -8,6 +8,7 @@ from typing import Any
 
 from mpskit.estimate.result import KINDS, ModuleUse, Peak, TimelinePoint
 from mpskit.estimate.trace.storage_log import Record, StorageLog
+from mpskit.estimate.trace.user_line import shown
 
 __all__ = ["Summary"]
 
@@ -61,7 +62,8 @@ class Summary:
             return None
         record = self.records[self.events[self.peak_event]]
         step = max(record.step, 0)
-        return Peak(op=record.op, module=record.module, phase=record.phase, step=step)
+        line = None if record.line is None else shown(record.line)
+        return Peak(op=record.op, module=record.module, phase=record.phase, step=step, line=line)
 
     def top_modules(self) -> tuple[ModuleUse, ...]:
         """Return the modules that hold most at the peak beside parameters and states."""
