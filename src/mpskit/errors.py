@@ -96,7 +96,7 @@ class EstimateError(MpskitError, RuntimeError):
 
 
 class CheckError(MpskitError, RuntimeError):
-    """The step whose results were to be checked fails by itself; the message says on what device."""
+    """The step whose results were to be checked fails by itself; the message says where."""
 
 
 class SimulationError(MpskitError, RuntimeError):

@@ -117,7 +117,11 @@ MET = [
     (
         "grid-sample-3d-grid",
         (
-            Calls(lambda w, x, g: functional.grid_sample(x * w, g.permute(0, 2, 3, 4, 1), align_corners=False)),
+            Calls(
+                lambda w, x, g: functional.grid_sample(
+                    x * w, g.permute(0, 2, 3, 4, 1), align_corners=False
+                )
+            ),
             (TensorSpec((1, 1, 4, 4, 4)), TensorSpec((1, 3, 4, 4, 4))),
         ),
         (

@@ -1,4 +1,4 @@
-"""``check_device``: does this machine have the known bugs? Each is tried in a process of its own."""
+"""``check_device``: tries each known bug on this machine, in a process of its own."""
 
 from __future__ import annotations
 
@@ -193,7 +193,11 @@ def _verdict(child: Finished) -> tuple[Outcome, str]:
     if mark == RIGHT:
         return Outcome.NOT_AFFECTED, ""
     if mark == AFFECTED:
-        off = "NaN, or another shape" if rest == "inf" else f"off by {float(rest):.0%} of the largest value"
+        off = (
+            "NaN, or another shape"
+            if rest == "inf"
+            else f"off by {float(rest):.0%} of the largest value"
+        )
         return Outcome.AFFECTED, off
     if mark == UNTRIED:
         return Outcome.UNTRIED, rest

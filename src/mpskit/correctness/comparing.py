@@ -1,4 +1,4 @@
-"""How far a result may be off: by dtype, by the terms that are summed, and by the CPU's own error."""
+"""How far a result may be off: by its dtype, the terms it sums and the CPU's own error."""
 
 from __future__ import annotations
 
@@ -18,9 +18,28 @@ _CONVOLUTIONS = ("convolution", "convolution_overrideable", "_mps_convolution")
 _TF32 = (*_CONVOLUTIONS, "cudnn_convolution", "convolution_backward")
 # Where values cancel, what is left of them is as inexact as they were.
 _CANCELLING = frozenset(
-    "add add_ sub sub_ rsub sum mean var std native_layer_norm native_layer_norm_backward "
-    "native_group_norm native_group_norm_backward native_batch_norm native_batch_norm_backward "
-    "_softmax_backward_data _log_softmax_backward_data cumsum baddbmm addmm".split()
+    [
+        "add",
+        "add_",
+        "sub",
+        "sub_",
+        "rsub",
+        "sum",
+        "mean",
+        "var",
+        "std",
+        "native_layer_norm",
+        "native_layer_norm_backward",
+        "native_group_norm",
+        "native_group_norm_backward",
+        "native_batch_norm",
+        "native_batch_norm_backward",
+        "_softmax_backward_data",
+        "_log_softmax_backward_data",
+        "cumsum",
+        "baddbmm",
+        "addmm",
+    ]
 )
 
 
@@ -92,7 +111,8 @@ def allowed_error(op: str, args: Any, result: torch.Tensor, device: str) -> floa
     wide = "float64" if name in ("float64", "complex128") else "float32"
     one = torch.finfo(result.dtype).eps / 2 if result.dtype.is_floating_point else 2**-24
     summed = torch.finfo(getattr(torch, wide)).eps / 2
-    return roundings * one + figures["accumulated"] * summed * math.sqrt(_terms(op, args, result))
+    accumulated: float = figures["accumulated"]
+    return roundings * one + accumulated * summed * math.sqrt(_terms(op, args, result))
 
 
 def least_scale(op: str, args: Any) -> float:
@@ -100,7 +120,9 @@ def least_scale(op: str, args: Any) -> float:
     if op not in _CANCELLING:
         return 0.0
     floats = [t for t in tensors_of(args) if t.is_floating_point() and t.numel()]
-    largest = max((t[t.isfinite()].abs().max().item() for t in floats if t.isfinite().any()), default=0.0)
+    largest = max(
+        (t[t.isfinite()].abs().max().item() for t in floats if t.isfinite().any()), default=0.0
+    )
     return 0.01 * largest
 
 

@@ -4,177 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from mpskit._base.values import Value
 from mpskit.correctness.accelerator import available_device
 from mpskit.correctness.comparing import Comparison, compare, tensors_of
-from mpskit.correctness.lockstep import Draws, OpCall, Record, Site, Watch, run_step
+from mpskit.correctness.lockstep import Draws, OpCall, Record, Watch, run_step
 from mpskit.correctness.operator_check import Fault, Found, OperatorCheck
 from mpskit.correctness.recurrent import wrong_dropout
+from mpskit.correctness.result import Divergence, NonFinite, OperandFacts, Phase, WrongOperator
 from mpskit.correctness.script import script_for
+from mpskit.dispatch.patches import Patches
+from mpskit.dispatch.random_state import isolate
 from mpskit.errors import ArgumentError, ArgumentTypeError, CheckError, MpskitError
 from mpskit.estimate.specs import TensorSpec, map_tensors
 from mpskit.estimate.trace.run import build_model
 from mpskit.estimate.trace.steps import call_model, default_loss
 from mpskit.testing.comparison import tolerance_for
 
-__all__ = ["Divergence", "NonFinite", "OperandFacts", "WrongOperator", "find_divergence"]
+__all__ = ["Divergence", "find_divergence"]
 
-Phase = Literal["forward", "backward"]
 Step = Callable[[Any, Any], Any]
 
 # A module whose operators are each right may differ by rounding that a choice amplifies (argmax, a
 # comparison). Only what is this many times above the tolerance is told without an operator.
 _GROSS = 100
-
-
-class OperandFacts(Value):
-    """A tensor that an operator got.
-
-    Attributes:
-        shape: its sizes.
-        strides: in elements.
-        dtype: its name.
-    """
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        sizes = ", ".join(map(str, self.shape))
-        contiguous = torch.empty(self.shape, device="meta").stride() == self.strides
-        return f"{self.dtype}[{sizes}]" + ("" if contiguous else f" with strides {self.strides}")
-
-
-class WrongOperator(Value):
-    """The first operator that is wrong on the inputs it got.
-
-    Attributes:
-        name: as torch has it: ``aten.mm.default``.
-        module: the path of the module that calls it; empty for the model itself.
-        phase: forward or backward.
-        operands: its tensors, in order.
-        error: the device's largest error, relative to the largest value; None for a value that is
-            not finite where the CPU's is.
-        cpu_error: the CPU's in the same dtype.
-        allowed: what rounding explains.
-    """
-
-    name: str
-    module: str
-    phase: Phase
-    operands: tuple[OperandFacts, ...]
-    error: float | None
-    cpu_error: float
-    allowed: float
-
-    def __str__(self) -> str:
-        off = "NaN or Inf, or of another shape" if self.error is None else f"off by {self.error:.2g}"
-        got = ", ".join(map(str, self.operands))
-        place = f"in {self.module}" if self.module else "in the model itself"
-        return (
-            f"{self.name} ({self.phase}, {place}) on {got} is {off} of the largest value; the CPU "
-            f"in the same dtype {self.cpu_error:.2g}, rounding explains {self.allowed:.2g}"
-        )
-
-
-class NonFinite(Value):
-    """Where NaN or Inf first arises from finite numbers.
-
-    Attributes:
-        kind: ``nan`` or ``inf``.
-        operator: as torch has it.
-        module: the path of the module that calls it.
-        phase: forward or backward.
-        on_cpu: whether it arises on the reference as well: then the model is at fault.
-    """
-
-    kind: Literal["nan", "inf"]
-    operator: str
-    module: str
-    phase: Phase
-    on_cpu: bool
-
-    def __str__(self) -> str:
-        place = f"in {self.module}" if self.module else "in the model itself"
-        whose = "on the CPU as well" if self.on_cpu else "not on the CPU"
-        kind = {"nan": "NaN", "inf": "Inf"}[self.kind]
-        return f"{kind} first arises from {self.operator} ({self.phase}, {place}), {whose}"
-
-
-class Divergence(Value):
-    """What a comparison of one step on two devices came to; true where the device is wrong.
-
-    Attributes:
-        device: that was checked.
-        reference: that it was compared with.
-        found: whether the device is wrong.
-        module: the path of the first module whose outputs or gradients differ; None without one.
-        phase: whether its outputs or its gradients do.
-        error: of that module on the device, relative to the largest value; None where infinite.
-        cpu_error: of that module on the reference, in the same dtype.
-        operator: the first operator that is wrong; None where none is by itself.
-        nonfinite: where NaN or Inf first arises; None without any.
-        notes: what could not be compared, and why.
-        modules_compared: calls of modules whose outputs were compared.
-        operators_checked: operators that were run on the CPU as well.
-        script: a program that shows the wrong operator with torch alone; None without one.
-        script_reproduces: whether the script showed it when it was tried.
-    """
-
-    device: str
-    reference: str
-    found: bool
-    module: str | None = None
-    phase: Phase | None = None
-    error: float | None = None
-    cpu_error: float | None = None
-    operator: WrongOperator | None = None
-    nonfinite: NonFinite | None = None
-    notes: tuple[str, ...] = ()
-    modules_compared: int = 0
-    operators_checked: int = 0
-    script: str | None = None
-    script_reproduces: bool | None = None
-
-    def __bool__(self) -> bool:
-        return self.found
-
-    def __str__(self) -> str:
-        lines = [self._verdict()]
-        lines += [str(part) for part in (self.operator, self.nonfinite) if part is not None]
-        return "\n".join([*lines, *self.notes])
-
-    def _verdict(self) -> str:
-        if not self.found:
-            calls = "1 module call" if self.modules_compared == 1 else f"{self.modules_compared} module calls"
-            return f"{self.device} agrees with {self.reference} ({calls} compared)"
-        place = "the model itself" if self.module == "" else self.module
-        what = "gradients" if self.phase == "backward" else "outputs"
-        off = "not finite" if self.error is None else f"off by {self.error:.2g}"
-        own = f" ({self.reference}: {self.cpu_error:.2g})" if self.cpu_error is not None else ""
-        return f"{self.device} is wrong: the {what} of {place} are {off}{own}"
-
-    def save_script(self, path: str | Path) -> Path:
-        """Write the script to a file and return its path.
-
-        Raises:
-            ArgumentError: there is no script, or the file cannot be written.
-        """
-        if self.script is None:
-            raise ArgumentError("no operator was found wrong, so there is no script", given=path)
-        target = Path(path)
-        try:
-            target.write_text(self.script, encoding="utf-8")
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-            raise ArgumentError(f"{str(path)!r} cannot be written: {why}", given=path) from error
-        return target
+# Roundings of the largest output or gradient that may be left over where values cancel.
+_LEFT_OVER = 4
 
 
 def find_divergence(
@@ -286,10 +143,10 @@ class _Search:
         got = self._run(self.device)
         if self.draws.unmatched:
             self.notes.append(
-                f"{self.draws.unmatched} random draws of the runs do not match: their numbers differ"
+                f"{self.draws.unmatched} random draws differ between the runs: they do not match"
             )
         self.dtype = _coarsest(got)
-        first = next(_differences(got, same, exact, self._rounding()), None)
+        first = next(_differences(got, same, exact, self._tolerance()), None)
         nonfinite = self._nonfinite(got, same)
         compared = sum(site in got.outputs for site in same.outputs)
         common = {
@@ -316,12 +173,10 @@ class _Search:
         fault = self._fault(first)
         gross = first.comparison.error > _GROSS * first.comparison.allowed
         script, shows = script_for(fault, str(self.device)) if fault is not None else (None, None)
-        if fault is None:
-            why = "it is far above rounding" if gross else "a choice amplifies rounding there"
+        if fault is None and gross:
             self.notes.append(
-                f"outputs or gradients of {first.module or 'the model itself'} differ by "
-                f"{first.comparison.error:.2g}, and each operator is right on the inputs that it "
-                f"got: {why}"
+                "each operator that could be checked is right on the inputs that it got: a kernel "
+                "that could not, a copy between devices, or the module's own code is at fault"
             )
         found = fault is not None or gross
         return Divergence(
@@ -362,11 +217,19 @@ class _Search:
         def run() -> Record:
             model = copy.deepcopy(self.model).to(device)
             batch = map_tensors(self.batch, lambda t: t.clone().to(device))
-            watch = Watch(model, self.draws, check=check)
-            return run_step(watch, model, self.step, batch, train=self.train)
+            return self._watched(Watch(model, self.draws, check=check), model, batch)
 
         record: Record = _explained(what, name, run)
         return record
+
+    def _watched(self, watch: Watch, model: torch.nn.Module, batch: Any) -> Record:
+        """Run the step with every seed its own: those of Python and NumPy start anew."""
+
+        def run(patches: Patches) -> Record:
+            isolate(patches, torch.Generator().manual_seed(0))
+            return run_step(watch, model, self.step, batch, train=self.train)
+
+        return Patches.around(run)
 
     def _exact(self, same: Record) -> Record:
         """Run the step in float64 on the CPU; where that fails, the reference stands for it."""
@@ -376,8 +239,7 @@ class _Search:
             batch = map_tensors(
                 self.batch, lambda t: t.double() if t.is_floating_point() else t.clone()
             )
-            watch = Watch(model, self.draws, lift=True)
-            return run_step(watch, model, self.step, batch, train=self.train)
+            return self._watched(Watch(model, self.draws, lift=True), model, batch)
 
         try:
             return run()
@@ -388,9 +250,10 @@ class _Search:
         finally:
             self.draws.rewind()
 
-    def _rounding(self) -> float:
+    def _tolerance(self) -> _Tolerance:
         name = str(self.dtype).removeprefix("torch.")
-        return tolerance_for(self.device.type, name).rtol
+        rounding = tolerance_for(self.device.type, name).rtol
+        return _Tolerance(rounding, _LEFT_OVER * torch.finfo(self.dtype).eps / rounding)
 
     def _fault(self, first: _Difference) -> Fault | None:
         """Look for the wrong operator: inside the module first, then anywhere."""
@@ -441,20 +304,33 @@ class _Search:
         return None
 
 
+class _Tolerance(NamedTuple):
+    """The relative error that is allowed, and the least part of the largest it is relative to."""
+
+    rounding: float
+    least: float
+
+
 class _Difference:
     """The first outputs or gradients that differ."""
 
     def __init__(self, module: str, phase: Phase, comparison: Comparison) -> None:
-        self.module, self.phase, self.comparison = module, phase, comparison
+        self.module, self.comparison = module, comparison
+        self.phase: Phase = phase
 
 
 def _differences(
-    got: Record, same: Record, exact: Record, rounding: float
+    got: Record, same: Record, exact: Record, tolerance: _Tolerance
 ) -> Iterator[_Difference]:
-    """Yield what differs: outputs in the order of the modules, then gradients as they arrive."""
+    """Yield what differs: outputs in the order of the modules, then gradients as they arrive.
+
+    What ought to be zero is compared with the largest value of its kind, of which rounding leaves
+    some.
+    """
+    scale = tolerance.least * _largest(exact.outputs)
 
     def wrong(one: torch.Tensor, other: torch.Tensor, right: torch.Tensor) -> Comparison | None:
-        found = compare(one, other, right, rounding=rounding)
+        found = compare(one, other, right, rounding=tolerance.rounding, scale=scale)
         return found if found.wrong else None
 
     for site, outputs in got.outputs.items():
@@ -462,13 +338,14 @@ def _differences(
         for found in filter(None, (wrong(*three) for three in pairs)):
             yield _Difference(site.module, "forward", found)
     for one, other, right in zip(got.result, same.result, exact.result, strict=False):
-        found = wrong(one, other, right) if one.is_floating_point() else None
-        if found is not None:
-            yield _Difference("", "forward", found)
-    for gradients in _gradients(got, same, exact):
-        found = wrong(*gradients[1:])
-        if found is not None:
-            yield _Difference(gradients[0], "backward", found)
+        off = wrong(one, other, right) if one.is_floating_point() else None
+        if off is not None:
+            yield _Difference("", "forward", off)
+    scale = tolerance.least * max(_largest(exact.output_gradients), _largest(exact.gradients))
+    for module, *gradients in _gradients(got, same, exact):
+        off = wrong(*gradients)
+        if off is not None:
+            yield _Difference(module, "backward", off)
 
 
 def _gradients(
@@ -489,6 +366,11 @@ def _gradients(
         yield from own(site.module)
     for module in dict.fromkeys(name.rpartition(".")[0] for name in got.gradients):
         yield from own(module)
+
+
+def _largest(kept: Any) -> float:
+    finite = (t[t.isfinite()] for t in tensors_of(kept))
+    return max((t.abs().max().item() for t in finite if t.numel()), default=0.0)
 
 
 def _holds(record: Record, kind: str) -> bool:

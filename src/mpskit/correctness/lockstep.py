@@ -16,15 +16,34 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpskit.correctness.comparing import exact_copy, map_args, tensors_of
+from mpskit.dispatch.intercept import OutsideThread
 from mpskit.dispatch.random_state import draw
 
-__all__ = ["Draws", "OpCall", "Record", "Site", "Watch", "run_step"]
+__all__ = ["Draws", "OpCall", "Record", "Site", "Watch", "on_cpu", "run_step"]
 
 _MASKS = frozenset({"bernoulli", "bernoulli_", "native_dropout"})
 _DRAWS = _MASKS | frozenset(
-    "normal normal_ uniform_ exponential_ random_ cauchy_ geometric_ log_normal_ rand rand_like "
-    "randn randn_like randint randint_like randperm multinomial poisson binomial "
-    "_standard_gamma".split()
+    [
+        "normal",
+        "normal_",
+        "uniform_",
+        "exponential_",
+        "random_",
+        "cauchy_",
+        "geometric_",
+        "log_normal_",
+        "rand",
+        "rand_like",
+        "randn",
+        "randn_like",
+        "randint",
+        "randint_like",
+        "randperm",
+        "multinomial",
+        "poisson",
+        "binomial",
+        "_standard_gamma",
+    ]
 )
 _core: Any = torch._C
 
@@ -118,17 +137,41 @@ class Draws:
         kwargs.pop("generator", None)
         func = call.func
         if call.name == "native_dropout":
-            keep = torch.empty_like(args[0])
+            keep = torch.empty(args[0].shape, dtype=args[0].dtype)
             func, args, kwargs = torch.ops.aten.bernoulli_.float, (keep, 1 - args[1]), {}
-        result = draw(self._generator, func, args, kwargs)
-        return (result[1] if isinstance(result, tuple) else result).clone()
+        result = on_cpu(lambda: draw(self._generator, func, args, kwargs))
+        drawn: torch.Tensor = result[1] if isinstance(result, tuple) else result
+        return drawn.clone()
+
+
+def on_cpu(call: Callable[[], Any]) -> Any:
+    """Return what a call on CPU tensors returns, on a thread where nothing else is in force.
+
+    Inside an operator that a simulated Mac runs, new tensors count as that operator's own.
+    """
+    answer: list[Any] = []
+
+    def run() -> None:
+        try:
+            with torch.no_grad():
+                answer.append(call())
+        except BaseException as error:  # noqa: BLE001 - raised on the thread that asked
+            answer.append(error)
+
+    thread = OutsideThread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(answer[0], BaseException):
+        raise answer[0]
+    return answer[0]
 
 
 def _shape(call: OpCall) -> torch.Size | None:
     """Return the shape of what is drawn, where the first argument has it."""
     first = call.args[0] if call.args else None
-    same = isinstance(first, torch.Tensor) and call.name not in ("multinomial", "normal")
-    return first.shape if same else None
+    if not isinstance(first, torch.Tensor) or call.name in ("multinomial", "normal"):
+        return None
+    return first.shape
 
 
 Check = Callable[[OpCall, Callable[[], Any]], Any]
@@ -192,7 +235,9 @@ class Watch(TorchDispatchMode):
         else:
             result = func(*args, **kwargs)
         made = self._lift and any(a.name == "device" for a in func._schema.arguments)
-        return map_args(result, _widened) if made or (self._lift and call.name in _DRAWS) else result
+        return (
+            map_args(result, _widened) if made or (self._lift and call.name in _DRAWS) else result
+        )
 
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:

@@ -95,6 +95,10 @@ def _non_contiguous(use: OpUse, at: int) -> bool:
     return found is not None and not found.contiguous
 
 
+def _rows(use: OpUse, at: int) -> int:
+    return next(iter(use.sizes(at)), 0)
+
+
 def _inner(use: OpUse) -> int:
     left = use.sizes(_PRODUCTS.get(use.op, 0))
     return left[-1] if left else 0
@@ -130,26 +134,31 @@ CONDITIONS: Mapping[str, Condition] = MappingProxyType(
     {
         "non_contiguous": _non_contiguous,
         "rank_from": lambda use, least: len(use.sizes(0)) >= least,
-        "batch_from": lambda use, least: use.sizes(0)[:1] >= (least,),
+        "batch_from": lambda use, least: _rows(use, 0) >= least,
         "bias": lambda use, wanted: _bias(use) is wanted,
         "inner_from": lambda use, least: _inner(use) >= least,
-        "outputs_from": lambda use, least: use.sizes(1)[:1] >= (least,),
+        "outputs_from": lambda use, least: _rows(use, 1) >= least,
         "kernel_from": lambda use, least: max(use.sizes(1)[2:], default=0) >= least,
         "columns_above": lambda use, most: math.prod(use.sizes(0)[1:]) > most,
         "numel_above": lambda use, most: any(one.numel > most for one in use.tensors),
-        "bytes_above": lambda use, most: any(one.numel * one.itemsize > most for one in use.tensors),
+        "bytes_above": lambda use, most: any(
+            one.numel * one.itemsize > most for one in use.tensors
+        ),
         "result_above": lambda use, most: max(_result(use), *(t.numel for t in use.tensors)) > most,
-        "expanded": lambda use, wanted: wanted
-        is any(0 in _long_strides(one) for one in use.tensors),
+        "expanded": lambda use, wanted: (
+            wanted is any(0 in _long_strides(one) for one in use.tensors)
+        ),
         "causal": lambda use, wanted: bool(use.option("is_causal", "5")) is wanted,
         "masked": lambda use, wanted: (use.operand(3) is not None) is wanted,
         "grouped_queries": lambda use, wanted: _grouped(use) is wanted,
-        "values_of_other_size": lambda use, wanted: wanted
-        is (use.sizes(2)[-1:] != use.sizes(1)[-1:]),
+        "values_of_other_size": lambda use, wanted: (
+            wanted is (use.sizes(2)[-1:] != use.sizes(1)[-1:])
+        ),
         "keys_not_multiple_of": lambda use, of: bool(use.sizes(1)) and use.sizes(1)[-2] % of != 0,
         "layers_with_dropout": lambda use, wanted: _dropout(use) is wanted,
-        "input_needs_gradient": lambda use, wanted: wanted
-        is any(one is not None and one.requires_grad for one in use.operands[:1]),
+        "input_needs_gradient": lambda use, wanted: (
+            wanted is any(one is not None and one.requires_grad for one in use.operands[:1])
+        ),
         "non_blocking": lambda use, wanted: bool(use.option("non_blocking")) is wanted,
         "compiled": lambda use, wanted: use.compiled is wanted,
     }

@@ -57,7 +57,7 @@ def wrong_dropout(
         return Recurrent()
     before = {name: float(getattr(m, "dropout")) for name, m in found.items()}  # noqa: B009
     for module in found.values():
-        module.dropout = 0.0  # type: ignore[assignment]
+        module.dropout = 0.0
     note = "compared without the dropout inside recurrent modules, whose kernels draw it themselves"
     if not train:
         return Recurrent(notes=(note,))
@@ -72,8 +72,9 @@ def wrong_dropout(
 
 
 def _drops(module: torch.nn.Module) -> bool:
-    recurrent = isinstance(module, torch.nn.RNNBase) and module.training
-    return recurrent and module.num_layers > 1 and module.dropout > 0  # type: ignore[operator]
+    if not isinstance(module, torch.nn.RNNBase) or not module.training:
+        return False
+    return module.num_layers > 1 and module.dropout > 0
 
 
 def _inputs(
@@ -86,10 +87,12 @@ def _inputs(
     kept: dict[str, Any] = {}
     copied = copy.deepcopy(model)
     modules = dict(copied.named_modules())
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _module, args: kept.update({name: kept.get(name, args)})
+
     for name in wanted:
-        modules[name].register_forward_pre_hook(
-            lambda _, args, name=name: kept.setdefault(name, args) and None
-        )
+        modules[name].register_forward_pre_hook(keep(name))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         try:
@@ -99,9 +102,7 @@ def _inputs(
     return kept
 
 
-def _slope_error(
-    module: torch.nn.Module, dropout: float, args: Any, device: torch.device
-) -> float:
+def _slope_error(module: torch.nn.Module, dropout: float, args: Any, device: torch.device) -> float:
     """Return how far the gradient's slope is from the outputs', relative to its size."""
     moved = copy.deepcopy(module).to(device)
     moved.dropout = dropout  # type: ignore[assignment]

@@ -106,9 +106,11 @@ def _sdpa_causal(device: str) -> Pairs:
     q, k, v = (torch.randn(1, 4, 64, 64) for _ in range(3))
     for dtype in _HALF:
         low = [x.to(dtype) for x in (q, k, v)]
-        call = functional.scaled_dot_product_attention
-        got = call(*(x.to(device) for x in low), is_causal=True)
-        yield got, call(*(x.float() for x in low), is_causal=True).to(dtype)
+        yield _causal(*(x.to(device) for x in low)), _causal(*(x.float() for x in low)).to(dtype)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def _sdpa_masked(device: str) -> Pairs:
@@ -197,8 +199,7 @@ def _linear_half(device: str) -> Pairs:
 def _linear_half_backward(device: str) -> Pairs:
     for dtype in _HALF:
         x, w, g = (
-            torch.randn(s).to(device, dtype)
-            for s in ((2, 13, 1024), (1024, 1024), (2, 13, 1024))
+            torch.randn(s).to(device, dtype) for s in ((2, 13, 1024), (1024, 1024), (2, 13, 1024))
         )
         x.requires_grad_()
         first = torch.autograd.grad(functional.linear(x, w), x, g)[0].cpu()

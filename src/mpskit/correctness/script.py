@@ -74,14 +74,16 @@ def error(device):
         keep = same.isfinite() & exact.isfinite()
         if keep.any():
             scale = exact[keep].double().abs().max().item() or 1.0
-            off = [(x[keep].double() - exact[keep].double()).abs().max().item() for x in (got, same)]
+            right = exact[keep].double()
+            off = [(x[keep].double() - right).abs().max().item() for x in (got, same)]
             worst = max(worst, (off[0] / scale, off[1] / scale))
     return worst
 
 
 if __name__ == "__main__":
     found = error(sys.argv[1] if len(sys.argv) > 1 else "{device}")
-    print(f"largest error relative to the largest value: device {{found[0]:.3g}}, CPU {{found[1]:.3g}}")
+    print("largest error relative to the largest value: "
+          f"device {{found[0]:.3g}}, CPU {{found[1]:.3g}}")
 '''
 
 

@@ -19,7 +19,8 @@ from mpskit.estimate.trace.steps import call_model, default_loss
 __all__ = ["operators_of"]
 
 # Where the calls are found that the dispatcher shows only in parts: linear comes down to addmm.
-_OWNERS: tuple[Any, ...] = (torch, torch.nn.functional, torch._VF, torch._C._nn, torch.Tensor)
+_core: Any = torch._C
+_OWNERS: tuple[Any, ...] = (torch, torch.nn.functional, torch._VF, _core._nn, torch.Tensor)
 # A function's name, where it is not the operator's.
 _NAMES = {"grid_sample": "grid_sampler"}
 _PLACES = {"input": 0, "query": 0, "weight": 1, "key": 1, "value": 2, "bias": 2, "attn_mask": 3}
@@ -104,7 +105,7 @@ def _record(
     values = [placed.get(at) for at in range(last + 1)]
     given = [(str(at), value) for at, value in enumerate(args)] + list(kwargs.items())
     operands = tuple(_operand(value) for value in values)
-    training = torch.is_grad_enabled() and any(one and one.requires_grad for one in _all(values))
+    training = torch.is_grad_enabled() and any(one.requires_grad for one in _all(values))
     options = tuple((key, value) for key, value in given if isinstance(value, _PLAIN))
     found.add(OpUse(name, operands, options, training, compiled))
 
