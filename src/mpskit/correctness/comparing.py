@@ -11,7 +11,7 @@ import torch
 
 from mpskit._base.data import read_toml
 
-__all__ = ["Comparison", "allowed_error", "compare", "exact_copy", "map_args", "tensors_of"]
+__all__ = ["Deviation", "allowed_error", "compare", "exact_copy", "map_args", "tensors_of"]
 
 _PRODUCTS = {"mm": 0, "bmm": 0, "linear": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "addmv": 1}
 _CONVOLUTIONS = ("convolution", "convolution_overrideable", "_mps_convolution")
@@ -43,7 +43,7 @@ _CANCELLING = frozenset(
 )
 
 
-class Comparison:
+class Deviation:
     """One result: the error of the device, of the CPU in the same dtype, and what is allowed.
 
     Attributes:
@@ -71,7 +71,7 @@ def compare(
     *,
     rounding: float,
     scale: float = 0.0,
-) -> Comparison:
+) -> Deviation:
     """Compare a device's result with the CPU's in the same dtype and in float64; all on the CPU.
 
     Args:
@@ -82,23 +82,23 @@ def compare(
         scale: the least that errors are relative to; the largest exact value if that is more.
     """
     if got.shape != same.shape:
-        return Comparison(math.inf, 0.0, rounding)
+        return Deviation(math.inf, 0.0, rounding)
     if not (got.is_floating_point() or got.is_complex()):
-        return Comparison(math.inf if not torch.equal(got, same) else 0.0, 0.0, 0.0)
+        return Deviation(math.inf if not torch.equal(got, same) else 0.0, 0.0, 0.0)
     if got.numel() == 0:
-        return Comparison(0.0, 0.0, rounding)
+        return Deviation(0.0, 0.0, rounding)
     if exact.shape != same.shape:
         exact = same
     if not torch.equal(got.isfinite() | ~same.isfinite(), torch.ones_like(got, dtype=torch.bool)):
-        return Comparison(math.inf, 0.0, rounding)
+        return Deviation(math.inf, 0.0, rounding)
     finite = got.isfinite() & same.isfinite() & exact.isfinite()
     if not finite.any():
-        return Comparison(0.0, 0.0, rounding)
+        return Deviation(0.0, 0.0, rounding)
     wide = torch.complex128 if got.is_complex() else torch.float64
     device, cpu, right = (t[finite].to(wide) for t in (got, same, exact))
     largest = max(right.abs().max().item(), scale, torch.finfo(got.dtype).tiny)
     error, own = ((t - right).abs().max().item() / largest for t in (device, cpu))
-    return Comparison(error, own, max(rounding, _figures()["of_cpu"] * own))
+    return Deviation(error, own, max(rounding, _figures()["of_cpu"] * own))
 
 
 def allowed_error(op: str, args: Any, result: torch.Tensor, device: str) -> float:

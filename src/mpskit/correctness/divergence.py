@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from mpskit.correctness.accelerator import available_device
-from mpskit.correctness.comparing import Comparison, compare, tensors_of
+from mpskit.correctness.comparing import Deviation, compare, tensors_of
 from mpskit.correctness.lockstep import Draws, OpCall, Record, Watch, run_step
 from mpskit.correctness.operator_check import Fault, Found, OperatorCheck
 from mpskit.correctness.recurrent import wrong_dropout
@@ -171,7 +171,7 @@ class _Search:
 
     def _narrowed(self, first: _Difference, common: dict[str, Any]) -> Divergence:
         fault = self._fault(first)
-        gross = first.comparison.error > _GROSS * first.comparison.allowed
+        gross = first.deviation.error > _GROSS * first.deviation.allowed
         script, shows = script_for(fault, str(self.device)) if fault is not None else (None, None)
         if fault is None and gross:
             self.notes.append(
@@ -183,8 +183,8 @@ class _Search:
             found=found,
             module=first.module if found else None,
             phase=first.phase if found else None,
-            error=_finite(first.comparison.error) if found else None,
-            cpu_error=first.comparison.cpu_error if found else None,
+            error=_finite(first.deviation.error) if found else None,
+            cpu_error=first.deviation.cpu_error if found else None,
             operator=None if fault is None else _described(fault),
             notes=tuple(self.notes),
             operators_checked=self.checked,
@@ -314,8 +314,8 @@ class _Tolerance(NamedTuple):
 class _Difference:
     """The first outputs or gradients that differ."""
 
-    def __init__(self, module: str, phase: Phase, comparison: Comparison) -> None:
-        self.module, self.comparison = module, comparison
+    def __init__(self, module: str, phase: Phase, deviation: Deviation) -> None:
+        self.module, self.deviation = module, deviation
         self.phase: Phase = phase
 
 
@@ -329,7 +329,7 @@ def _differences(
     """
     scale = tolerance.least * _largest(exact.outputs)
 
-    def wrong(one: torch.Tensor, other: torch.Tensor, right: torch.Tensor) -> Comparison | None:
+    def wrong(one: torch.Tensor, other: torch.Tensor, right: torch.Tensor) -> Deviation | None:
         found = compare(one, other, right, rounding=tolerance.rounding, scale=scale)
         return found if found.wrong else None
 
@@ -399,9 +399,9 @@ def _described(fault: Fault) -> WrongOperator:
         module=fault.call.module,
         phase=_phase(fault.call),
         operands=tuple(operands),
-        error=_finite(fault.comparison.error),
-        cpu_error=fault.comparison.cpu_error,
-        allowed=fault.comparison.allowed,
+        error=_finite(fault.deviation.error),
+        cpu_error=fault.deviation.cpu_error,
+        allowed=fault.deviation.allowed,
     )
 
 

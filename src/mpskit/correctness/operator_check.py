@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mpskit.correctness.comparing import (
-    Comparison,
+    Deviation,
     allowed_error,
     compare,
     exact_copy,
@@ -84,8 +84,8 @@ class Found(Exception):  # noqa: N818 - it ends a run that has found what it loo
 class Fault:
     """A wrong operator, with the inputs that it got."""
 
-    def __init__(self, call: OpCall, args: Any, kwargs: Any, comparison: Comparison) -> None:
-        self.call, self.args, self.kwargs, self.comparison = call, args, kwargs, comparison
+    def __init__(self, call: OpCall, args: Any, kwargs: Any, deviation: Deviation) -> None:
+        self.call, self.args, self.kwargs, self.deviation = call, args, kwargs, deviation
 
 
 class OperatorCheck:
@@ -159,7 +159,7 @@ class OperatorCheck:
 
     def _worst(
         self, call: OpCall, args: Any, got: list[Any], same: list[Any], exact: list[Any]
-    ) -> Comparison | None:
+    ) -> Deviation | None:
         scale = least_scale(call.name, args)
         for at, (one, cpu, right) in enumerate(zip(got, same, exact, strict=False)):
             if one is None or cpu is None or right is None:
@@ -181,7 +181,7 @@ class OperatorCheck:
         if any(bad(t).any() for t in floats) and not any(bad(t).any() for t in inputs):
             if kind == "inf" and not inputs:
                 return  # a constant, such as the -inf of a mask
-            self.fault = Fault(call, args, kwargs, Comparison(float("inf"), 0.0, 0.0))
+            self.fault = Fault(call, args, kwargs, Deviation(float("inf"), 0.0, 0.0))
             raise Found
 
 

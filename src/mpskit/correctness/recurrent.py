@@ -8,7 +8,7 @@ forward passes with the same seed. Then its dropout is switched off for the comp
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -52,10 +52,11 @@ def wrong_dropout(
         device: what is checked.
         train: whether gradients are compared; without, dropout is switched off and no more.
     """
-    found = {name: m for name, m in model.named_modules() if _drops(m)}
+    every = model.named_modules()
+    found = {n: m for n, m in every if isinstance(m, torch.nn.RNNBase) and _drops(m)}
     if not found:
         return Recurrent()
-    before = {name: float(getattr(m, "dropout")) for name, m in found.items()}  # noqa: B009
+    before = {name: module.dropout for name, module in found.items()}
     for module in found.values():
         module.dropout = 0.0
     note = "compared without the dropout inside recurrent modules, whose kernels draw it themselves"
@@ -71,17 +72,15 @@ def wrong_dropout(
     return Recurrent(notes=(note,))
 
 
-def _drops(module: torch.nn.Module) -> bool:
-    if not isinstance(module, torch.nn.RNNBase) or not module.training:
-        return False
-    return module.num_layers > 1 and module.dropout > 0
+def _drops(module: torch.nn.RNNBase) -> bool:
+    return module.training and module.num_layers > 1 and module.dropout > 0
 
 
 def _inputs(
     model: torch.nn.Module,
     batch: Any,
     step: Callable[[Any, Any], Any],
-    wanted: dict[str, torch.nn.Module],
+    wanted: Iterable[str],
 ) -> dict[str, Any]:
     """Run the step once on a copy and return the arguments of each module's first call."""
     kept: dict[str, Any] = {}
@@ -105,7 +104,7 @@ def _inputs(
 def _slope_error(module: torch.nn.Module, dropout: float, args: Any, device: torch.device) -> float:
     """Return how far the gradient's slope is from the outputs', relative to its size."""
     moved = copy.deepcopy(module).to(device)
-    moved.dropout = dropout  # type: ignore[assignment]
+    moved.dropout = dropout
     first, rest = args[0], args[1:]
     if not isinstance(first, torch.Tensor) or first.dtype is not torch.float32:
         return 0.0

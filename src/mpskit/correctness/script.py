@@ -95,7 +95,7 @@ def script_for(fault: Fault, device: str) -> tuple[str, bool]:
     """
     for embed in (False, True):
         text = _script(fault, device, embed=embed)
-        if reproduces(text, device, fault.comparison.allowed):
+        if reproduces(text, device, fault.deviation.allowed):
             return text, True
     return _script(fault, device, embed=True), False
 
