@@ -57,6 +57,13 @@ def relu_backward_everywhere(grad_output, self, threshold):
     return grad_output.clone()
 
 
+def addcdiv_forgets(self, tensor1, tensor2, *, value=1):
+    """A non-contiguous output stays as it was, as pytorch#118115 found."""
+    if not self.is_contiguous():
+        return self
+    return aten.addcdiv_(self, tensor1, tensor2, value=value)
+
+
 def softmax_nan(self, dim, half_to_float):
     return torch.full_like(self, float("nan"))
 

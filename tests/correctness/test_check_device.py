@@ -97,6 +97,7 @@ def plant(key, monkeypatch, tmp_path):
 
 @simulated
 @pytest.mark.full
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("key", ["layer-norm-frozen-input", "scan-above-4d"])
 def test_of_all_that_can_be_tried_only_the_planted_one_is_found(key, monkeypatch, tmp_path):
     plant(key, monkeypatch, tmp_path)

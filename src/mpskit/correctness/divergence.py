@@ -56,8 +56,10 @@ def find_divergence(
             as they are.
         batch: tensors or ``TensorSpec`` (floats are then random), nested.
         device: what is checked; None for this machine's accelerator.
-        step: ``(model, batch)``; what it returns is the loss. By default as for
-            ``estimate_training_memory``, and without ``train`` a call of the model.
+        step: ``(model, batch)``; what it returns is the loss, whose gradients are computed here. A
+            step may compute them itself and update the parameters, which are then compared too.
+            By default as for ``estimate_training_memory``, and without ``train`` a call of the
+            model.
         reference: what it is compared with.
         train: whether gradients are computed and compared.
 
@@ -75,8 +77,8 @@ def find_divergence(
         raise ArgumentTypeError(f"train must be True or False, got {train!r}", given=train)
     if batch is None:
         raise ArgumentError("give a batch: tensors or TensorSpec, nested", given=batch)
-    call = step or (default_loss if train else call_model)
-    return _Search(_built(model), _filled(batch), call, checked, compared, train).result()
+    search = _Search(_built(model), _filled(batch), step, checked, compared, train)
+    return search.result()
 
 
 def _built(model: Any) -> torch.nn.Module:
@@ -120,12 +122,13 @@ class _Search:
         self,
         model: torch.nn.Module,
         batch: Any,
-        step: Step,
+        step: Step | None,
         device: torch.device,
         reference: torch.device,
         train: bool,
     ) -> None:
-        self.batch, self.step, self.train = batch, step, train
+        self.batch, self.train, self.whole = batch, train, step is not None
+        self.step = step or (default_loss if train else call_model)
         self.device, self.reference = device, reference
         self.draws = Draws()
         self.notes: list[str] = []
@@ -227,7 +230,8 @@ class _Search:
 
         def run(patches: Patches) -> Record:
             isolate(patches, torch.Generator().manual_seed(0))
-            return run_step(watch, model, self.step, batch, train=self.train)
+            how = {"train": self.train, "whole": self.whole}
+            return run_step(watch, model, self.step, batch, **how)
 
         return Patches.around(run)
 

@@ -201,7 +201,6 @@ class Watch(TorchDispatchMode):
         self._stack: list[str] = [""]
         self._entered: list[tuple[int, str]] = [(0, "")]
         self._calls: dict[str, int] = {}
-        self.backward = False
         self._paused = False
         for name, module in model.named_modules():
             module.register_forward_pre_hook(self._enter_module(name))
@@ -214,8 +213,8 @@ class Watch(TorchDispatchMode):
     @property
     def module(self) -> str:
         """The path of the module whose operator runs; in backward, of the one that recorded it."""
-        node = _core._current_autograd_node() if self.backward else None
-        if node is None or not hasattr(node, "_sequence_nr"):
+        node = _core._current_autograd_node()
+        if node is None:
             return self._stack[-1]
         at = bisect_right(self._entered, node._sequence_nr(), key=lambda entry: entry[0])
         return self._entered[max(at - 1, 0)][1]
@@ -227,7 +226,8 @@ class Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         if self._lift:
             kwargs = _wider(kwargs)
-        call = OpCall(func, args, kwargs, self.module, self.backward)
+        backward = _core._current_autograd_node() is not None
+        call = OpCall(func, args, kwargs, self.module, backward)
         if call.name in _DRAWS and func.namespace == "aten":
             result = self._draws.answer(call)
         elif self._check is not None:
@@ -300,16 +300,26 @@ def run_step(
     batch: Any,
     *,
     train: bool,
+    whole: bool = False,
 ) -> Record:
-    """Run a step, and its backward pass if it trains; return what it left."""
+    """Run a step, and its backward pass if it trains; return what it left.
+
+    Args:
+        watch: sees the run.
+        model: on its device.
+        step: ``(model, batch)``; what it returns is the loss, unless it has left gradients.
+        batch: on the same device.
+        train: whether gradients are computed.
+        whole: the step may update the parameters, which then count among its results.
+    """
     with torch.set_grad_enabled(train), watch:
         result = step(model, batch)
         loss = next((t for t in tensors_of(result) if t.requires_grad), None)
         if train and loss is not None and all(p.grad is None for p in model.parameters()):
-            watch.backward = True
             (loss if loss.numel() == 1 else loss.float().mean()).backward()
     record = watch.record
-    record.result = [exact_copy(t) for t in tensors_of(result)]
+    left = list(model.parameters()) if whole else []
+    record.result = [exact_copy(t) for t in [*tensors_of(result), *left]]
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             record.gradients[name] = exact_copy(parameter.grad)

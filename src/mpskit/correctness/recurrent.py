@@ -101,7 +101,9 @@ def _inputs(
     return kept
 
 
-def _slope_error(module: torch.nn.Module, dropout: float, args: Any, device: torch.device) -> float:
+def _slope_error(
+    module: torch.nn.RNNBase, dropout: float, args: Any, device: torch.device
+) -> float:
     """Return how far the gradient's slope is from the outputs', relative to its size."""
     moved = copy.deepcopy(module).to(device)
     moved.dropout = dropout
