@@ -39,6 +39,11 @@ def test_oom_retry_finds_a_batch_size_that_fits(machine):
     assert "limited to 1.50 GiB" in text
 
 
+@pytest.mark.needs_torch("simulation")
+def test_check_model_agrees_on_a_simulated_mac():
+    assert "mps agrees with cpu" in run("check_model.py", "--machine", "m2-16gb")
+
+
 def test_monitor_training_learns_and_writes_what_it_saw(tmp_path):
     text = run("monitor_training.py", "--out", str(tmp_path))
     assert "Peak memory of" in text

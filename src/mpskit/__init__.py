@@ -16,6 +16,14 @@ TYPE_CHECKING = False  # importing typing would cost more than the rest of this 
 if TYPE_CHECKING:
     from typing import Any
 
+    from mpskit.correctness.check_device import (
+        CheckReport,
+        check_device,
+    )
+    from mpskit.correctness.divergence import (
+        Divergence,
+        find_divergence,
+    )
     from mpskit.correctness.known_issues import (
         known_issues,
     )
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from mpskit.errors import (
         ArgumentError,
         ArgumentTypeError,
+        CheckError,
         DeviceUnavailableError,
         EstimateError,
         MissingExtraError,
@@ -144,6 +153,10 @@ _PUBLIC = {
     "grad_scaler": "mpskit.training.precision",
     "precision_for": "mpskit.training.precision",
     "known_issues": "mpskit.correctness.known_issues",
+    "CheckReport": "mpskit.correctness.check_device",
+    "check_device": "mpskit.correctness.check_device",
+    "Divergence": "mpskit.correctness.divergence",
+    "find_divergence": "mpskit.correctness.divergence",
     "cpu_threads": "mpskit.training.threads",
     "set_cpu_threads": "mpskit.training.threads",
     "keep_awake": "mpskit.training.keep_awake",
@@ -165,6 +178,7 @@ _PUBLIC = {
 _ERRORS = (
     "ArgumentError",
     "ArgumentTypeError",
+    "CheckError",
     "DeviceUnavailableError",
     "EstimateError",
     "MissingExtraError",
@@ -183,10 +197,13 @@ __all__ = [
     "ArgumentTypeError",
     "CacheKeeper",
     "CacheReport",
+    "CheckError",
+    "CheckReport",
     "Comparison",
     "DeviceInfo",
     "DeviceUnavailableError",
     "Diagnosis",
+    "Divergence",
     "EstimateError",
     "Host",
     "HostKind",
@@ -211,6 +228,7 @@ __all__ = [
     "Workload",
     "__version__",
     "autocast",
+    "check_device",
     "compare_devices",
     "configure_environment",
     "cpu_threads",
@@ -224,6 +242,7 @@ __all__ = [
     "estimate_inference_memory",
     "estimate_training_memory",
     "explain_oom",
+    "find_divergence",
     "get_optimal_device",
     "grad_scaler",
     "is_oom",

@@ -9,6 +9,7 @@ MpskitError
 ├── TooLateError             also a RuntimeError: torch has already read what was to be set
 ├── OutOfMemory              also a RuntimeError and a MemoryError
 ├── EstimateError            also a RuntimeError: the model cannot be traced
+├── CheckError               also a RuntimeError: the step to be checked fails by itself
 ├── SimulationError          also a RuntimeError: the simulated machine cannot do that
 ├── UnsupportedTorchError    also a RuntimeError: this torch is too old for the feature
 └── MissingExtraError        also an ImportError: an optional package is not installed
@@ -29,6 +30,7 @@ from typing import Any
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "CheckError",
     "DeviceFallbackWarning",
     "DeviceUnavailableError",
     "EnvironmentWarning",
@@ -91,6 +93,10 @@ class OutOfMemory(MpskitError, RuntimeError, MemoryError):  # noqa: N818 - the f
 
 class EstimateError(MpskitError, RuntimeError):
     """The model cannot be traced; the message names the operator and the module."""
+
+
+class CheckError(MpskitError, RuntimeError):
+    """The step whose results were to be checked fails by itself; the message says where."""
 
 
 class SimulationError(MpskitError, RuntimeError):

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpskit import known_issues
-from mpskit.correctness.known_issues import Range, _table
-from mpskit.errors import ArgumentTypeError
+from mpskit.correctness.issue_table import Range, issue_table
+from mpskit.correctness.operators import CONDITIONS
+from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host import Host, HostKind
 from mpskit.host.machines import Machine, find_machine
 
@@ -33,13 +34,29 @@ BOUNDS = [
     ("item-assignment", ("M1", "14.4", "2.2.2"), ("M1", "14.3", "2.2.2")),
     ("linear-non-contiguous-weight", ("M4", "15.6", "2.8.0"), ("M4", "15.6", "2.7.1")),
     ("sdpa-vector-kernel", ("M2", "15.6", "2.9.1"), ("M2", "15.6", "2.7.1")),
-    ("matmul-allocator-state", ("M1 Pro", "26", "2.13.0"), ("M1 Pro", "26", "2.14.0")),
     ("matmul-long-inner-2d", ("M2 Max", "15.6", "2.13.0"), ("M3", "15.6", "2.13.0")),
     ("matmul-long-inner-batched", ("M1", "26.4", "2.15.0"), ("M5", "26.4", "2.15.0")),
     ("ndarray-4-gib", ("M1", "14.7", "2.15.0"), ("M1", "15.1", "2.15.0")),
     ("expanded-operand", ("M4", "26.2", "2.15.0"), ("M4", "26.4", "2.15.0")),
     ("distributed-fallback", ("M1", "15.6", "2.10.0"), ("M1", "15.6", "2.11.0")),
-    ("graph-cache", ("M1", "15.6", "2.12.1"), ("M1", "15.6", "2.13.0")),
+    ("graph-cache", ("M1", "15.6", "2.13.0"), ("M1", "15.6", "2.14.0")),
+    ("sdpa-grouped-query", ("M1", "15.6", "2.10.0"), ("M1", "15.6", "2.11.0")),
+    ("conv2d-non-contiguous-weight", ("M1", "15.6", "2.6.0"), ("M1", "14.7", "2.6.0")),
+    ("conv2d-non-contiguous-weight", ("M4", "26.2", "2.13.0"), ("M4", "26.2", "2.14.0")),
+    ("linear-bias-macos-26", ("M1", "26.5.2", "2.13.0"), ("M4", "26.5.2", "2.13.0")),
+    ("linear-bias-macos-26", ("M1", "26.5.2", "2.15.0"), ("M1", "27.0", "2.15.0")),
+    ("sdpa-causal-half", ("M5", "27.0", "2.12.1"), ("M5", "27.0", "2.13.0")),
+    ("linear-half-m5", ("M5 Max", "26.4", "2.12.1"), ("M4", "26.4", "2.12.1")),
+    ("linear-half-backward-m5", ("M5", "26.4", "2.12.1"), ("M5", "26.4", "2.13.0")),
+    ("lstm-dropout-backward", ("M4", "15.6", "2.13.0"), ("M4", "15.6", "2.14.0")),
+    ("lstm-dropout-eval", ("M4", "15.6", "2.12.1"), ("M4", "15.6", "2.13.0")),
+    ("layer-norm-frozen-input", ("M4", "15.6", "2.12.1"), ("M4", "15.6", "2.13.0")),
+    ("linear-bias-large-batch", ("M5", "26.5.2", "2.13.0"), ("M5", "26.5.2", "2.14.0")),
+    ("linear-transposed-bf16-macos-27", ("M5", "27.0", "2.13.0"), ("M5", "26.5", "2.13.0")),
+    ("conv3d-macos-26-2", ("M2 Max", "26.2", "2.14.0"), ("M2 Max", "26.3", "2.14.0")),
+    ("channels-last-slice", ("M4", "26.3", "2.11.0"), ("M4", "26.3", "2.13.0")),
+    ("reductions-in-succession", ("M4", "26.3", "2.11.0"), ("M4", "26.3", "2.13.0")),
+    ("multinomial-zero-probability", ("M1", "15.7.7", "2.13.0"), ("M1", "15.7.7", "2.12.1")),
 ]
 
 
@@ -57,7 +74,7 @@ def test_the_worst_come_first() -> None:
 
 def test_builds_with_a_suffix_count_as_their_release() -> None:
     for torch in ("2.13.0+cpu", "2.13.0"):
-        assert "matmul-allocator-state" in keys(host(macos="15.6"), torch)
+        assert "matmul-long-inner-2d" in keys(host(macos="15.6"), torch)
     assert known_issues(host(), "my own build") is not None
 
 
@@ -79,7 +96,7 @@ def test_what_cannot_be_ruled_out_is_told() -> None:
 
 
 def test_every_row_is_complete() -> None:
-    table = _table()
+    table = issue_table()
     assert len({issue.key for issue in table}) == len(table) >= 20
     for issue in table:
         assert issue.workaround
@@ -87,6 +104,8 @@ def test_every_row_is_complete() -> None:
         assert all(link.startswith("https://github.com/") for link in issue.links)
         assert issue.source in str(issue)
         assert issue.model_dump_json()
+        assert set(issue.when) <= set(CONDITIONS)
+        assert issue.ops or not issue.dtypes
 
 
 @pytest.mark.parametrize(
@@ -110,6 +129,12 @@ def test_ranges(since, until, version, holds: bool) -> None:
 def test_wrong_types(arguments: tuple) -> None:
     with pytest.raises(ArgumentTypeError):
         known_issues(*arguments)
+
+
+@pytest.mark.parametrize("half", [{"model": object()}, {"batch": 1}])
+def test_a_model_needs_its_batch(half: dict) -> None:
+    with pytest.raises(ArgumentError, match="together"):
+        known_issues(host(), "2.13.0", **half)
 
 
 @settings(deadline=None)

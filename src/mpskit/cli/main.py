@@ -31,6 +31,7 @@ COMMANDS = {
     "compare": "which device is faster for a step, and why it is slow",
     "evidence": "what this machine has measured and remembers",
     "validate": "what mpskit says of this machine beside what the machine does",
+    "check": "whether results are right on this machine: known bugs, or a model's step",
     "simulate": "run a script on a simulated Mac",
 }
 

@@ -250,9 +250,10 @@ def _warnings_of(device: str, host: Host, facts: TorchFacts) -> tuple[str, ...]:
     """Name the serious known bugs of this torch on this Mac."""
     if device != "mps":
         return ()
-    from mpskit.correctness.known_issues import known_issues
+    from mpskit.correctness.issue_table import issues_for
 
-    serious = [issue for issue in known_issues(host, facts.version) if issue.severity == "serious"]
+    found = issues_for(host, facts.version)
+    serious = [issue for issue in found if issue.severity == "serious"]
     return tuple(f"Known bug: {issue.summary} ({issue.source})." for issue in serious)
 
 

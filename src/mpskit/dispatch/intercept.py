@@ -22,6 +22,7 @@ __all__ = [
     "Answerer",
     "OutsideThread",
     "calls_operators",
+    "current",
     "intercepting",
     "registered_key",
     "seen_again",
@@ -62,6 +63,11 @@ def intercepting(answerer: Answerer) -> Any:
     """Return a context manager inside which ``answerer`` gets every operator of this thread."""
     key = registered_key()
     return _mode(answerer) if key is None else _keyed(answerer, key)
+
+
+def current() -> Answerer | None:
+    """Return what answers this thread's operators, for another answerer to hand them on to."""
+    return _ACTIVE.stack[-1] if _ACTIVE.stack else None
 
 
 def registered_key() -> Any:
