@@ -149,6 +149,17 @@ def test_a_decision_is_remembered_by_the_counts(monkeypatch):
     assert len(calls) == 2
 
 
+def test_a_model_is_warned_of_the_bugs_that_it_meets():
+    convolutions = torch.nn.Sequential(*[torch.nn.Conv2d(8, 8, 3) for _ in range(2)])
+    with simulate("m3-max-64gb"):
+        everything = get_optimal_device(force_mps=True).info.advice
+        some = get_optimal_device(
+            force_mps=True, workload=(convolutions, torch.ones(2, 8, 16, 16))
+        ).info.advice
+    bugs = [[line for line in lines if "Known bug" in line] for lines in (everything, some)]
+    assert len(bugs[1]) < len(bugs[0])
+
+
 def test_where_no_mps_is_in_question_nothing_is_weighed():
     assert get_optimal_device(workload=SMALL).device == get_optimal_device().device
 

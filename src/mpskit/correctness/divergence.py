@@ -87,7 +87,7 @@ def _built(model: Any) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = _explained("making the model", "cpu", model)
-    return build_model(model)[0]
+    return build_model(model).module
 
 
 def _filled(batch: Any) -> Any:

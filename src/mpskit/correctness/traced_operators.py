@@ -38,7 +38,7 @@ def operators_of(model: Any, batch: Any) -> frozenset[OpUse]:
     Raises:
         EstimateError: the step cannot be traced.
     """
-    module, _ = build_model(model)
+    module = build_model(model).module
     found: set[OpUse] = set()
     recorder = functools.partial(_record, found, compiled=hasattr(model, "_orig_mod"))
 

@@ -185,7 +185,7 @@ def _decide(
 
         decision = weigh(decision, asked, host, facts.version)
     alone = _shared_gpu(decision.device, settings)
-    info = _info(decision, host, facts, alone)
+    info = _info(decision, host, facts, alone, asked)
     _announce(info)
     said: _Warnings = tuple((EnvironmentWarning, text) for text in alone)
     if decision.fallback is not None:
@@ -230,7 +230,13 @@ def _complete(request: Request, settings: Settings) -> Request:
     )
 
 
-def _info(decision: Decision, host: Host, facts: TorchFacts, warned: tuple[str, ...]) -> DeviceInfo:
+def _info(
+    decision: Decision,
+    host: Host,
+    facts: TorchFacts,
+    warned: tuple[str, ...],
+    asked: Asked | None,
+) -> DeviceInfo:
     return DeviceInfo(
         device=decision.device,
         reason=decision.reason,
@@ -239,20 +245,27 @@ def _info(decision: Decision, host: Host, facts: TorchFacts, warned: tuple[str, 
         advice=(
             *decision.advice,
             *(f"{text}." for text in warned),
-            *_warnings_of(decision.device, host, facts),
+            *_warnings_of(decision.device, host, facts, asked),
         ),
         machine=host.summary,
         torch_version=facts.version,
     )
 
 
-def _warnings_of(device: str, host: Host, facts: TorchFacts) -> tuple[str, ...]:
-    """Name the serious known bugs of this torch on this Mac."""
+def _warnings_of(
+    device: str, host: Host, facts: TorchFacts, asked: Asked | None
+) -> tuple[str, ...]:
+    """Name the serious known bugs of this torch on this Mac, or those that a model meets."""
     if device != "mps":
         return ()
     from mpskit.correctness.issue_table import issues_for
 
-    found = issues_for(host, facts.version)
+    uses = None
+    if asked is not None:
+        from mpskit.speed.cascade import operators_used
+
+        uses = operators_used(asked)
+    found = issues_for(host, facts.version, uses)
     serious = [issue for issue in found if issue.severity == "serious"]
     return tuple(f"Known bug: {issue.summary} ({issue.source})." for issue in serious)
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mpskit._base.arguments import wrong_type
 from mpskit._base.sizes import format_bytes
 from mpskit.device.codes import Basis, ReasonCode
 from mpskit.device.info import Rejected
 from mpskit.device.policy import Decision
-from mpskit.errors import ArgumentError
+from mpskit.errors import ArgumentError, EstimateError
 from mpskit.estimate.result import TIGHT_SHARE
 from mpskit.host import Host
 from mpskit.memory.budget import memory_budget
@@ -31,7 +31,18 @@ from mpskit.speed.predict import Prediction, predict_speedup
 from mpskit.speed.workload import Workload
 from mpskit.system.machine import replaced_readings
 
-__all__ = ["Answer", "Asked", "Measure", "answer_by_facts", "asked_of", "weigh"]
+if TYPE_CHECKING:
+    from mpskit.correctness.operators import OpUse
+
+__all__ = [
+    "Answer",
+    "Asked",
+    "Measure",
+    "answer_by_facts",
+    "asked_of",
+    "operators_used",
+    "weigh",
+]
 
 Measure: TypeAlias = Literal["cpu", "both"]
 
@@ -128,6 +139,18 @@ def weigh(decision: Decision, asked: Asked, host: Host, torch_version: str) -> D
         return decision._replace(advice=(*decision.advice, *other))
     found = _answer(asked, facts, torch_version)
     return _decided(decision, found)
+
+
+def operators_used(asked: Asked) -> frozenset[OpUse] | None:
+    """Return how the model that was given uses which operators; None for one that was not."""
+    if asked.job is None:
+        return None
+    from mpskit.correctness.traced_operators import operators_of
+
+    try:
+        return operators_of(*asked.job)
+    except EstimateError:
+        return None
 
 
 def answer_by_facts(workload: Workload, facts: Facts) -> Answer:

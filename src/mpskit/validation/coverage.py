@@ -10,9 +10,12 @@ import torch
 
 from mpskit.allocator.watermarks import FALLBACK
 from mpskit.backends.versions import torch_version
+from mpskit.correctness.check_device import Outcome as IssueOutcome
+from mpskit.correctness.check_device import check_device
 from mpskit.dispatch.autocast_lists import cast_policy
 from mpskit.host import detect_host
 from mpskit.simulation.coverage import Coverage, Status
+from mpskit.system.machine import replaced_readings
 from mpskit.training.precision import precision_for
 from mpskit.validation.claims import compared, not_tried
 from mpskit.validation.report import Finding
@@ -130,5 +133,14 @@ def autocast_lists(device: str) -> Iterator[Finding]:
 
 
 def issues(device: str) -> Iterator[Finding]:
-    """Whether the known bugs that can be tried are there where the table says so."""
-    yield not_tried("known-issues", "known bugs", f"nothing is known to try on {device}")
+    """Whether the known bugs that can be tried show where they are expected, and nowhere else."""
+    check, simulated = "known-issues", replaced_readings() is not None
+    for tried in check_device(device).checks:
+        if tried.outcome is IssueOutcome.UNTRIED:
+            yield not_tried(check, tried.key, tried.detail)
+            continue
+        affected = tried.outcome is IssueOutcome.AFFECTED
+        # A simulated Mac computes right on the CPU, whatever its real one does.
+        expected = tried.listed and not simulated
+        said, found = (("affected" if yes else "not affected") for yes in (expected, affected))
+        yield compared(check, tried.key, said, found)

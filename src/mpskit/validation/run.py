@@ -26,6 +26,8 @@ __all__ = ["run_check", "validate"]
 _MARK = "mpskit-findings:"
 _CHILD = "import sys; from mpskit.validation.run import child; child(*sys.argv[1:])"
 _SECONDS = 60.0
+# Three dozen reproductions, four at a time.
+_LONGER = {"known-issues": 4.0}
 
 
 def validate(
@@ -41,7 +43,7 @@ def validate(
     Args:
         device: None takes the one that :func:`mpskit.get_optimal_device` chooses.
         checks: the names of some; None runs all (:data:`mpskit.validation.checks.CHECKS`).
-        seconds: the most that one check may take.
+        seconds: the most that one check may take; the known bugs together four times that.
         processes: run each check in a process of its own, which an error in a driver may end.
             False runs them here.
         progress: is told which check comes next.
@@ -62,7 +64,7 @@ def validate(
     for check in _chosen(checks):
         progress(check)
         run = _in_process if processes else run_check
-        findings += run(check, name, seconds)
+        findings += run(check, name, seconds * _LONGER.get(check, 1.0))
     return Validation(
         machine=detect_host().summary,
         device=name,
