@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mpskit.speed.chip_speed import ChipSpeed, chip_speed
+from mpskit.speed.chip_rates import ChipSpeed, chip_speed
 from mpskit.speed.predict import Constants, OpClass, evidence, step_seconds
 from mpskit.speed.workload import Workload
 

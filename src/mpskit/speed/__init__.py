@@ -10,7 +10,7 @@ from mpskit._base.lazy import resolver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mpskit.speed.chip_speed import ChipSpeed, chip_speed
+    from mpskit.speed.chip_rates import ChipSpeed, chip_speed
     from mpskit.speed.compare import Comparison, compare_devices
     from mpskit.speed.diagnosis import Cause, CauseKind, Diagnosis, diagnose
     from mpskit.speed.predict import Prediction, predict_speedup
@@ -40,11 +40,11 @@ _HOMES = {
     "Comparison": "mpskit.speed.compare",
     "CauseKind": "mpskit.speed.diagnosis",
     "Cause": "mpskit.speed.diagnosis",
-    "ChipSpeed": "mpskit.speed.chip_speed",
+    "ChipSpeed": "mpskit.speed.chip_rates",
     "Prediction": "mpskit.speed.predict",
     "Timing": "mpskit.speed.timing",
     "Workload": "mpskit.speed.workload",
-    "chip_speed": "mpskit.speed.chip_speed",
+    "chip_speed": "mpskit.speed.chip_rates",
     "predict_speedup": "mpskit.speed.predict",
     "synchronize": "mpskit.speed.timing",
 }

@@ -22,7 +22,7 @@ from mpskit._base.values import Value
 from mpskit.backends.versions import older
 from mpskit.errors import ArgumentTypeError
 from mpskit.host.chips import Chip
-from mpskit.speed.chip_speed import ChipSpeed, chip_speed
+from mpskit.speed.chip_rates import ChipSpeed, chip_speed
 from mpskit.speed.workload import Workload
 
 __all__ = ["Prediction", "launch_seconds", "predict_speedup", "wait_seconds"]
