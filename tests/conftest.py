@@ -45,7 +45,8 @@ def pytest_configure(config):
         "markers", "needs_torch(feature): skipped where backends.versions says that torch lacks it"
     )
     config.addinivalue_line(
-        "markers", "from_torch(version, what): skipped on an older torch, to which it names the lack"
+        "markers",
+        "from_torch(version, what): skipped on an older torch, to which it names the lack",
     )
 
 

@@ -15,7 +15,7 @@ APPLE_SILICON = ["m1-8gb", "m2-24gb", "m3-max-36gb", "m4-pro-48gb", "m1-ultra-12
 
 
 @pytest.mark.parametrize("name", APPLE_SILICON)
-@pytest.mark.parametrize("macos", ["14.5", "26"])
+@pytest.mark.parametrize("macos", ["15.3", "26"])
 def test_what_metal_says_is_what_the_rule_says(name, macos):
     with mpskit.simulate(name, macos=macos) as mac:
         ahead = memory_budget_for(mac.machine.ram_bytes, macos)

@@ -183,7 +183,9 @@ def test_sparse_tensors_need_a_backend_of_their_own(layout):
     for _ in range(2):
         without.check_layout(torch.strided)
         with_it.check_layout(layout)
-        with pytest.raises(NotImplementedError, match=f"'aten::_x' .* from the '{backend}' backend"):
+        with pytest.raises(
+            NotImplementedError, match=f"'aten::_x' .* from the '{backend}' backend"
+        ):
             without.check_layout(layout, "_x")
 
 

@@ -33,7 +33,7 @@ def test_small_tensors_are_rounded_up_to_256_bytes():
     [("m1-8gb", "9.07"), ("m1-16gb", "18.13"), ("m1-max-64gb", "81.60")],
 )
 def test_published_out_of_memory_figures(machine, allowed):
-    with simulate(machine, macos="14.5"):
+    with simulate(machine, macos="15.3"):
         held = []
 
         def fill():

@@ -62,9 +62,7 @@ def _build_sparse(
     if not asks_mps(device or (parts[-1].device if parts else None)):
         return func(*args, **kwargs)
     if func is torch.sparse_coo_tensor:
-        simulation.rules.check_layout(
-            torch.sparse_coo, "_sparse_coo_tensor_with_dims_and_tensors"
-        )
+        simulation.rules.check_layout(torch.sparse_coo, "_sparse_coo_tensor_with_dims_and_tensors")
     args = tuple(_on_cpu(part) for part in args)
     return _moved(simulation, func, args, {name: _on_cpu(kwargs[name]) for name in kwargs})
 
