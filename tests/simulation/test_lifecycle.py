@@ -81,6 +81,13 @@ def test_availability_inside_and_after():
     assert accelerator() == before
 
 
+def test_an_event_may_outlive_its_mac():
+    with simulate("m1-8gb"):
+        event = torch.mps.Event(enable_timing=True)
+        event.record()
+    del event  # torch gives an event back here, and pytest fails on what __del__ raises
+
+
 def test_survivors_become_plain_cpu_tensors():
     with simulate("m1-8gb"):
         x = torch.arange(4.0, device="mps")
