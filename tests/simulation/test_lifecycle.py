@@ -173,7 +173,7 @@ def test_hosted_runner_is_available_and_fails_at_the_first_allocation():
 
 
 def test_macos_older_than_torch_needs():
-    with simulate("m1-8gb", macos="13.6"):
+    with simulate("m1-8gb", macos="12.6"):
         assert not torch.backends.mps.is_available()
 
 

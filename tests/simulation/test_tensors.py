@@ -299,6 +299,7 @@ def test_names_of_the_machine():
     assert torch.backends.mps.get_core_count() == 8
 
 
+@pytest.mark.needs_torch("mps.knows_macos_26")
 def test_versions_of_the_machine():
     assert torch.backends.mps.is_macos_or_newer(15, 0)
     assert not torch.backends.mps.is_macos_or_newer(26, 0)
