@@ -84,6 +84,13 @@ def present_kinds() -> tuple[str, ...]:
     return () if found is None else (found,)
 
 
+def mps_settings() -> Any:
+    """Return ``torch.backends.mps``, where torch itself asks for the macOS."""
+    import torch
+
+    return torch.backends.mps
+
+
 def default_device() -> torch.device | None:
     """Return torch's default device, or None where it cannot be asked."""
     import torch
