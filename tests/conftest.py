@@ -44,12 +44,20 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "needs_torch(feature): skipped where backends.versions says that torch lacks it"
     )
+    config.addinivalue_line(
+        "markers",
+        "from_torch(version, what): skipped on an older torch, to which it names the lack",
+    )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
     for mark in item.iter_markers("needs_torch"):
         skip_without(*mark.args)
+    for mark in item.iter_markers("from_torch"):
+        since, what = mark.args
+        if versions.older(INSTALLED, since):
+            pytest.skip(f"{what} from torch {since}, not in {INSTALLED}")
     with _too_old_is_a_skip():
         return (yield)
 

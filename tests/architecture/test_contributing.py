@@ -102,7 +102,7 @@ CHANGES = (
                 '[[variable]]\nname = "PYTORCH_MPS_NEW"\nparse = "nonzero"\nread = "kernel"\n'
                 'meaning = "what is new"\nfeature = "mps.env.new"\nsource = "a wheel"\n'
             ),
-            "backends/versions.py": feature('"mps.env.new": ("2.3", None)'),
+            "backends/versions.py": feature('"mps.env.new": ("2.2", None)'),
         },
         "import mpskit\n"
         "for one in mpskit.current_environment().variables: print(one.name, one.meaning)",

@@ -6,9 +6,9 @@ import pytest
 import torch
 from packaging.version import Version
 
-from mpskit import memory_budget
+from mpskit import empty_cache, memory_budget
 from mpskit.backends import memory
-from mpskit.backends.memory import Backend, as_device, backend, device_in_use
+from mpskit.backends.memory import Backend, as_device, backend, default_device, device_in_use
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 VERSIONS = ("2.2.2", "2.4.1", "2.8.0", "2.9.1", "2.12.1", "2.13.0", "2.15.0")
@@ -258,6 +258,18 @@ def test_the_device_in_use_is_the_cpu_where_nothing_else_is(monkeypatch):
 def test_mps_counts_as_in_use_where_it_cannot_be_asked(mac, version, initialized, kind):
     mac(version, initialized)
     assert device_in_use().type == kind
+
+
+def test_a_default_device_that_cannot_be_asked_is_none(monkeypatch):
+    """As in torch 2.6 after ``set_default_device(None)``, and in 2.2, which has no function."""
+
+    def fails():
+        raise AttributeError("'NoneType' object has no attribute 'device'")
+
+    monkeypatch.setattr(torch, "get_default_device", fails, raising=False)
+    assert default_device() is None
+    assert device_in_use() == torch.device("cpu")
+    assert empty_cache().devices == ()
 
 
 @pytest.mark.needs_torch("default_device")

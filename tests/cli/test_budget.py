@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from mpskit import MemoryBudget, memory_budget_for
 from mpskit._base.sizes import GIB
@@ -58,7 +59,8 @@ def test_a_mac_that_has_no_mps_has_the_budget_of_its_cpu(capsys, words, note):
     assert not any("PyTorch's own limit" in line for line in found.notes)
 
 
-def test_a_macos_that_this_torch_does_not_run_mps_on_is_noted(capsys):
+def test_a_macos_that_this_torch_does_not_run_mps_on_is_noted(capsys, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
     assert main(["budget", "--ram-gib", "16", "--macos", "12.6", "--json"]) == 0
     found = told(capsys)
     assert found.device == "mps"

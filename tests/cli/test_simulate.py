@@ -37,7 +37,7 @@ def simulate(*words, **kwargs):
 def test_a_script_runs_on_the_machine_and_passes_on_its_exit_code(tmp_path):
     path = tmp_path / "train.py"
     path.write_text(SCRIPT)
-    done = simulate("m1-8gb", "--macos", "14.5", "--", str(path), "--epochs", "7")
+    done = simulate("m1-8gb", "--macos", "15.3", "--", str(path), "--epochs", "7")
     assert done.stdout.strip() == "arm64 mps:0 ['--epochs', '7']", done.stderr
     assert done.returncode == 7
 

@@ -13,7 +13,7 @@ MACHINES = [
     ("m6-32gb", "mps", None),
     ("a18-pro-8gb", "mps", None),
     ("intel-mac-32gb", "cpu", {ReasonCode.INTEL_MAC, ReasonCode.DISCRETE_GPU_UNSUPPORTED}),
-    ("intel-mac-amd-32gb", "cpu", {ReasonCode.DISCRETE_GPU_UNSUPPORTED}),
+    ("intel-mac-amd-32gb", "cpu", {ReasonCode.INTEL_MAC, ReasonCode.DISCRETE_GPU_UNSUPPORTED}),
     ("rosetta-m2-16gb", "cpu", {ReasonCode.ROSETTA}),
 ]
 
@@ -43,7 +43,7 @@ def test_a_hosted_runner_is_found_out_by_the_probe(monkeypatch):
 
 
 def test_an_old_macos():
-    with mpskit.simulate("m1-8gb", macos="13.5"):
+    with mpskit.simulate("m1-8gb", macos="12.6"):
         info = mpskit.get_optimal_device().info
     assert next(r for r in info.rejected if r.device == "mps").code is ReasonCode.MACOS_TOO_OLD
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -108,11 +108,9 @@ def test_notes_reach_the_result() -> None:
 
 
 def test_one_config_after_another_in_a_thread() -> None:
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(estimated(GPT2)))
-    thread.start()
-    thread.join()
-    assert found == [estimated(GPT2)]
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(estimated, GPT2).result()
+    assert found == estimated(GPT2)
 
 
 @pytest.mark.parametrize(

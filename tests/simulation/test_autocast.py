@@ -128,6 +128,7 @@ def test_bit_equal_to_the_cpu_under_the_same_casts():
     assert torch.equal(on_mac.cpu(), by_hand)
 
 
+@pytest.mark.needs_torch("mps.grad_scaler")
 def test_grad_scaler_trains():
     model = torch.nn.Linear(4, 1, device="mps")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

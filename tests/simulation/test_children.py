@@ -53,9 +53,9 @@ def test_pythonpath_keeps_what_it_had(monkeypatch):
 def test_a_subprocess_is_inside_and_runs_the_users_own_sitecustomize(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.mine = __name__")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with mpskit.simulate("m1-8gb", macos="14.5"):
+    with mpskit.simulate("m1-8gb", macos="15.3"):
         done = python(SAY + "\nimport sys; print(sys.mine)")
-    assert done.stdout.split() == ["mps:0", "14.5", "sitecustomize"], done.stderr
+    assert done.stdout.split() == ["mps:0", "15.3", "sitecustomize"], done.stderr
 
 
 def test_a_child_that_imports_no_torch_imports_no_pydantic():

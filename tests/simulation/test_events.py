@@ -72,6 +72,14 @@ def test_every_binding_of_this_torch_for_the_mac_is_simulated():
     assert {name for name in names - simulated if "AllocatorSettings" not in name} == set()
 
 
+def test_the_time_between_events_that_were_not_recorded():
+    event = torch.mps.Event(enable_timing=True)
+    event.record()
+    assert event.query()
+    with pytest.raises(RuntimeError, match="must be recorded"):
+        event.elapsed_time(torch.mps.Event(enable_timing=True))
+
+
 def test_events_and_streams_of_torch():
     stream = torch.Stream(device="mps")
     assert stream.device == MPS

@@ -3,6 +3,7 @@ import torch
 
 from mpskit.simulation import simulate
 
+sparse = pytest.mark.from_torch("2.10", "MPS has sparse_mask")
 NAMES = sorted(
     name
     for name, value in vars(torch.optim).items()
@@ -59,7 +60,9 @@ def train_sparse(device):
 # Adafactor's norm takes the path that warns on every device but CPU and CUDA.
 @pytest.mark.filterwarnings("ignore:at..frobenius_norm is deprecated")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=sparse) if n == "SparseAdam" else n for n in NAMES]
+)
 def test_every_optimizer_of_torch(name):
     losses, weights, _ = train(name, "cpu")
     with simulate("m1-8gb"):

@@ -82,14 +82,26 @@ CONSTRUCTORS = {
     "pickle": lambda d: pickle.loads(pickle.dumps(torch.ones(3, device=d))),
     "sparse": lambda d: torch.sparse_coo_tensor([[0, 1]], [1.0, 2.0], (2,), device=d),
     "to_dense": lambda d: torch.sparse_coo_tensor([[0, 1]], [1.0, 2.0], (2,), device=d).to_dense(),
+    "sparse of its parts": lambda d: torch.sparse_coo_tensor(
+        torch.tensor([[0, 1]], device=d), torch.tensor([1.0, 2.0], device=d), (2,)
+    ),
     "complex": lambda d: torch.ones(2, device=d, dtype=torch.complex64),
     "real of complex": lambda d: torch.ones(2, device=d, dtype=torch.complex64).real,
     "nested zip": lambda d: torch.stack([torch.tensor(1.0, device=d), torch.tensor(2.0, device=d)]),
 }
 
 
+SPARSE = pytest.mark.from_torch("2.9", "MPS has sparse tensors")
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize("make", CONSTRUCTORS.values(), ids=CONSTRUCTORS.keys())
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=SPARSE if "sparse" in str(make.__code__.co_names) else ())
+        for name, make in CONSTRUCTORS.items()
+    ],
+)
 @pytest.mark.parametrize("device", ["mps", "mps:0", torch.device("mps"), MPS], ids=repr)
 def test_made_on_the_mac_and_with_the_cpu_s_numbers(make, device):
     torch.manual_seed(1)
@@ -281,9 +293,14 @@ def test_events_streams_and_accelerator():
     assert torch.get_device_module("mps") is torch.mps
 
 
-def test_names_and_versions_of_the_machine():
+@pytest.mark.needs_torch("mps.get_name")
+def test_names_of_the_machine():
     assert torch.backends.mps.get_name() == "Apple M1"
     assert torch.backends.mps.get_core_count() == 8
+
+
+@pytest.mark.needs_torch("mps.knows_macos_26")
+def test_versions_of_the_machine():
     assert torch.backends.mps.is_macos_or_newer(15, 0)
     assert not torch.backends.mps.is_macos_or_newer(26, 0)
     with pytest.warns(UserWarning, match="Checking for unexpected MacOS 99.0 returning false"):

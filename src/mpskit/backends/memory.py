@@ -84,6 +84,23 @@ def present_kinds() -> tuple[str, ...]:
     return () if found is None else (found,)
 
 
+def mps_settings() -> Any:
+    """Return ``torch.backends.mps``, where torch itself asks for the macOS."""
+    import torch
+
+    return torch.backends.mps
+
+
+def default_device() -> torch.device | None:
+    """Return torch's default device, or None where it cannot be asked."""
+    import torch
+
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # 2.2 has no such function; 2.6's fails after set_default_device(None)
+        return None
+
+
 def device_in_use() -> torch.device:
     """Return the accelerator this process already uses, else torch's default device.
 
@@ -92,7 +109,7 @@ def device_in_use() -> torch.device:
     """
     import torch
 
-    default = torch.get_default_device() if hasattr(torch, "get_default_device") else None
+    default = default_device()
     if default is not None and default.type != "cpu":
         return default
     in_use = (kind for kind in present_kinds() if backend(kind).is_initialized() is not False)

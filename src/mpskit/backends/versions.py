@@ -68,6 +68,7 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "xpu": ("2.3", None),  # torch.xpu
     # On 2.4.1 figures were up to 3% short, CTC failed and "mps" knew no autocast; 2.5 is not tried.
     "estimate": ("2.6", None),
+    "grouped_mm": ("2.10", None),  # torch.nn.functional.grouped_mm, on the CPU as well
     "simulation": ("2.6", None),
     "mps.missing_text.commit": ("2.6", None),
     "mps.distributed_error": ("2.11", None),  # pytorch#173954
@@ -80,6 +81,7 @@ FEATURES: dict[str, tuple[str, str | None]] = {
 _REFUSED = {
     "estimate": "a traced memory estimate",
     "simulation": "a simulated machine",
+    "grouped_mm": "an estimate of a model with experts",
 }
 
 # The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says

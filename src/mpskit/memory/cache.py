@@ -28,7 +28,7 @@ from mpskit._base.sizes import format_bytes
 from mpskit._base.state import remembered
 from mpskit._base.values import Value
 from mpskit.backends.kinds import KINDS, Api, device_type, kind_of
-from mpskit.backends.memory import as_device, backend, present_kinds, torch_has
+from mpskit.backends.memory import as_device, backend, default_device, present_kinds, torch_has
 from mpskit.errors import ArgumentTypeError
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.system.memory import system_memory
@@ -191,8 +191,8 @@ def _is_in_use(kind: str, look: bool) -> bool:
 
 
 def _is_default(kind: str) -> bool:
-    default = getattr(sys.modules["torch"], "get_default_device", None)
-    return default is not None and default().type == kind
+    default = default_device()
+    return default is not None and default.type == kind
 
 
 def _has_tensor(kind: str) -> bool:

@@ -19,6 +19,7 @@ from mpskit.simulation import argument_limits, messages
 from mpskit.simulation.yaml_index import Index, Kind, installed_index
 
 if TYPE_CHECKING:
+    import torch
     from torch._ops import OpOverload
 
 __all__ = [
@@ -171,6 +172,7 @@ class Coverage:
         self._index = installed_index() if index is None else index
         self._table = table_for(torch_version, macos)
         self._status: dict[OpOverload, Status] = {}
+        self._layouts: set[torch.layout] = set()
 
     def status(self, op: OpOverload) -> Status:
         """Return how the operator runs on MPS (kept by operator)."""
@@ -262,6 +264,26 @@ class Coverage:
     def _missing(self, name: str) -> NotImplementedError:
         text = messages.missing_operator(name, self.torch_version, _commit())
         return NotImplementedError(text)
+
+    def check_layout(self, layout: torch.layout, operator: str = "empty.memory_format") -> None:
+        """Raise what a Mac raises for a sparse tensor where MPS has none (torch before 2.9).
+
+        Args:
+            layout: the tensor's; every one but ``torch.strided`` is looked up.
+            operator: where torch fails; by default the allocation of a moved or empty tensor. The
+                words for compressed layouts were seen nowhere and follow those of COO tensors.
+
+        Raises:
+            NotImplementedError: with the beginning of torch's text (pytorch#141320, #87886).
+        """
+        if layout not in self._layouts:
+            import torch
+
+            coo = layout is torch.sparse_coo
+            backend = "SparseMPS" if coo else "SparseCsrMPS"
+            if layout is not torch.strided and not self._index.has_layout(backend):
+                raise NotImplementedError(messages.not_for_backend(f"aten::{operator}", backend))
+            self._layouts.add(layout)
 
     def fallback_warning(self, op: OpOverload) -> str:
         """Return the text of the warning for the first operator that falls back to the CPU."""

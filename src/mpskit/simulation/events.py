@@ -16,36 +16,42 @@ import torch
 from mpskit.dispatch.patches import Patches
 from mpskit.simulation.core import MPS, Simulation, asks_mps, device_of
 
-__all__ = ["Events", "install"]
+__all__ = ["bindings", "install"]
 
 _DEVICE_TYPE = 13  # c10::DeviceType::MPS
 _POOL = 32  # kMPSStreamsPerPool in MPSStream.mm; stream 0 is the default and not of the pool
 
 
-class Events:
-    """The events behind ``torch.mps.Event``: a number each, and the time it was recorded at."""
+class _Recorded(int):
+    """What a ``torch.mps.Event`` holds as its number, with the time it was recorded at.
 
-    def __init__(self) -> None:
-        self._numbers = itertools.count(1)
-        self._recorded: dict[int, float] = {}
+    The number is 0, which torch never gives back: an event may outlive the simulated Mac.
+    """
 
-    def bindings(self) -> dict[str, Any]:
-        """Return the functions of ``torch._C`` that ``torch.mps.Event`` calls."""
-        return {
-            "_mps_acquireEvent": lambda _timing=False: next(self._numbers),
-            "_mps_releaseEvent": lambda event: self._recorded.pop(event, None),
-            "_mps_recordEvent": self._record,
-            "_mps_waitForEvent": lambda _: None,
-            "_mps_synchronizeEvent": lambda _: None,
-            "_mps_queryEvent": lambda _: True,
-            "_mps_elapsedTimeOfEvents": self._elapsed,
-        }
+    _time: float | None = None
 
-    def _record(self, event: int) -> None:
-        self._recorded[event] = time.perf_counter()
 
-    def _elapsed(self, start: int, end: int) -> float:
-        return (self._recorded[end] - self._recorded[start]) * 1000
+def bindings() -> dict[str, Any]:
+    """Return the functions of ``torch._C`` that ``torch.mps.Event`` calls."""
+    return {
+        "_mps_acquireEvent": lambda _timing=False: _Recorded(),
+        "_mps_releaseEvent": lambda _: None,
+        "_mps_recordEvent": _record,
+        "_mps_waitForEvent": lambda _: None,
+        "_mps_synchronizeEvent": lambda _: None,
+        "_mps_queryEvent": lambda _: True,
+        "_mps_elapsedTimeOfEvents": _elapsed,
+    }
+
+
+def _record(event: Any) -> None:
+    event._time = time.perf_counter()
+
+
+def _elapsed(start: Any, end: Any) -> float:
+    if start._time is None or end._time is None:
+        raise RuntimeError("Both events must be recorded before calculating elapsed time.")
+    return float(end._time - start._time) * 1000
 
 
 class _Event(torch.Event):
@@ -66,7 +72,7 @@ class _Event(torch.Event):
         return f"torch.Event device_type=mps, device_index=0, event_id={self.event_id}"
 
     def record(self, stream: Any = None) -> None:  # noqa: ARG002 - torch's signature
-        self._time = time.perf_counter()
+        _record(self)
 
     def wait(self, stream: Any = None) -> None:
         pass
@@ -78,9 +84,7 @@ class _Event(torch.Event):
         pass
 
     def elapsed_time(self, other: Any) -> float:
-        if self._time is None or other._time is None:
-            raise RuntimeError("Both events must be recorded before calculating elapsed time.")
-        return float(other._time - self._time) * 1000
+        return _elapsed(self, other)
 
     @classmethod
     def from_ipc_handle(cls, device: Any, ipc_handle: bytes) -> Any:

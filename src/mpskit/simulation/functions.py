@@ -53,6 +53,24 @@ def _moved(simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dic
     return made.requires_grad_() if requires_grad else made
 
 
+def _build_sparse(
+    simulation: Simulation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A sparse tensor of parts: the device is an argument, the default, or the parts' own."""
+    parts = [part for part in (*args, *kwargs.values()) if isinstance(part, torch.Tensor)]
+    device = kwargs.get("device") or _device.CURRENT_DEVICE
+    if not asks_mps(device or (parts[-1].device if parts else None)):
+        return func(*args, **kwargs)
+    if func is torch.sparse_coo_tensor:
+        simulation.rules.check_layout(torch.sparse_coo, "_sparse_coo_tensor_with_dims_and_tensors")
+    args = tuple(_on_cpu(part) for part in args)
+    return _moved(simulation, func, args, {name: _on_cpu(kwargs[name]) for name in kwargs})
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
 def _from_tensor(func: Any, data: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     """Make one from data that are on the Mac already: only ``as_tensor`` and the like share."""
     if func in {torch.as_tensor, torch.asarray}:
@@ -75,6 +93,11 @@ CONSTRUCTORS: dict[Any, Constructor] = dict.fromkeys(
         torch.tensor,
         torch.as_tensor,
         torch.asarray,
+    ),
+    _build,
+)
+CONSTRUCTORS |= dict.fromkeys(
+    (
         torch.sparse_coo_tensor,
         torch.sparse_compressed_tensor,
         torch.sparse_csr_tensor,
@@ -82,7 +105,7 @@ CONSTRUCTORS: dict[Any, Constructor] = dict.fromkeys(
         torch.sparse_bsr_tensor,
         torch.sparse_bsc_tensor,
     ),
-    _build,
+    _build_sparse,
 )
 CONSTRUCTORS[torch.Tensor.new_tensor] = _like_self
 _c: Any = torch._C

@@ -13,6 +13,7 @@ __all__ = [
     "distributed_operator",
     "fallback",
     "missing_operator",
+    "not_for_backend",
     "placeholder_storage",
     "slow_convolution",
     "too_many_dimensions",
@@ -70,6 +71,24 @@ def fallback(name: str) -> str:
     return (
         f"The operator '{name}' is not currently supported on the MPS backend and will fall back "
         "to run on the CPU. This may have performance implications."
+    )
+
+
+def not_for_backend(name: str, backend: str) -> str:
+    """Return the NotImplementedError text for an operator and a backend that it has no kernel for.
+
+    Without the list of backends that torch adds. Source: reportError in
+    aten/src/ATen/core/dispatch/OperatorEntry.cpp.
+
+    Args:
+        name: operator with overload, as ``"aten::empty.memory_format"``.
+        backend: dispatch key, as ``"SparseMPS"``.
+    """
+    return (
+        f"Could not run '{name}' with arguments from the '{backend}' backend. This could be "
+        "because the operator doesn't exist for this backend, or was omitted during the "
+        "selective/custom build process (if using custom build). If you are a Facebook employee "
+        "using PyTorch on mobile, please visit https://fburl.com/ptmfixes for possible resolutions."
     )
 
 

@@ -124,6 +124,8 @@ class Dispatch:
                 raise self._simulation.rules.refusal(result.dtype) or TypeError(str(result.dtype))
             if result.dim() > _MOST_DIMENSIONS and not any_shape:
                 raise RuntimeError(messages.too_many_dimensions(result.dim()))
+            if result.layout is not torch.strided:
+                self._simulation.rules.check_layout(result.layout)
             self._tags.add(result)
         elif isinstance(result, (list, tuple)):
             for part in result:

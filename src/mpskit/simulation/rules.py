@@ -142,6 +142,7 @@ class Rules:
         self._fallback = fallback
         self.fallbacks: list[str] = []
         self.known: dict[Any, OpFacts] = {}
+        self.check_layout = coverage.check_layout
         self.refused = frozenset(d for d in _DTYPES if self.refusal(d) is not None)
 
     def refusal(self, dtype: torch.dtype) -> Exception | None:

@@ -10,15 +10,15 @@ import torch
 from mpskit.backends.versions import has
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import SimulationError
+from mpskit.simulation import events
 from mpskit.simulation.core import Simulation
-from mpskit.simulation.events import Events
 
 __all__ = ["install"]
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
     """Put the simulated bindings into ``torch._C``."""
-    bindings = _machine(simulation) | _memory(simulation) | _profiler() | Events().bindings()
+    bindings = _machine(simulation) | _memory(simulation) | _profiler() | events.bindings()
     if simulation.usable:
         bindings |= _accelerator(simulation)
     for name, value in bindings.items():

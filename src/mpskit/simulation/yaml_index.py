@@ -126,6 +126,10 @@ class Index:
             derived = Kind.MISSING if derived is Kind.MISSING else Kind.EXPLICIT
             self.kinds |= {name: derived for name in entry.autogen if name not in entries}
 
+    def has_layout(self, key: str) -> bool:
+        """Return whether any operator has a kernel for a layout's key, as ``"SparseMPS"``."""
+        return not self._entries or any(key in entry.keys for entry in self._entries.values())
+
     def kernel(self, name: str) -> str:
         """Return the operator that holds an operator's kernels: a structured one's ``out``."""
         entry = self._entries.get(name)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mpskit.errors import EstimateError
+from mpskit.backends.versions import require
 from mpskit.estimate.reference.attention import (
     META,
     NORMS,
@@ -164,9 +164,8 @@ class _Experts(nn.Module):
 
 
 def _grouped(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    multiply: Any = getattr(functional, "grouped_mm", None)
-    if multiply is None:
-        raise EstimateError("experts need torch 2.10 or newer (torch.nn.functional.grouped_mm)")
+    require("grouped_mm")
+    multiply: Any = functional.grouped_mm
     return cast("torch.Tensor", multiply(x.to(weight.dtype), weight.transpose(-2, -1), offs=ends))
 
 

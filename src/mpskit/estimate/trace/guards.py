@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mpskit.backends.kinds import ACCELERATORS
+from mpskit.backends.memory import mps_settings
 from mpskit.dispatch.autocast import Autocast, AutocastMode
 from mpskit.dispatch.dataless_tensors import is_dataless
 from mpskit.dispatch.patches import Patches, in_place
@@ -187,6 +188,8 @@ class _Casting:
             self._modes[0].__enter__()  # taken away with whatever else the step leaves open
         region: Any = torch.amp.autocast_mode.autocast
         patches.bind(region, "__init__", self._named)
+        # Until 2.8 torch asks the Mac whether it is new enough for bfloat16; the target is.
+        patches.set(mps_settings(), "is_macos_or_newer", lambda *_: True)
         patches.bind(region, "__enter__", self._entered)
         patches.bind(region, "__exit__", self._left)
         patches.bind(torch, "clear_autocast_cache", self._autocast.emptying)

@@ -17,7 +17,7 @@ from mpskit.dispatch.intercept import intercepting
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.dispatch.random_state import isolate
-from mpskit.errors import ArgumentTypeError, EstimateError
+from mpskit.errors import ArgumentTypeError, EstimateError, UnsupportedTorchError
 from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import Target
@@ -255,7 +255,7 @@ def _explained(tracer: Tracer, what: str) -> Iterator[None]:
     """Turn what goes wrong inside into an ``EstimateError`` that names operator and module."""
     try:
         yield
-    except EstimateError:
+    except (EstimateError, UnsupportedTorchError):
         raise
     except Exception as error:
         where = tracer.where
