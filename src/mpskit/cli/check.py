@@ -20,8 +20,10 @@ __all__ = ["add_arguments", "run"]
 _EXAMPLES = """examples:
   mpskit check
   mpskit check --only layer-norm-frozen-input
-  mpskit check train.py:make_model --batch 'float32[32,784]' 'int64[32]'
-  mpskit check train.py:Net --batch 'float32[8,3,64,64]' --inference
+  mpskit check train.py:make_model \\
+      --batch 'float32[32,784]' 'int64[32]'
+  mpskit check train.py:Net --inference \\
+      --batch 'float32[8,3,64,64]'
   mpskit simulate m2-16gb -- -m mpskit check
 
 Alone it tries each known bug of torch's MPS backend here.
@@ -32,7 +34,7 @@ is wrong. The exit code is 1 where something is wrong."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.usage = "mpskit check [FILE.py:NAME --batch TENSOR ...] [options]"
+    parser.usage = "mpskit check [FILE.py:NAME] [options]"
     parser.epilog = _EXAMPLES
     parser.add_argument(
         "model",

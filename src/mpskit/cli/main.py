@@ -30,8 +30,8 @@ COMMANDS = {
     "estimate": "how much memory a model needs, before it runs",
     "compare": "which device is faster for a step, and why it is slow",
     "evidence": "what this machine has measured and remembers",
-    "validate": "what mpskit says of this machine beside what the machine does",
-    "check": "whether results are right on this machine: known bugs, or a model's step",
+    "validate": "whether this machine does what mpskit says of it",
+    "check": "whether results are right here: known bugs, or a model",
     "simulate": "run a script on a simulated Mac",
 }
 

@@ -61,7 +61,7 @@ def user_line(frames: Iterable[tuple[CodeType, int]]) -> str:
         name = code.co_filename
         if is_own(name):
             return f"{name}:{line}"
-        if not name.startswith((_PACKAGE, _TORCH, "<")):
+        if not name.startswith((_PACKAGE, _TORCH, "<frozen")):
             library = library or f"{name}:{line}"
     return library
 
