@@ -14,6 +14,7 @@ KEEPING = {"acc_events": True} if "acc_events" in inspect.signature(profile).par
 
 def measured_peak(run):
     """Return the most bytes alive while the steps that ``run()`` returns are run."""
+    gc.collect()  # what is freed from now on must have been allocated from now on
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, **KEEPING) as prof:
         steps = run()
         gc.collect()
