@@ -174,6 +174,20 @@ def test_convolutions_are_a_range_that_holds_the_real_peak(name, threads, true_p
 def test_kernels_with_workspaces_of_their_own(make, shape, true_peak):
     true = true_peak(make, lambda: torch.randn(shape), mean, ADAMW)
     told = estimate_training_memory(make, TensorSpec(shape), device="cpu")
+    assert told.peak_bytes <= true * 1.03
+    assert true <= max(told.peak_high_bytes, told.peak_bytes * 1.025) * 1.005
+
+
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "nearest-exact", "bicubic"])
+def test_upsampling_to_a_small_output_takes_copies(mode, size, true_peak):
+    def make():
+        return nn.Sequential(nn.Conv2d(8, 8, 1), nn.Upsample(scale_factor=2, mode=mode))
+
+    true = true_peak(make, lambda: torch.randn(4, 8, size, size), mean, SGD)
+    told = estimate_training_memory(
+        make, TensorSpec((4, 8, size, size)), optimizer=SGD, device="cpu"
+    )
     assert told.peak_bytes == pytest.approx(true, rel=0.03)
 
 

@@ -7,6 +7,7 @@ threads, so a rule gives a range. The rules are used for the CPU only, never for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,19 @@ _PACKED = 9 << 18
 _PACKED_SMALL = 1 << 16
 
 
+_UPSAMPLED = (
+    "upsample_nearest2d",
+    "_upsample_nearest_exact2d",
+    "upsample_bilinear2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact3d",
+    "upsample_trilinear3d",
+)
+# Up to this sum of the output's height, width and depth the kernel for channels-last tensors runs
+# (_use_vectorized_kernel_cond_2d and _3d of UpSampleKernel.cpp).
+_SMALL_OUTPUT = 128
+
+
 def cpu_op_memory() -> Mapping[str, Rule]:
     """Return the rules of the CPU by operator's name."""
     return {
@@ -41,9 +55,20 @@ def cpu_op_memory() -> Mapping[str, Rule]:
         "native_batch_norm_backward": _batch_norm_backward,
         "mkldnn_rnn_layer": lstm_memory,
         "mkldnn_rnn_layer_backward": lstm_backward_memory,
+        **dict.fromkeys(_UPSAMPLED, _upsample),
         **dict.fromkeys(("mm", "bmm"), _product),
         **dict.fromkeys(("addmm", "baddbmm"), _added_product),
     }
+
+
+def _upsample(args: Sequence[Any], _: bool) -> OpMemory:
+    """``upsample_*(input, sizes, ...)``: small outputs are computed in channels-last copies."""
+    source, sizes = args[0], args[1]
+    last = source.is_contiguous(memory_format=_LAST[source.dim()])
+    if last or sum(sizes) > _SMALL_OUTPUT:
+        return OpMemory()
+    numel = source.numel() + math.prod((*source.shape[:2], *sizes))
+    return OpMemory(workspace_bytes=numel * source.element_size())
 
 
 def _convolution(args: Sequence[Any], _: bool) -> OpMemory:
