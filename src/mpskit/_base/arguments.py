@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_count", "shown", "wrong_type"]
+__all__ = ["check_callable", "check_count", "check_names", "check_seconds", "shown", "wrong_type"]
 
 
 _MOST = 200
@@ -46,3 +48,41 @@ def check_count(name: str, value: Any, *, least: int) -> None:
         raise ArgumentError(f"{name} must be at least {least}, got {shown(value)}", given=value)
     if value > sys.maxsize:
         raise ArgumentError(f"{name} is more than torch can count: {shown(value)}", given=value)
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a number of seconds above 0.
+
+    Raises:
+        ArgumentTypeError: it is no number.
+        ArgumentError: it is not above 0, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(name, "a number of seconds", value)
+    if not (value > 0 and math.isfinite(value)):
+        raise ArgumentError(f"{name} must be above 0 and finite, got {shown(value)}", given=value)
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise where ``value`` is neither None nor can be called.
+
+    Raises:
+        ArgumentTypeError: it cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise wrong_type(name, "a function", value)
+
+
+def check_names(name: str, value: Any, known: Collection[str], *, what: str) -> tuple[str, ...]:
+    """Return names of ``what``, each once, in the order in which they were given.
+
+    Raises:
+        ArgumentTypeError: it is no list, or one str.
+        ArgumentError: one of them is not ``known``.
+    """
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise wrong_type(name, "a list of names", value)
+    for one in value:
+        if not isinstance(one, str) or one not in known:
+            raise ArgumentError(f"no {what} {shown(one)}: one of {', '.join(known)}", given=one)
+    return tuple(dict.fromkeys(value))

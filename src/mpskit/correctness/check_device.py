@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from mpskit._base.arguments import check_names
 from mpskit._base.values import Value
 from mpskit.backends import versions
 from mpskit.correctness.accelerator import available_device
 from mpskit.correctness.issue_table import KnownIssue, Severity, issue_table, issues_for
-from mpskit.errors import ArgumentError, DeviceUnavailableError
+from mpskit.errors import DeviceUnavailableError
 from mpskit.host import detect_host
 from mpskit.system.process import Finished, run_bounded
 
@@ -125,7 +126,8 @@ def check_device(
         ArgumentTypeError: an argument has the wrong type.
     """
     found = available_device(device)
-    issues = _chosen(keys)
+    table = {issue.key: issue for issue in issue_table()}
+    chosen = tuple(table) if keys is None else check_names("keys", keys, table, what="known issue")
     if not sys.executable:
         raise DeviceUnavailableError("this process does not know its Python, which a check needs")
     host, version = detect_host(), versions.torch_version() or ""
@@ -136,7 +138,7 @@ def check_device(
         facts = issue.model_dump(include={"key", "summary", "severity", "workaround", "links"})
         return IssueCheck(outcome=outcome, detail=detail, listed=issue.key in listed, **facts)
 
-    checks = _all(check, issues)
+    checks = _all(check, [table[key] for key in chosen])
     order = list(Outcome)
     return CheckReport(
         device=str(found),
@@ -144,18 +146,6 @@ def check_device(
         torch_version=version,
         checks=tuple(sorted(checks, key=lambda one: order.index(one.outcome))),
     )
-
-
-def _chosen(keys: Sequence[str] | None) -> tuple[KnownIssue, ...]:
-    table = {issue.key: issue for issue in issue_table()}
-    if keys is None:
-        return tuple(table.values())
-    for key in keys:
-        if key not in table:
-            raise ArgumentError(
-                f"no known issue {key!r}: one of {', '.join(sorted(table))}", given=key
-            )
-    return tuple(table[key] for key in dict.fromkeys(keys))
 
 
 def _all(

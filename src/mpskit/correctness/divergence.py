@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from mpskit._base.arguments import check_callable
 from mpskit.correctness.accelerator import available_device
 from mpskit.correctness.comparing import Deviation, compare, tensors_of
 from mpskit.correctness.lockstep import Draws, OpCall, Record, Watch, run_step
@@ -64,7 +65,7 @@ def find_divergence(
         train: whether gradients are computed and compared.
 
     Raises:
-        ArgumentTypeError: the model is neither a module nor makes one.
+        ArgumentTypeError: the model is neither a module nor makes one, or ``step`` is no function.
         ArgumentError: device and reference are the same.
         DeviceUnavailableError: torch sees no such device, or no accelerator.
         CheckError: the step fails by itself, on the reference or on the device; the message says
@@ -75,6 +76,7 @@ def find_divergence(
         raise ArgumentError(f"device and reference are both {str(checked)!r}", given=device)
     if not isinstance(train, bool):
         raise ArgumentTypeError(f"train must be True or False, got {train!r}", given=train)
+    check_callable("step", step)
     if batch is None:
         raise ArgumentError("give a batch: tensors or TensorSpec, nested", given=batch)
     search = _Search(_built(model), _filled(batch), step, checked, compared, train)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mpskit._base.arguments import check_count
+from mpskit._base.arguments import check_callable, check_count
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
@@ -127,6 +127,8 @@ def trace_training(
 
     The operators of the last step are added to ``counts``.
     """
+    check_callable("step", step)
+    check_callable("train_step", train_step)
     if step is not None and train_step is not None:
         raise ArgumentError("give step= or train_step=, not both", given=step)
     check_counts(accumulate=accumulate, steps=steps)
@@ -157,6 +159,7 @@ def trace_inference(
 
     The operators of the last of two calls are added to ``counts``.
     """
+    check_callable("step", step)
     if step is not None and generate is not None:
         raise ArgumentError("give step= or generate=, not both", given=step)
     check_counts(generate=1 if generate is None else generate)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import check_seconds, wrong_type
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
 from mpskit.backends.memory import as_device
@@ -107,10 +107,11 @@ def compare_devices(
 
     Raises:
         ArgumentTypeError: ``make_step`` cannot be called, or makes nothing that can be.
-        ArgumentError: no device, or one twice.
+        ArgumentError: no device, or one twice; ``seconds`` is not above 0.
         DeviceUnavailableError: a device is not on this machine.
         Whatever a step raises.
     """
+    check_seconds("seconds", seconds)
     names = _devices(devices)
     steps = {name: made_step(make_step, name) for name in names}
     timings = time_in_turn(steps, seconds=seconds, progress=progress)

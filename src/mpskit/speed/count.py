@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mpskit._base.arguments import wrong_type
 from mpskit.dispatch.intercept import calls_operators, intercepting
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema
@@ -71,6 +72,8 @@ def count_with_memory(
         EstimateError: the step cannot be traced.
         ArgumentError: a value that cannot be used.
     """
+    if not isinstance(training, bool):
+        raise wrong_type("training", "True or False", training)
     module = build_model(model).module
     chosen = named_optimizer(optimizer)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import check_seconds, wrong_type
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
 from mpskit.backends.memory import as_device, backend
@@ -163,9 +163,11 @@ def diagnose(
 
     Raises:
         ArgumentTypeError: ``make_step`` cannot be called, or makes nothing that can be.
+        ArgumentError: ``seconds`` is not above 0.
         DeviceUnavailableError: the device is not on this machine.
         Whatever a step raises.
     """
+    check_seconds("seconds", seconds)
     name = str(get_optimal_device().device if device is None else as_device(device))
     step = made_step(make_step, name)
     seen = observe(step, name, seconds=seconds, progress=progress)

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import check_names, check_seconds
 from mpskit.allocator.watermarks import FALLBACK
 from mpskit.backends.memory import as_device, backend
 from mpskit.device import get_optimal_device
-from mpskit.errors import ArgumentError, DeviceUnavailableError
+from mpskit.errors import DeviceUnavailableError
 from mpskit.host import detect_host
 from mpskit.system.machine import replaced_readings
 from mpskit.system.privacy import scrub
@@ -49,11 +49,16 @@ def validate(
         progress: is told which check comes next.
 
     Raises:
-        ArgumentError: no check has that name.
+        ArgumentError: no check has that name, or ``seconds`` is not above 0.
+        ArgumentTypeError: an argument has the wrong type.
         DeviceUnavailableError: the device is not on this machine.
     """
     import torch
 
+    check_seconds("seconds", seconds)
+    chosen = (
+        tuple(CHECKS) if checks is None else check_names("checks", checks, CHECKS, what="check")
+    )
     name = str(get_optimal_device().device if device is None else as_device(device))
     if not backend(name).is_available():
         raise DeviceUnavailableError(
@@ -61,7 +66,7 @@ def validate(
         )
     start = time.monotonic()
     findings: list[Finding] = []
-    for check in _chosen(checks):
+    for check in chosen:
         progress(check)
         run = _in_process if processes else run_check
         findings += run(check, name, seconds * _LONGER.get(check, 1.0))
@@ -74,17 +79,6 @@ def validate(
         seconds=time.monotonic() - start,
         findings=tuple(findings),
     )
-
-
-def _chosen(checks: Sequence[str] | None) -> list[str]:
-    if checks is None:
-        return list(CHECKS)
-    if isinstance(checks, str):
-        raise wrong_type("checks", "a list of names", checks)
-    for name in checks:
-        if name not in CHECKS:
-            raise ArgumentError(f"no check is called {name!r}: {', '.join(CHECKS)}", given=name)
-    return list(checks)
 
 
 def run_check(check: str, device: str, seconds: float = _SECONDS) -> list[Finding]:  # noqa: ARG001
