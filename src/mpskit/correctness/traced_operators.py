@@ -14,7 +14,7 @@ from mpskit.dispatch.intercept import current, intercepting
 from mpskit.dispatch.patches import Patches
 from mpskit.estimate.api import trace_training
 from mpskit.estimate.trace.run import build_model
-from mpskit.estimate.trace.steps import call_model, default_loss
+from mpskit.estimate.trace.steps import call_model, default_loss, is_training
 
 __all__ = ["operators_of"]
 
@@ -45,7 +45,7 @@ def operators_of(model: Any, batch: Any) -> frozenset[OpUse]:
     def step(model: torch.nn.Module, batch: Any, _: Any) -> None:
         with Patches() as patches:
             _watch(patches, recorder)
-            if not model.training:
+            if not is_training(model):
                 with intercepting(_Passing(recorder)), torch.no_grad():
                     call_model(model, batch)
                 return

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mpskit.dispatch.dataless_tensors import dataless_tensor
+from mpskit.errors import EstimateError
 from mpskit.estimate.specs import TensorSpec, map_tensors
 from mpskit.estimate.trace.storage_log import StorageLog
 
@@ -44,6 +45,12 @@ def _from_spec(spec: TensorSpec, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def _twin(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    if tensor.layout is not torch.strided:
+        raise EstimateError(
+            f"a tensor of the batch is sparse ({tensor.layout}), which cannot be traced: give "
+            "a dense one, or a step= that makes it sparse",
+            given=tensor.layout,
+        )
     floats = tensor.is_floating_point()
     wanted = dtype if dtype and floats else tensor.dtype
     kept = _KEPT_FLOATS if floats or tensor.is_complex() else _KEPT_INTEGERS

@@ -10,7 +10,15 @@ import torch
 
 from mpskit.errors import EstimateError
 
-__all__ = ["call_model", "decode", "default_loss", "loss_of"]
+__all__ = ["call_model", "decode", "default_loss", "is_training", "loss_of"]
+
+
+def is_training(model: torch.nn.Module) -> bool:
+    """Return whether a step of the model computes gradients.
+
+    One in evaluation mode is only called, and so is one without a parameter to train.
+    """
+    return model.training and any(p.requires_grad for p in model.parameters())
 
 
 def call_model(model: torch.nn.Module, batch: Any) -> Any:
