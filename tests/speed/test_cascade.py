@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from mpskit import TensorSpec, Workload, get_optimal_device, simulate
+from mpskit import TensorSpec, Workload, get_optimal_device, known_issues, simulate
 from mpskit.device.codes import Basis, ReasonCode
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
-from mpskit.speed import cascade
+from mpskit.speed import cascade, steps
 from mpskit.speed.cascade import Facts, answer_by_facts
 
 GIB = 1 << 30
@@ -160,6 +160,15 @@ def test_a_model_is_warned_of_the_bugs_that_it_meets():
     assert len(bugs[1]) < len(bugs[0])
 
 
+@pytest.mark.parametrize(
+    "frozen", [torch.nn.ReLU(), torch.nn.Linear(8, 8).requires_grad_(False), torch.nn.ReLU]
+)
+def test_a_model_without_parameters_to_train_is_only_called(frozen):
+    with simulate("m1-8gb"):
+        assert get_optimal_device(workload=(frozen, torch.ones(4, 8))).device.type == "cpu"
+        assert known_issues(model=frozen, batch=torch.ones(4, 8)) is not None
+
+
 def test_where_no_mps_is_in_question_nothing_is_weighed():
     assert get_optimal_device(workload=SMALL).device == get_optimal_device().device
 
@@ -167,8 +176,13 @@ def test_where_no_mps_is_in_question_nothing_is_weighed():
 @pytest.mark.parametrize("measure", ["cpu", "both"])
 def test_what_is_not_sure_is_measured_if_that_was_asked_for(monkeypatch, measure):
     ran: list[str] = []
-    real = cascade._step
-    monkeypatch.setattr(cascade, "_step", lambda *rest: ran.append(rest[-1]) or real(*rest))
+    real = steps.step_on
+
+    def noted(device, *rest, **options):
+        ran.append(device)
+        return real(device, *rest, **options)
+
+    monkeypatch.setattr(steps, "step_on", noted)
     monkeypatch.setattr(cascade, "_CPU_STEP_SECONDS", 0.01)
     monkeypatch.setattr(cascade, "_BOTH_SECONDS", 0.01)
     unsure = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(4)])

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 import torch
 
-from mpskit import ArgumentError, ArgumentTypeError, TensorSpec, Workload, compare_devices, simulate
+from mpskit import (
+    ArgumentError,
+    ArgumentTypeError,
+    TensorSpec,
+    Workload,
+    compare_devices,
+    diagnose,
+    simulate,
+)
 from mpskit.errors import DeviceUnavailableError
 from mpskit.speed import compare
 from mpskit.speed.compare import Comparison
 from mpskit.speed.count import count_running
 from mpskit.speed.evidence import find_evidence
-from mpskit.speed.steps import is_training, step_on
-from mpskit.speed.timing import Timing, time_in_turn, timing_of
+from mpskit.speed.steps import step_on
+from mpskit.speed.timing import Timing
 
 
 def make_step(device: str):
@@ -48,35 +55,6 @@ def test_on_a_machine_without_gpu_the_cpu_is_timed_alone():
     found = compare_devices(make_step, seconds=0.01)
     assert [timing.device for timing in found.timings] == ["cpu"]
     assert (found.speedup, found.clear, found.notes) == (1.0, True, ())
-
-
-def test_the_order_is_a_b_b_a(monkeypatch):
-    order: list[str] = []
-    steps = {name: lambda name=name: order.append(name) for name in ("cpu", "other")}
-    monkeypatch.setattr("mpskit.speed.timing._clock", lambda _: _ticking())
-    time_in_turn(steps, seconds=0.0)
-    turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
-    assert turns == ["cpu", "other", "cpu", "other", "cpu"]  # warming both up, then A B B A
-
-
-def _ticking():
-    ticks = iter(range(10**9))
-    return lambda: float(next(ticks))
-
-
-@pytest.mark.parametrize(
-    ("times", "median", "low", "high"),
-    [
-        ([1.0], 1.0, 1.0, 1.0),
-        ([1.0, 3.0], 2.0, 1.0, 3.0),
-        ([float(n) for n in range(101)], 50.0, 40.0, 61.0),
-        ([2.0] * 50, 2.0, 2.0, 2.0),
-    ],
-)
-def test_the_interval_of_the_median(times, median, low, high):
-    found = timing_of("cpu", times, 9.0)
-    assert (found.median, found.low, found.high) == (median, low, high)
-    assert (found.runs, found.first) == (len(times), 9.0)
 
 
 def timing(device: str, low: float, median: float, high: float) -> Timing:
@@ -169,53 +147,11 @@ def test_a_failing_step_says_itself_what_is_wrong():
         compare_devices(make)
 
 
-class TestStepOn:
-    """Real steps on copies."""
-
-    def test_the_callers_model_stays_as_it_is(self):
-        model = torch.nn.Linear(8, 8)
-        before = model.weight.detach().clone()
-        step_on("cpu", model, torch.ones(4, 8))()
-        assert torch.equal(model.weight, before)
-        assert model.weight.grad is None
-
-    def test_without_gradients(self):
-        model = torch.nn.Linear(8, 8).eval()
-        seen: list[bool] = []
-        model.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
-        step_on("cpu", model, TensorSpec((4, 8)), training=False)()
-        assert seen == [False]
-        assert not is_training(model)
-
-    def test_a_step_of_ones_own_gets_its_optimizer(self):
-        seen = []
-
-        def own(model, batch, optimizer):
-            seen.append((type(model), batch.shape, type(optimizer)))
-
-        model = torch.nn.Linear(8, 8)
-        step_on("cpu", model, TensorSpec((4, 8)), train_step=own, optimizer="SGD")()
-        assert seen == [(torch.nn.Linear, (4, 8), torch.optim.SGD)]
-
-    def test_half_precision_weights_and_integers(self):
-        model = torch.nn.Sequential(torch.nn.Embedding(10, 8), torch.nn.Linear(8, 8))
-        step_on("cpu", model, TensorSpec((2, 3), dtype="int64"), precision="bf16")()
-
-    def test_what_cannot_be_copied_is_refused(self):
-        model = torch.nn.Linear(2, 2)
-        model.lock = threading.Lock()
-        with pytest.raises(ArgumentTypeError, match="cannot be copied"):
-            step_on("cpu", model, torch.ones(1, 2))
-
-    def test_an_optimizer_of_the_callers_own_is_refused(self):
-        model = torch.nn.Linear(2, 2)
-        with pytest.raises(ArgumentError, match="caller's own parameters"):
-            step_on("cpu", model, torch.ones(1, 2), optimizer=torch.optim.SGD(model.parameters()))
-
-    def test_a_name_that_is_no_optimizer(self):
-        with pytest.raises(ArgumentError, match="no optimizer 'Adamw'"):
-            step_on("cpu", torch.nn.Linear(2, 2), torch.ones(1, 2), optimizer="Adamw")
-
-    def test_what_is_no_model(self):
-        with pytest.raises(ArgumentTypeError, match="a model is"):
-            step_on("cpu", 3, torch.ones(1, 2))
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [(0, ArgumentError), (float("nan"), ArgumentError), ("2", ArgumentTypeError)],
+)
+@pytest.mark.parametrize("call", [compare_devices, diagnose])
+def test_seconds_are_above_zero(call, seconds, error):
+    with pytest.raises(error, match="seconds"):
+        call(make_step, seconds=seconds)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mpskit.errors import ArgumentError, ArgumentTypeError
-from mpskit.speed import Workload
+from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
+from mpskit.speed import Workload, predict_speedup
 
 FIELDS = (
     "flops", "bytes_moved", "launches", "params", "peak_bytes", "dtype", "op_class", "training",
@@ -104,3 +104,49 @@ def test_json_round_trip(workload):
 
 def test_str_names_what_is_known():
     assert str(Workload(launches=3, op_class="rnn")) == "workload: launches=3.0, op_class=rnn"
+
+
+class TestMeasure:
+    """Counts and a timed step."""
+
+    def test_the_counts_are_those_of_a_trace_and_the_step_is_timed(self):
+        model, batch = torch.nn.Linear(16, 16), torch.ones(8, 16)
+        options = {"optimizer": "SGD", "precision": "fp32"}
+        found = Workload.measure(model, batch, seconds=0.001, **options)
+        assert found.cpu_seconds > 0
+        counted = Workload.of(model, batch, **options)
+        assert found == counted.model_copy(update={"cpu_seconds": found.cpu_seconds})
+
+    def test_the_model_stays_as_it_is(self):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        Workload.measure(model, torch.ones(8, 4), seconds=0.001)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert model[0].weight.grad is None
+
+    def test_a_prediction_rests_on_it(self):
+        found = Workload.measure(torch.nn.Linear(4, 4), torch.ones(2, 4), seconds=0.001)
+        assert predict_speedup(found, "M1").basis == "cpu-step"
+
+    @pytest.mark.parametrize(
+        ("seconds", "error"),
+        [(0, ArgumentError), (math.inf, ArgumentError), (None, ArgumentTypeError)],
+    )
+    def test_seconds_are_above_zero(self, seconds, error):
+        with pytest.raises(error, match="seconds"):
+            Workload.measure(torch.nn.Linear(4, 4), torch.ones(2, 4), seconds=seconds)
+
+    def test_a_step_that_fails_is_refused_before_it_is_timed(self):
+        with pytest.raises(EstimateError):
+            Workload.measure(torch.nn.Linear(4, 4), torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("wrong", [{"step": 0}, {"train_step": "x"}, {"training": None}])
+def test_of_refuses_what_is_no_function(wrong):
+    with pytest.raises(ArgumentTypeError, match=next(iter(wrong))):
+        Workload.of(torch.nn.Linear(4, 4), torch.ones(2, 4), **wrong)
+
+
+def test_a_sparse_batch_is_refused():
+    with pytest.raises(EstimateError, match="sparse"):
+        Workload.of(torch.nn.Linear(4, 4), torch.eye(4).to_sparse())

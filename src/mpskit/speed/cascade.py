@@ -99,7 +99,7 @@ class Facts:
 def asked_of(given: object, measure: object) -> Asked:
     """Return the counts of what a caller gave: a ``Workload``, or a pair of model and batch.
 
-    A model in evaluation mode is counted without gradients.
+    A model in evaluation mode is counted without gradients, and so is a frozen one.
 
     Raises:
         ArgumentTypeError: it is neither.
@@ -117,11 +117,13 @@ def asked_of(given: object, measure: object) -> Asked:
         return Asked(given, None, None)
     if not isinstance(given, tuple) or len(given) != 2:
         raise wrong_type("workload", "a Workload or a pair of model and batch", given)
+    from mpskit.estimate.trace.run import build_model
+    from mpskit.estimate.trace.steps import is_training
     from mpskit.speed.count import count_step
-    from mpskit.speed.steps import is_training
 
     model, batch = given
-    counted = count_step(model, batch, training=is_training(model))
+    module = build_model(model).module
+    counted = count_step(module, batch, training=is_training(module))
     return Asked(counted, (model, batch), measure)
 
 
@@ -167,7 +169,10 @@ def _answer(asked: Asked, facts: Facts, torch_version: str) -> Answer:
     room = facts.cpu_usable is None or (asked.workload.peak_bytes or 0) <= facts.cpu_usable
     if found.sure or asked.job is None or asked.measure is None or not room:
         return found
-    seconds = _cpu_seconds(asked.workload, asked.job)
+    from mpskit.speed.steps import cpu_seconds
+
+    training = bool(asked.workload.training)
+    seconds = cpu_seconds(*asked.job, seconds=_CPU_STEP_SECONDS, training=training)
     found = _by_prediction(asked.workload.model_copy(update={"cpu_seconds": seconds}), facts)
     if not found.sure and asked.measure == "both":
         found = _by_both(asked.workload, asked.job, facts, torch_version)
@@ -245,12 +250,6 @@ def _short_memory(workload: Workload, facts: Facts, device: str) -> tuple[str, .
 
 def _sentence(reason: str) -> str:
     return f"{reason[0].upper()}{reason[1:]}."
-
-
-def _cpu_seconds(workload: Workload, job: tuple[Any, Any]) -> float:
-    from mpskit.speed.timing import time_step
-
-    return time_step(_step(workload, job, "cpu"), "cpu", seconds=_CPU_STEP_SECONDS).median
 
 
 def _by_both(workload: Workload, job: tuple[Any, Any], facts: Facts, torch_version: str) -> Answer:

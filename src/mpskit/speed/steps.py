@@ -9,19 +9,28 @@ from typing import Any
 
 import torch
 
+from mpskit._base.arguments import check_seconds
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on
 from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.specs import TensorSpec, map_tensors
 from mpskit.estimate.trace.steps import call_model, default_loss
 from mpskit.speed.count import named_optimizer
+from mpskit.speed.timing import time_step
 
-__all__ = ["is_training", "step_on"]
+__all__ = ["cpu_seconds", "step_on"]
 
 
-def is_training(model: Any) -> bool:
-    """Return whether a model is to be trained: in evaluation mode it is only called."""
-    return model.training if isinstance(model, torch.nn.Module) else True
+def cpu_seconds(model: Any, batch: Any, *, seconds: float, **options: Any) -> float:
+    """Return the median seconds of a warmed step on the CPU; the options are those of `step_on`.
+
+    Raises:
+        ArgumentError: ``seconds`` is not above 0, or the optimizer is an instance.
+        ArgumentTypeError: the model is none, or cannot be copied; ``seconds`` is no number.
+        Whatever the step raises.
+    """
+    check_seconds("seconds", seconds)
+    return time_step(step_on("cpu", model, batch, **options), "cpu", seconds=seconds).median
 
 
 def step_on(

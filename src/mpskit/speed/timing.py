@@ -14,6 +14,8 @@ from mpskit.backends.memory import DeviceLike, as_device, backend, device_in_use
 __all__ = ["Timing", "format_seconds", "synchronize", "time_in_turn", "time_step"]
 
 _WARM_UP = 2
+# A step is timed in blocks only if so many of it fit.
+_FEW = 10
 # Half the width of a 95% interval of the median, in standard deviations of a fair coin's count.
 _SIGMAS = 1.96
 
@@ -59,7 +61,7 @@ class Timing(Value):
 
 
 def time_step(step: Callable[[], Any], device: str, *, seconds: float) -> Timing:
-    """Time a step on a device, after warming up, for about so many seconds."""
+    """Time a step on a device, after warming up, for about so many seconds, or three runs."""
     return time_in_turn({device: step}, seconds=seconds)[device]
 
 
@@ -73,23 +75,25 @@ def time_in_turn(
 
     Args:
         steps: device -> a step there, without arguments.
-        seconds: about how long each device is timed; a longer step runs a few times all the same.
+        seconds: about how long each device is timed; a longer step runs three times all the same,
+            the warm-up counted.
         progress: is told what comes next.
 
     Raises:
         Whatever a step raises.
     """
     first: dict[str, float] = {}
+    warm: dict[str, float] = {}
     times: dict[str, list[float]] = {device: [] for device in steps}
     for device, step in steps.items():
         progress(f"warming up on {device}")
-        first[device] = _run(step, device)
+        warm[device] = first[device] = _run(step, device)
         for _ in range(_WARM_UP - 1 if first[device] < seconds else 0):
-            _run(step, device)
+            warm[device] = _run(step, device)
     devices = list(steps)
     for device in (*devices, *reversed(devices)):
         progress(f"timing on {device}")
-        times[device] += _times(steps[device], device, seconds=seconds / 2)
+        times[device] += _times(steps[device], device, seconds=seconds / 2, each=warm[device])
     return {device: timing_of(device, times[device], first[device]) for device in devices}
 
 
@@ -109,8 +113,14 @@ def timing_of(device: str, times: Sequence[float], first: float) -> Timing:
     )
 
 
-def _times(step: Callable[[], Any], device: str, *, seconds: float) -> list[float]:
-    """Return seconds a step, measured in blocks; each block waits for the device at its end."""
+def _times(step: Callable[[], Any], device: str, *, seconds: float, each: float) -> list[float]:
+    """Return seconds a step, measured in blocks; each block waits for the device at its end.
+
+    Choosing the size of a block takes runs of its own, which a step that takes much of the time
+    (``each`` seconds) has no room for: that one is timed run by run.
+    """
+    if each * _FEW > seconds:
+        return [_run(step, device) for _ in range(max(1, round(seconds / each)))]
     from torch.utils.benchmark import Timer
 
     timer = Timer("step()", globals={"step": step}, timer=_clock(device))

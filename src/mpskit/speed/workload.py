@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from mpskit._base.arguments import check_seconds
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
@@ -127,6 +128,31 @@ class Workload(Value):
             accumulate=accumulate,
             training=training,
         )
+
+    @classmethod
+    def measure(cls, model: Any, batch: Any, *, seconds: float = 1.0, **options: Any) -> Workload:
+        """Count a step and time it on the CPU, warmed up, on copies of the model and the batch.
+
+        Args:
+            model: as for :meth:`of`; it is copied, and stays as it is.
+            batch: as there; a ``TensorSpec`` gets random numbers.
+            seconds: about how long the step is timed. One that takes longer runs three times.
+            options: ``step``, ``train_step``, ``optimizer``, ``precision``, ``accumulate`` and
+                ``training`` as for :meth:`of`; an optimizer that exists is refused, since it holds
+                the parameters of the model that was given.
+
+        Raises:
+            EstimateError: the step cannot be traced.
+            ArgumentError: a value that cannot be used, also ``seconds`` that are not above 0.
+            ArgumentTypeError: the model is none, or cannot be copied.
+            Whatever the step raises on the CPU.
+        """
+        from mpskit.speed.steps import cpu_seconds
+
+        check_seconds("seconds", seconds)
+        counted = cls.of(model, batch, **options)
+        taken = cpu_seconds(model, batch, seconds=seconds, **options)
+        return counted.model_copy(update={"cpu_seconds": taken})
 
     def __str__(self) -> str:
         known = [f"{name}={value}" for name, value in self if value is not None]

@@ -1,0 +1,81 @@
+"""Real steps of a model, on copies of it."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+import torch
+
+from mpskit import ArgumentError, ArgumentTypeError, TensorSpec
+from mpskit.speed.steps import cpu_seconds, step_on
+
+
+class TestStepOn:
+    """Real steps on copies."""
+
+    def test_the_callers_model_stays_as_it_is(self):
+        model = torch.nn.Linear(8, 8)
+        before = model.weight.detach().clone()
+        step_on("cpu", model, torch.ones(4, 8))()
+        assert torch.equal(model.weight, before)
+        assert model.weight.grad is None
+
+    def test_without_gradients(self):
+        model = torch.nn.Linear(8, 8).eval()
+        seen: list[bool] = []
+        model.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+        step_on("cpu", model, TensorSpec((4, 8)), training=False)()
+        assert seen == [False]
+
+    def test_a_step_of_ones_own_gets_its_optimizer(self):
+        seen = []
+
+        def own(model, batch, optimizer):
+            seen.append((type(model), batch.shape, type(optimizer)))
+
+        model = torch.nn.Linear(8, 8)
+        step_on("cpu", model, TensorSpec((4, 8)), train_step=own, optimizer="SGD")()
+        assert seen == [(torch.nn.Linear, (4, 8), torch.optim.SGD)]
+
+    def test_half_precision_weights_and_integers(self):
+        model = torch.nn.Sequential(torch.nn.Embedding(10, 8), torch.nn.Linear(8, 8))
+        step_on("cpu", model, TensorSpec((2, 3), dtype="int64"), precision="bf16")()
+
+    def test_what_cannot_be_copied_is_refused(self):
+        model = torch.nn.Linear(2, 2)
+        model.lock = threading.Lock()
+        with pytest.raises(ArgumentTypeError, match="cannot be copied"):
+            step_on("cpu", model, torch.ones(1, 2))
+
+    def test_an_optimizer_of_the_callers_own_is_refused(self):
+        model = torch.nn.Linear(2, 2)
+        with pytest.raises(ArgumentError, match="caller's own parameters"):
+            step_on("cpu", model, torch.ones(1, 2), optimizer=torch.optim.SGD(model.parameters()))
+
+    def test_a_name_that_is_no_optimizer(self):
+        with pytest.raises(ArgumentError, match="no optimizer 'Adamw'"):
+            step_on("cpu", torch.nn.Linear(2, 2), torch.ones(1, 2), optimizer="Adamw")
+
+    def test_what_is_no_model(self):
+        with pytest.raises(ArgumentTypeError, match="a model is"):
+            step_on("cpu", 3, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [
+        (0, ArgumentError),
+        (-1.0, ArgumentError),
+        (math.nan, ArgumentError),
+        ("1", ArgumentTypeError),
+    ],
+)
+def test_seconds_are_above_zero(seconds, error):
+    with pytest.raises(error, match="seconds"):
+        cpu_seconds(torch.nn.Linear(2, 2), torch.ones(1, 2), seconds=seconds)
+
+
+def test_a_cpu_step_is_timed():
+    assert cpu_seconds(torch.nn.Linear(2, 2), torch.ones(1, 2), seconds=0.001) > 0
