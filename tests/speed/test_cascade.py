@@ -10,6 +10,7 @@ import torch
 from mpskit import TensorSpec, Workload, get_optimal_device, known_issues, simulate
 from mpskit.device.codes import Basis, ReasonCode
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
+from mpskit.memory import budget
 from mpskit.speed import cascade, steps
 from mpskit.speed.cascade import Facts, answer_by_facts
 
@@ -167,6 +168,16 @@ def test_a_model_without_parameters_to_train_is_only_called(frozen):
     with simulate("m1-8gb"):
         assert get_optimal_device(workload=(frozen, torch.ones(4, 8))).device.type == "cpu"
         assert known_issues(model=frozen, batch=torch.ones(4, 8)) is not None
+
+
+def test_nothing_slow_runs_unasked(monkeypatch):
+    def slow(*_):
+        raise AssertionError("every process of the machine is listed, or a step is run")
+
+    monkeypatch.setattr(budget, "largest_users", slow)
+    monkeypatch.setattr(steps, "step_on", slow)
+    with simulate("m1-8gb"):
+        assert get_optimal_device(workload=(model(), torch.ones(4, 16))).device.type == "cpu"
 
 
 def test_where_no_mps_is_in_question_nothing_is_weighed():

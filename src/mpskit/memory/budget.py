@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from mpskit.backends.memory import Backend, DeviceLike
     from mpskit.host import Host, Machine
 
-__all__ = ["MemoryBudget", "MemoryUser", "machine_budget", "memory_budget", "memory_budget_for"]
+__all__ = [
+    "MemoryBudget",
+    "MemoryUser",
+    "machine_budget",
+    "memory_budget",
+    "memory_budget_for",
+    "usable_bytes",
+]
 
 _ROWS = {
     "total": "total_bytes",
@@ -223,6 +230,21 @@ def memory_budget(
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: the device or the reserve cannot be understood.
     """
+    return _budget(device, reserve, live=live, users=largest_users())
+
+
+def usable_bytes(device: DeviceLike, *, live: bool = True) -> int | None:
+    """Return `memory_budget`'s ``usable_bytes``, without a look at every process of the machine."""
+    return _budget(device, None, live=live, users=()).usable_bytes
+
+
+def _budget(
+    device: DeviceLike | None,
+    reserve: Amount | None,
+    *,
+    live: bool,
+    users: tuple[MemoryUser, ...],
+) -> MemoryBudget:
     from mpskit.backends.memory import as_device, backend
     from mpskit.device import get_optimal_device
     from mpskit.host import detect_host
@@ -239,7 +261,7 @@ def memory_budget(
         available_bytes=ram.available,
         swap_total_bytes=ram.swap_total,
         swap_used_bytes=ram.swap_used,
-        users=largest_users(),
+        users=users,
         **known,
     )
     shared = asked.kind.memory is not MemoryClass.OWN or (ask and asked.shares_ram())

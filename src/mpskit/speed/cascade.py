@@ -25,7 +25,7 @@ from mpskit.device.policy import Decision
 from mpskit.errors import ArgumentError, EstimateError
 from mpskit.estimate.result import TIGHT_SHARE
 from mpskit.host import Host
-from mpskit.memory.budget import memory_budget
+from mpskit.memory.budget import usable_bytes
 from mpskit.speed.evidence import find_evidence, keep_evidence
 from mpskit.speed.predict import Prediction, predict_speedup
 from mpskit.speed.workload import Workload
@@ -272,8 +272,8 @@ def _read(workload: Workload, host: Host, torch_version: str) -> Facts:
     needs_memory = workload.peak_bytes is not None
     return Facts(
         chip=host.chip,
-        mps_usable=memory_budget("mps", live=False).usable_bytes if needs_memory else None,
-        cpu_usable=memory_budget("cpu", live=False).usable_bytes if needs_memory else None,
+        mps_usable=usable_bytes("mps", live=False) if needs_memory else None,
+        cpu_usable=usable_bytes("cpu", live=False) if needs_memory else None,
         kept=kept.seconds if kept is not None else None,
     )
 

@@ -218,7 +218,7 @@ def observe(
     time_of = functools.partial(_seconds, device=device, host=host, seconds=seconds)
     progress("timing")
     whole = time_of(step, first)
-    from mpskit.memory.budget import memory_budget
+    from mpskit.memory.budget import usable_bytes
     from mpskit.system.memory import system_memory
 
     ram = system_memory()
@@ -234,7 +234,7 @@ def observe(
         live_bytes=live,
         held_bytes=held,
         shapes=shapes,
-        usable_bytes=memory_budget(device).usable_bytes if kind != "cpu" else None,
+        usable_bytes=usable_bytes(device) if kind != "cpu" else None,
         swap_share=(ram.swap_used or 0) / max(host.memory_total_bytes or 1, 1),
         power=power_state(),
     )
