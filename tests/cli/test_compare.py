@@ -85,11 +85,6 @@ def test_bad_words_are_told(file, words, said, capsys):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_step_that_fails_keeps_its_own_error(file):
-    with pytest.raises(RuntimeError, match="this step is broken"):
-        main(["compare", f"{file}:broken"])
-
-
 def test_what_is_remembered_is_listed_and_forgotten(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MPSKIT_NO_CACHE", raising=False)
     monkeypatch.setenv("MPSKIT_CACHE_DIR", str(tmp_path))

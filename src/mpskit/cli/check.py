@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from mpskit.cli.estimate_job import read_batch, run_file
+from mpskit.cli.estimate_job import read_batch
 from mpskit.cli.json_output import print_json
 from mpskit.cli.output import check_folder, completing, print_wrapped
+from mpskit.cli.user_file import run_file, users_code
 from mpskit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -88,13 +89,14 @@ def _check_model(arguments: argparse.Namespace) -> int:
     _progress(f"running {path}")
     names = run_file(path, name, arguments.step)
     _progress("comparing one step")
-    found = find_divergence(
-        names[name],
-        batch,
-        device=arguments.device,
-        step=names[arguments.step] if arguments.step is not None else None,
-        train=not arguments.inference,
-    )
+    with users_code(path):
+        found = find_divergence(
+            names[name],
+            batch,
+            device=arguments.device,
+            step=names[arguments.step] if arguments.step is not None else None,
+            train=not arguments.inference,
+        )
     _progress("")
     script: str | None = arguments.script if found.script is not None else None
     if script is not None:

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mpskit.cli.estimate_job import run_file
 from mpskit.cli.json_output import print_json
 from mpskit.cli.output import check_folder, print_rows, print_wrapped, told_warnings
+from mpskit.cli.user_file import run_file, users_code
 from mpskit.errors import ArgumentError
 
 __all__ = ["add_arguments", "run"]
@@ -48,11 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.plot:
         check_folder(arguments.plot)
+    seconds = _seconds(arguments.seconds)
     make_step = _make_step(arguments.step)
     progress = _progress(quiet=arguments.json)
-    with told_warnings("compare"):
+    with told_warnings("compare"), users_code(arguments.step.rpartition(":")[0]):
         comparison = compare_devices(
-            make_step, arguments.devices, seconds=_seconds(arguments.seconds), progress=progress
+            make_step, arguments.devices, seconds=seconds, progress=progress
         )
         device = next((t.device for t in comparison.timings if t.device != "cpu"), "cpu")
         diagnosis = diagnose(make_step, device, progress=progress) if arguments.why else None

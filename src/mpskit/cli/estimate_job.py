@@ -6,8 +6,6 @@ import argparse
 import ast
 import functools
 import inspect
-import runpy
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -15,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpskit._base.sizes import format_bytes
+from mpskit.cli.user_file import run_file
 from mpskit.errors import ArgumentError, MpskitError
 
 if TYPE_CHECKING:
     from mpskit.estimate import MemoryEstimate
 
-__all__ = ["Job", "read_batch", "read_job", "run_file", "what_would_help"]
+__all__ = ["Job", "read_batch", "read_job", "what_would_help"]
 
 _BATCH_SIZE, _SEQ_LEN, _RANK = 1, 512, 8
 # Options that only one sort of model has.
@@ -266,20 +265,3 @@ def read_batch(words: list[str]) -> Any:
         return {name: parse_spec(rest) for name, _, rest in named}
     tensors = tuple(parse_spec(word) for word in words)
     return tensors[0] if len(tensors) == 1 else tensors
-
-
-def run_file(path: str, *names: str | None) -> Mapping[str, Any]:
-    """Run a file and return what it defines.
-
-    Raises:
-        ArgumentError: there is no such file, or a name is not in it.
-    """
-    if not Path(path).is_file():
-        raise ArgumentError(f"{path!r} is not FILE.py:NAME with an existing file", given=path)
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    found = runpy.run_path(path)
-    for name in names:
-        if name is not None and name not in found:
-            known = ", ".join(sorted(key for key in found if not key.startswith("_"))[:10])
-            raise ArgumentError(f"{path} has no {name!r}; it has {known}", given=name)
-    return found
