@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,21 @@ def test_a_broken_file_is_as_good_as_none(folder, text):
     assert find_evidence(WORK, "2.13.0").seconds == TIMES
 
 
-@pytest.mark.parametrize("seconds", [{}, {"cpu": 0}, {"cpu": -1.0}])
-def test_times_that_nothing_takes_are_not_believed(folder, seconds):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seconds": {}},
+        {"seconds": {"cpu": 0}},
+        {"seconds": {"cpu": -1.0}},
+        {"flops": math.inf, "bytes_moved": math.inf},
+        {"flops": math.nan},
+        {"bytes_moved": math.inf},
+    ],
+)
+def test_figures_that_nothing_has_are_not_believed(folder, wrong):
     keep_evidence(WORK, TIMES, "2.13.0")
     path = next(folder.iterdir())
-    entry = json.loads(path.read_text())[0] | {"seconds": seconds}
+    entry = json.loads(path.read_text())[0] | wrong
     path.write_text(json.dumps([entry]))
     assert all_evidence() == []
 

@@ -7,6 +7,7 @@ machine and torch. A file that is missing, corrupt or read-only is never an erro
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,5 +141,11 @@ def _valid(found: list[Any]) -> Iterator[Evidence]:
             evidence = Evidence.model_validate(entry)
         except ValueError:
             continue
-        if evidence.seconds and all(0 < s < float("inf") for s in evidence.seconds.values()):
-            yield evidence
+        if evidence.seconds and all(map(_positive, evidence.seconds.values())):
+            # An endless count would be within any share of every other one.
+            if _positive(evidence.flops) and math.isfinite(evidence.bytes_moved):
+                yield evidence
+
+
+def _positive(number: float) -> bool:
+    return 0 < number < math.inf
