@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ def new_figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> Path:
-    """Write a figure into a file and return its path; the suffix chooses the format.
+    """Write a figure into a file and return its path; the suffix chooses the format, else PNG.
 
     Raises:
         ArgumentError: the file cannot be written, or its suffix names no format.
     """
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        # matplotlib adds the suffix by itself, and the caller would not learn the file's name.
+        path = path if path.suffix else path.with_name(f"{path.name}.png")
         figure.savefig(path, **options)
     except (OSError, ValueError) as error:
         raise unwritable(path, error) from error
