@@ -14,16 +14,14 @@ import mpskit
 SOURCE = str(Path(mpskit.__file__).parent)
 
 
-def interrupted_at_each_line(
-    work: Callable[[], object],
-) -> Iterator[str]:
-    """Interrupt ``work`` at its first line in mpskit, then at its second, and so on.
+def interrupted_at_each_line(work: Callable[[], object], *, every: int = 1) -> Iterator[str]:
+    """Interrupt ``work`` at its first line in mpskit, then at its second (or ``every`` n-th) line.
 
     Yields where it was interrupted, as ``file:line:function``, once the exception is gone and the
     garbage collected, until the work runs to its end. Finalizers are left out: Python drops what
     is raised in them.
     """
-    for number in range(1, 100_000):
+    for number in range(1, 100_000, every):
         where = _interrupted(work, number)
         # What the exception held is young.
         gc.collect(1)
@@ -62,7 +60,7 @@ def _interrupted(work: Callable[[], object], number: int) -> str | None:
 
 def _in_finalizer(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        if frame.f_code.co_name in {"__del__", "_drop"}:  # the latter of a weak reference
             return True
         frame = frame.f_back
     return False

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import planting
 import small_models as models
+from interrupting import interrupted_at_each_line
 from mpskit import Divergence, TensorSpec, find_divergence, simulate
 from mpskit.correctness.divergence import _Search
 from mpskit.errors import (
@@ -322,6 +323,7 @@ def fails_on_mac(model, batch):
         (nn.Linear(8, 4), {"device": "nothing"}, ArgumentError, "is not a device"),
         (nn.Linear(8, 4), {"device": 1}, ArgumentTypeError, "device"),
         (nn.Linear(8, 4), {"train": 1}, ArgumentTypeError, "train"),
+        (nn.Linear(8, 4), {"step": 0}, ArgumentTypeError, "step must be a function"),
         (nn.ReLU(), {"step": lambda m, b: m(b).detach()}, None, ""),
         (nn.ReLU(), {}, EstimateError, "give step="),
         (nn.Linear(8, 4, dtype=torch.float64), {}, CheckError, "fails on"),
@@ -333,6 +335,20 @@ def test_bad_input(given, how, error, text):
         return
     with pytest.raises(error, match=text):
         on_mac(given, torch.ones(2, 8), **how)
+
+
+def test_an_interrupt_leaves_nothing_changed():
+    model, batch = models.mlp()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with simulate("m1-16gb"):
+        state = torch.get_rng_state(), random.getstate()
+        for _ in interrupted_at_each_line(lambda: find_divergence(model, batch), every=1499):
+            assert torch.is_grad_enabled()
+            assert torch.equal(torch.get_rng_state(), state[0])
+            assert random.getstate() == state[1]
+            assert not any(module._forward_hooks for module in model.modules())
+            assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_no_batch_and_no_accelerator():

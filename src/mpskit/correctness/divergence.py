@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from mpskit.correctness.operator_check import Fault, Found, OperatorCheck
 from mpskit.correctness.recurrent import wrong_dropout
 from mpskit.correctness.result import Divergence, NonFinite, OperandFacts, Phase, WrongOperator
 from mpskit.correctness.script import script_for
+from mpskit.dispatch.intercept import take_off
 from mpskit.dispatch.patches import Patches
 from mpskit.dispatch.random_state import isolate
 from mpskit.errors import ArgumentError, ArgumentTypeError, CheckError, MpskitError
@@ -79,8 +81,13 @@ def find_divergence(
     check_callable("step", step)
     if batch is None:
         raise ArgumentError("give a batch: tensors or TensorSpec, nested", given=batch)
-    search = _Search(_built(model), _filled(batch), step, checked, compared, train)
-    return search.result()
+
+    def search(patches: Patches) -> Divergence:
+        # An interrupt may hinder the end of a ``with torch.no_grad()``.
+        patches.on_exit(functools.partial(torch.set_grad_enabled, torch.is_grad_enabled()))
+        return _Search(_built(model), _filled(batch), step, checked, compared, train).result()
+
+    return Patches.around(search)
 
 
 def _built(model: Any) -> torch.nn.Module:
@@ -232,6 +239,7 @@ class _Search:
 
         def run(patches: Patches) -> Record:
             isolate(patches, torch.Generator().manual_seed(0))
+            patches.on_exit(functools.partial(take_off, watch))
             how = {"train": self.train, "whole": self.whole}
             return run_step(watch, model, self.step, batch, **how)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from mpskit.dispatch.patches import Patches
 
@@ -26,7 +27,14 @@ __all__ = [
     "intercepting",
     "registered_key",
     "seen_again",
+    "take_off",
 ]
+
+
+def take_off(mode: TorchDispatchMode) -> None:
+    """Take a mode off this thread's stack if it is there: an interrupt may hinder its ``with``."""
+    if mode in _get_current_dispatch_mode_stack():
+        mode.__exit__(None, None, None)
 
 
 class OutsideThread(threading.Thread):

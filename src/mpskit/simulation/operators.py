@@ -252,11 +252,12 @@ def install(simulation: Simulation, patches: Patches) -> None:
         return _enter(self)
 
     def leave(self: Any, *error: Any) -> Any:
-        result = _exit(self, *error)
-        bridge = simulation.state().bridge
-        if bridge is not None:
-            bridge.leave()
-        return result
+        try:
+            return _exit(self, *error)
+        finally:  # an interrupt between the two would keep the bridge open
+            bridge = simulation.state().bridge
+            if bridge is not None:
+                bridge.leave()
 
     def make_wrapper(*args: Any, **kwargs: Any) -> Any:
         bridge = simulation.state().bridge

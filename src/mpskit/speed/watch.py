@@ -6,6 +6,7 @@ real device and a simulated one look alike.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import time
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpskit._base.user_code import own_place, shown_place
 from mpskit.backends.memory import cache_owners
+from mpskit.dispatch.intercept import take_off
 from mpskit.dispatch.meta_shapes import tensors_in
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema
@@ -83,7 +85,9 @@ def watch(
         _watch_printing(patches, found, device)
         _watch_cache(patches, found)
         _watch_autocast(patches, found)
-        with _Mode(found, torch.device(device).type, missing):
+        mode = _Mode(found, torch.device(device).type, missing)
+        patches.on_exit(functools.partial(take_off, mode))
+        with mode:
             step()
 
     Patches.around(run)

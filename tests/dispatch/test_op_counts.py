@@ -1,0 +1,71 @@
+"""What operators add up to: launches, arithmetic, bytes and classes."""
+
+import pytest
+import torch
+
+from mpskit.dispatch.intercept import intercepting
+from mpskit.dispatch.op_counts import OpCounts, class_of
+from mpskit.speed.count import _Counter
+
+
+def counted(step) -> OpCounts:
+    counter = _Counter()
+    with intercepting(counter), torch.no_grad():
+        step()
+    return counter.counts
+
+
+X = torch.ones(8, 16)
+HALF = torch.ones(8, 16, dtype=torch.float16)
+SCALAR, ONE = torch.tensor(1.0), torch.ones(1)
+IMAGE = torch.ones(1, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("step", "launches", "flops", "moved"),
+    [
+        (lambda: X + X, 1, 128, 3 * 512),
+        (lambda: X @ X.T, 1, 2 * 8 * 16 * 8, 2 * 512 + 256),
+        (lambda: X.view(16, 8), 0, 0, 0),
+        (lambda: X.t(), 0, 0, 0),
+        (lambda: torch.empty(8), 0, 0, 0),
+        (lambda: X.sum(), 1, 128, 512 + 4),
+        (lambda: X.add_(0), 1, 128, 2 * 512),
+        (lambda: HALF + HALF, 1, 128, 3 * 256),
+        (lambda: SCALAR + SCALAR, 0, 0, 0),
+        (lambda: ONE.expand(8, 16) + X, 1, 128, 4 + 2 * 512),
+    ],
+    ids=["add", "mm", "view", "t", "empty", "sum", "add_", "half", "host scalars", "expanded"],
+)
+def test_one_operator(step, launches, flops, moved):
+    found = counted(step)
+    assert (found.launches, found.flops, found.bytes_moved) == (launches, flops, moved)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mm", "gemm"),
+        ("addmm", "gemm"),
+        ("convolution", "conv"),
+        ("_softmax", "softmax"),
+        ("native_layer_norm", "norm"),
+        ("add_", "elementwise"),
+        ("an_operator_of_next_year", "elementwise"),
+    ],
+)
+def test_the_class_of_an_operator(name, kind):
+    assert class_of(name) == kind
+
+
+def test_depthwise_convolutions_are_told_apart():
+    weight, deep = torch.ones(4, 4, 3, 3), torch.ones(4, 1, 3, 3)
+    assert counted(lambda: torch.conv2d(IMAGE, weight)).depthwise == 0
+    assert counted(lambda: torch.conv2d(IMAGE, deep, groups=4)).depthwise == 1
+
+
+def test_arithmetic_is_kept_by_dtype_and_class():
+    found = counted(lambda: (X @ X.T, HALF + HALF))
+    assert found.flops_by_dtype["float32"] == found.flops_by_class["gemm"] == 2048
+    assert found.flops_by_dtype["float16"] == found.flops_by_class["elementwise"] == 128
+    assert found.launches_by_class == {"gemm": 1, "elementwise": 1}
