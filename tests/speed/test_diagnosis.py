@@ -278,6 +278,16 @@ def test_a_diagnosis_is_a_value_that_can_be_stored():
     assert Diagnosis.model_validate(json.loads(diagnosis.model_dump_json())) == diagnosis
 
 
+def test_what_the_note_says_of_a_simulated_machine():
+    def notes(device):
+        return diagnose(lambda name: lambda: torch.ones(4, device=name) + 1, device, seconds=0.01)
+
+    assert [n for n in notes("mps").notes if "predicted, not measured" in n]
+    on_cpu = notes("cpu")
+    assert (on_cpu.basis, len(on_cpu.notes)) == ("measured", 1)
+    assert "this computer's" in on_cpu.notes[0]
+
+
 def test_nothing_stays_changed():
     before = (torch.Tensor.__repr__, torch.autocast.__enter__, torch.mps.empty_cache)
 

@@ -12,7 +12,9 @@ import contextlib
 import importlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -126,12 +128,17 @@ def _parser(*chosen: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
+            description=_filled(f"{summary[0].upper()}{summary[1:]}."),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name in chosen:
             _module(name).add_arguments(sub)
     return parser
+
+
+def _filled(text: str) -> str:
+    """Return a text in lines of the terminal: the formatter that keeps examples wraps nothing."""
+    return textwrap.fill(text, max(shutil.get_terminal_size().columns - 2, 20))
 
 
 def _module(command: str) -> _Command:

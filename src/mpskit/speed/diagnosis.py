@@ -172,17 +172,19 @@ def diagnose(
     step = made_step(make_step, name)
     seen = observe(step, name, seconds=seconds, progress=progress)
     simulated = replaced_readings() is not None
+    predicted = simulated and seen.prediction is not None
     return Diagnosis(
         device=name,
         step_seconds=seen.seconds,
-        basis="predicted" if simulated and seen.prediction is not None else "measured",
+        basis="predicted" if predicted else "measured",
         launches=seen.watched.counts.launches,
         causes=tuple(causes_of(seen)),
-        notes=(_SIMULATED,) if simulated else (),
+        notes=(_PREDICTED if predicted else _SIMULATED,) if simulated else (),
     )
 
 
-_SIMULATED = "the machine is simulated: shares of time are predicted, not measured"
+_PREDICTED = "the machine is simulated: shares of time are predicted, not measured"
+_SIMULATED = "the machine is simulated: the times are this computer's"
 
 
 def made_step(make_step: Callable[[str], Callable[[], Any]], device: str) -> Callable[[], Any]:
@@ -275,7 +277,7 @@ def _launches(seen: Observation) -> Iterator[Cause]:
 
 
 def _ratio(predicted: Prediction) -> str:
-    return f"it is predicted {1 / predicted.mps_speedup:.1f} times faster there"
+    return f"it is predicted {1 / predicted.mps_speedup:.1f} times faster there."
 
 
 def _fallbacks(seen: Observation) -> Iterator[Cause]:

@@ -141,10 +141,11 @@ def _valid(found: list[Any]) -> Iterator[Evidence]:
             evidence = Evidence.model_validate(entry)
         except ValueError:
             continue
-        if evidence.seconds and all(map(_positive, evidence.seconds.values())):
-            # An endless count would be within any share of every other one.
-            if _positive(evidence.flops) and math.isfinite(evidence.bytes_moved):
-                yield evidence
+        seconds = evidence.seconds.values()
+        # An endless count would be within any share of every other one.
+        counted = _positive(evidence.flops) and math.isfinite(evidence.bytes_moved)
+        if counted and seconds and all(map(_positive, seconds)):
+            yield evidence
 
 
 def _positive(number: float) -> bool:

@@ -75,7 +75,7 @@ def operators(device: str) -> Iterator[Finding]:
     known = Coverage(str(torch_version()), detect_host().os_version or "")
     for op, call in OPERATORS.items():
         name = op.name().removeprefix("aten::").removesuffix(".default")
-        said = "has none" if known.status(op) is Status.MISSING else "has a kernel"
+        said = "no kernel" if known.status(op) is Status.MISSING else "a kernel"
         yield compared(check, name, said, _tried(call, device))
 
 
@@ -85,8 +85,8 @@ def _tried(call: Callable[[torch.Tensor], Any], device: str) -> str:
         try:
             call(_square(device))
         except NotImplementedError:
-            return "has none"
-    return "has a kernel"
+            return "no kernel"
+    return "a kernel"
 
 
 def dtypes(device: str) -> Iterator[Finding]:
@@ -95,14 +95,14 @@ def dtypes(device: str) -> Iterator[Finding]:
     holds = precision_for(device).storage_dtypes
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        said = "is held" if name in holds else "is refused"
+        said = "supported" if name in holds else "refused"
         try:
             torch.ones(4, 4, dtype=dtype, device=device).matmul(
                 torch.ones(4, 4, dtype=dtype, device=device)
             )
-            found = "is held"
+            found = "supported"
         except (TypeError, RuntimeError):
-            found = "is refused"
+            found = "refused"
         yield compared(check, name, said, found)
 
 

@@ -40,7 +40,7 @@ class Finding(Value):
             return f"{self.claim}: {self.found or self.said}"
         if self.outcome is Outcome.NOT_TRIED:
             return f"{self.claim}: {self.found}"
-        return f"{self.claim}: mpskit says {self.said}, the machine {self.found}"
+        return f"{self.claim}: expected {self.said}, found {self.found}"
 
 
 class Validation(Value):

@@ -122,5 +122,5 @@ def loader(device: str) -> Iterator[Finding]:
     kwargs = dataloader_kwargs(device, batch_size=16, num_workers=0, dataset=data)
     batches = list(torch.utils.data.DataLoader(data, **kwargs))
     found = sorted(float(x) for (batch,) in batches for x in batch.to(device).cpu())
-    yield compared("loader", "all samples arrive on the device", 64, len(found))
-    yield compared("loader", "they are the dataset's", 2016.0, sum(found))
+    yield compared("loader", "samples that arrive on the device", 64, len(found))
+    yield compared("loader", "the sum of the samples", 2016.0, sum(found))
