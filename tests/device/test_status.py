@@ -152,3 +152,12 @@ def test_what_torch_was_built_for_is_told(found, label):
     statuses = backend_statuses(LINUX, _torch("2.13.0", found))
     status = next(one for one in statuses if one.device == found.kind.name)
     assert (status.device, status.label) == (found.kind.name, label)
+
+
+def test_every_backend_is_judged_and_mps_is_disabled_only_when_asked():
+    facts = _torch("2.13.0", **BUILT)
+    statuses = {one.device: one for one in backend_statuses(_host("m1-8gb"), facts)}
+    assert statuses["mps"].usable
+    off = {one.device: one for one in backend_statuses(_host("m1-8gb"), facts, disable_mps=True)}
+    assert (off["mps"].usable, off["mps"].code) == (False, ReasonCode.DISABLED_BY_USER)
+    assert {name for name in off if off[name] != statuses[name]} == {"mps"}

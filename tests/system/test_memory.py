@@ -97,6 +97,21 @@ def test_pressure_without_its_file_is_unknown(monkeypatch, tmp_path):
     assert memory_pressure() == "warning"
 
 
+def test_a_mac_is_asked_for_its_level(monkeypatch):
+    asked = []
+
+    def read(numbers):
+        asked.append(numbers)
+        return levels.pop()
+
+    levels: list[dict[str, str]] = [{}, {"kern.memorystatus_vm_pressure_level": "4"}]
+    monkeypatch.setattr(system.sys, "platform", "darwin")
+    monkeypatch.setattr(system, "read_sysctls", read)
+    assert memory_pressure() == "critical"
+    assert memory_pressure() is None
+    assert asked == [("kern.memorystatus_vm_pressure_level",)] * 2
+
+
 def test_replaced_readings_are_honoured():
     readings = Readings(
         memory_total=8 * GIB,

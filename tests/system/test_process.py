@@ -5,12 +5,13 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from mpskit.system import process
-from mpskit.system.process import output_of, run_bounded
+from mpskit.system.process import Helper, MemoryUser, largest_users, output_of, run_bounded
 
 PYTHON = sys.executable
 
@@ -101,3 +102,120 @@ def test_a_program_that_hangs_or_is_absent_has_no_output():
     assert output_of((PYTHON, "-c", "import time; time.sleep(60)"), seconds=0.2) is None
     assert output_of(("/no/such/program",), seconds=1) is None
     assert not [t for t in threading.enumerate() if t.name == "mpskit-child-output"]
+
+
+def test_no_thread_that_reads_a_child_keeps_the_process_from_ending():
+    read, write = os.pipe()
+    os.write(write, b"x" * 1000)
+    os.close(write)
+    stream = process._Stream(os.fdopen(read, "rb"))
+    stream.join(30)
+    assert (stream.daemon, bytes(stream.kept)) == (True, b"x" * 1000)
+
+
+def test_the_footprint_of_a_process(monkeypatch):
+    info = SimpleNamespace(rss=900, shared=300)
+    monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(memory_info=lambda: info))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert process.footprint_bytes() == process.footprint_bytes(7) == 600
+
+
+@pytest.mark.parametrize(
+    ("info", "size"),
+    [
+        ({"rss": 900, "shared": 300}, 600),
+        ({"rss": 300, "shared": 900}, 0),
+        ({"rss": 900}, 900),
+        ({"rss": 900, "private": 500}, 500),
+        ({"rss": 900, "private": 0}, 0),
+    ],
+)
+def test_the_footprint_is_what_psutil_tells_on_this_system(info, size):
+    assert process.footprint_of(SimpleNamespace(**info)) == size
+
+
+def test_the_programs_that_hold_most(monkeypatch):
+    def running(pid, name, size):
+        memory = None if size is None else SimpleNamespace(rss=size)
+        return SimpleNamespace(pid=pid, info={"name": name, "exe": "", "memory_info": memory})
+
+    mine = os.getpid()
+    found = [
+        running(mine, "python", 10_000),
+        running(mine + 1, "browser", 300),
+        running(mine + 2, "browser", 400),
+        running(mine + 3, "editor", 500),
+        running(mine + 4, "hidden", None),
+        running(mine + 5, "", 900),
+        running(mine + 6, "idle", 0),
+        running(mine + 7, "small", 1),
+    ]
+    monkeypatch.setattr(psutil, "process_iter", lambda _: iter(found))
+    users = [MemoryUser(name="browser", resident_bytes=700, processes=2),
+             MemoryUser(name="editor", resident_bytes=500, processes=1),
+             MemoryUser(name="small", resident_bytes=1, processes=1)]  # fmt: skip
+    assert largest_users() == tuple(users)
+    assert largest_users(1) == tuple(users[:1])
+
+
+@pytest.fixture
+def helper():
+    """Start a helper; whatever the test does, nothing of it stays."""
+    started = []
+
+    def start(code):
+        return Helper([PYTHON, "-c", code], started)
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+WAITS = "; import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("code", "good"),
+    [
+        ("print(' ready ', flush=True)" + WAITS, True),
+        ("print('not so', flush=True)" + WAITS, False),
+        ("pass", False),
+    ],
+)
+def test_the_first_line_of_a_helper(helper, code, good):
+    assert helper(code).says("ready", within=30) is good
+
+
+def test_a_helper_runs_until_it_is_stopped(helper):
+    one = helper("print('ready', flush=True)" + WAITS)
+    assert one.says("ready", within=30)
+    assert one.running
+    pid = one.pid
+    one.stop()
+    assert not one.running
+    assert gone(pid)
+    one.stop()
+
+
+def test_a_helper_that_says_nothing_is_not_waited_for(helper):
+    one = helper("import time; time.sleep(60)")
+    assert not one.says("ready", within=0.01)
+    assert one.running
+
+
+def test_a_helper_that_heeds_no_order_is_killed(helper, monkeypatch):
+    monkeypatch.setattr(process, "_STOP_S", 0.1)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    one = helper(deaf + "print('ready', flush=True)" + WAITS)
+    assert one.says("ready", within=30)
+    one.stop()
+    assert gone(one.pid)
+
+
+def test_a_helper_that_was_not_started_has_nothing_to_stop():
+    started = []
+    with pytest.raises(FileNotFoundError):
+        Helper(["/no/such/program"], started)
+    (one,) = started
+    assert (one.pid, one.running, one.says("ready", within=1)) == (None, False, False)
+    one.stop()
