@@ -168,6 +168,22 @@ def test_a_corrupt_cache_is_as_good_as_none(verdicts, settings, garbage):
     assert json.loads(file.read_text()) == {"failure": "failure 2", "waited": 0}
 
 
+@pytest.mark.parametrize(
+    ("kept", "answer"),
+    [
+        ({"failure": None}, (None, 0)),
+        ({"failure": "no Metal"}, ("no Metal", 0)),
+        ({"failure": None, "waited": 180}, (None, 180)),
+        ({"failure": None, "waited": 181}, ("failure 2", 0)),
+    ],
+)
+def test_what_an_earlier_process_kept(verdicts, settings, kept, answer):
+    _failure(HOST, "2.13.0", settings)
+    (file,) = settings.cache_dir.iterdir()
+    file.write_text(json.dumps(kept))
+    assert probe.remembered_probe(HOST, "2.13.0", settings) == answer
+
+
 def test_a_folder_that_cannot_be_made_is_no_error(verdicts, tmp_path):
     (tmp_path / "file").write_text("in the way")
     settings = Settings(cache_dir=tmp_path / "file" / "cache")

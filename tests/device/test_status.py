@@ -129,6 +129,7 @@ def test_cards(found, code, text):
     statuses = backend_statuses(LINUX, _torch("2.13.0", found))
     status = next(one for one in statuses if one.device == found.kind.name)
     assert (status.usable, status.code, status.count) == (code is None, code, found.count)
+    assert (status.built, status.available) == (found.built, found.count > 0)
     assert text in status.reason
     assert code is None or status.fix
 

@@ -166,6 +166,16 @@ def test_cores_come_from_the_table_without_levels():
     assert (host.performance_cores, host.efficiency_cores, host.logical_cpus) == (4, 4, 8)
 
 
+@pytest.mark.parametrize(("gib", "cores"), [(36, 32), (64, 40)])
+@pytest.mark.parametrize("read", ["psutil", "sysctl"])
+def test_the_variant_of_a_chip_follows_the_memory(gib, cores, read):
+    """Apple sells the M4 Max of 32 GPU cores with 36 GB, that of 40 with more."""
+    brand = {"machdep.cpu.brand_string": "Apple M4 Max"}
+    memory = {"memory_total": gib * 1024**3} if read == "psutil" else {}
+    sysctl = brand if read == "psutil" else brand | {"hw.memsize": str(gib * 1024**3)}
+    assert Host.from_readings(Readings(**ARM, sysctl=sysctl, **memory)).gpu_cores == cores
+
+
 def test_memory_of_a_mac():
     sysctl = M2 | {"hw.memsize": str(34359738368), "iogpu.wired_limit_mb": "24000"}
     host = Host.from_readings(Readings(**ARM, sysctl=sysctl))

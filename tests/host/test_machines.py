@@ -192,3 +192,20 @@ def test_the_sysctls_that_only_apple_silicon_has(name, own):
 def test_a_count_is_an_int(field, wrong):
     with pytest.raises(ArgumentTypeError):
         Machine(**{"chip": "M3", "ram_gib": 8} | {field: wrong})
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpus"),
+    [
+        (Machine(chip="M1", ram_gib=8), 8),
+        (Machine(chip="M1", ram_gib=8, cpu_cores=6), 6),
+        (Machine(chip="M99", ram_gib=8), None),
+        (Machine(chip="Intel Core i9", ram_gib=16), None),
+        (Machine(chip="Intel Core i9", ram_gib=16, cpu_cores=8), 8),
+    ],
+)
+def test_the_cpus_and_the_memory_in_the_readings(machine, cpus):
+    readings = machine.readings()
+    assert (readings.logical_cpus, readings.physical_cpus) == (cpus, cpus)
+    assert readings.memory_available == machine.ram_gib * GIB * 3 // 4
+    assert (readings.swap_total, readings.swap_used) == (0, 0)

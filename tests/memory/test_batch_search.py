@@ -123,6 +123,24 @@ def test_one_buffer_scales_exactly() -> None:
     assert search.next() == 24
 
 
+@pytest.mark.parametrize(
+    ("share", "exact", "size"),
+    [
+        (0.5, False, 30),  # a step that broke off needs somewhat more than it said
+        (0.75, False, 45),
+        (0.76, False, 16),  # too near to tell anything: a quarter, as without figures
+        (None, False, 16),
+        (0.97, True, 62),
+        (0.25, True, 16),
+        (0.0, True, 1),
+    ],
+)
+def test_the_first_size_after_a_failure(share, exact, size) -> None:
+    search = BatchSearch(range(1, 65), measured=True)
+    search.fails(64, share, exact=exact)
+    assert search.next() == size
+
+
 def test_a_size_that_fitted_and_then_fails_does_not_fit() -> None:
     search = BatchSearch(range(1, 65), measured=False)
     search.fails(64, None)
@@ -174,6 +192,8 @@ SHARES = [
     (figures(max_allowed=None), 0, None, None),
     (figures(allocated=None), 0, None, None),
     (figures(requested=None), 0, None, None),
+    (figures(requested=0), 0, None, None),
+    (figures(requested=1, allocated=3 * GIB), 4 * GIB, None, None),
 ]
 
 

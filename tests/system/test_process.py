@@ -156,6 +156,8 @@ def test_the_programs_that_hold_most(monkeypatch):
              MemoryUser(name="small", resident_bytes=1, processes=1)]  # fmt: skip
     assert largest_users() == tuple(users)
     assert largest_users(1) == tuple(users[:1])
+    found = [running(mine + at, f"p{at}", at) for at in range(1, 8)]
+    assert [user.name for user in largest_users()] == ["p7", "p6", "p5", "p4", "p3"]
 
 
 @pytest.fixture
