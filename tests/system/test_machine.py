@@ -155,3 +155,10 @@ def test_what_linux_lists_of_its_processor(monkeypatch, tmp_path):
     assert (found.cpu_brand, found.physical_cpus) == ("AMD EPYC", 2)
     assert (found.memory_total, found.memory_available) == (1000 * 1024, 400 * 1024)
     assert (found.swap_total, found.swap_used) == (30 * 1024, 20 * 1024)
+
+
+def test_threads_of_a_core_are_not_counted_as_cores(monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8 if logical else 4)
+    assert module._physical_cpus() == 4

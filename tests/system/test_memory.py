@@ -135,4 +135,10 @@ def test_a_size_of_the_processs_status():
 
 def test_a_peak_that_cannot_start_anew_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(system, "Path", lambda name: tmp_path / "missing" / "clear_refs")
-    assert not restart_peak()
+    assert restart_peak() is False
+
+
+def test_a_peak_starts_anew_by_what_the_kernel_asks_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(system, "Path", lambda name: tmp_path / name.rpartition("/")[2])
+    assert restart_peak() is True
+    assert (tmp_path / "clear_refs").read_text() == "5"

@@ -120,20 +120,6 @@ def test_the_footprint_of_a_process(monkeypatch):
     assert process.footprint_bytes() == process.footprint_bytes(7) == 600
 
 
-@pytest.mark.parametrize(
-    ("info", "size"),
-    [
-        ({"rss": 900, "shared": 300}, 600),
-        ({"rss": 300, "shared": 900}, 0),
-        ({"rss": 900}, 900),
-        ({"rss": 900, "private": 500}, 500),
-        ({"rss": 900, "private": 0}, 0),
-    ],
-)
-def test_the_footprint_is_what_psutil_tells_on_this_system(info, size):
-    assert process.footprint_of(SimpleNamespace(**info)) == size
-
-
 def test_the_programs_that_hold_most(monkeypatch):
     def running(pid, name, size):
         memory = None if size is None else SimpleNamespace(rss=size)
