@@ -202,6 +202,23 @@ def test_the_part_that_fits_by_the_figures(known, base, buffer, share) -> None:
     assert share_that_fits(known, base, buffer) == (None if share is None else pytest.approx(share))
 
 
+# figures -> the bytes that the process may hold
+LIMITS = [
+    (figures(), 9 * GIB),
+    (figures(max_allowed=None, free=GIB), None),
+    (figures(allocated=None, free=GIB), 9 * GIB),
+    (figures(max_allowed=24 * GIB, free=2 * GIB, cached=None), 10 * GIB),
+    (figures(max_allowed=24 * GIB, free=2 * GIB, cached=GIB), 11 * GIB),
+    (figures(max_allowed=24 * GIB, free=0, cached=0), 8 * GIB),
+    (figures(max_allowed=8 * GIB, free=60 * GIB), 8 * GIB),
+]
+
+
+@pytest.mark.parametrize(("known", "limit"), LIMITS)
+def test_the_limit_by_the_figures(known, limit) -> None:
+    assert limit_of(known) == limit
+
+
 amounts = st.none() | st.integers(0, 2**60)
 
 

@@ -249,6 +249,25 @@ def test_another_mac_without_its_being_here():
     assert found.usable_bytes == 60 * GIB - found.reserve_bytes
 
 
+@pytest.mark.parametrize(
+    ("macos", "torch", "note"),
+    [
+        ("12.2", "2.13.0", "torch has MPS from macOS 12.3 on: on macOS 12.2 there is the CPU"),
+        (" 10.15", None, "torch has MPS from macOS 12.3 on: on macOS 10.15 there is the CPU"),
+        ("12", "2.2.0", None),  # it may be a 12.7
+        ("13.5", "2.13.0", "torch 2.13.0 needs macOS 14"),
+        ("13.5", "2.2.0", None),
+        ("13.5", None, None),
+        ("15.6", "2.13.0", None),
+    ],
+)
+def test_a_macos_that_is_too_old_for_torch(monkeypatch, macos, torch, note):
+    monkeypatch.setattr(budgets, "torch_version", lambda: torch)
+    found = [line for line in memory_budget_for(16 * GIB, macos).notes if "torch" in line]
+    assert len(found) == (note is not None)
+    assert note is None or found[0].startswith(note)
+
+
 def test_an_intel_mac_is_its_cpu_unless_it_has_a_card():
     without = memory_budget_for(32 * GIB, "14.5", "Intel Core i9")
     assert (without.device, without.limit_bytes, without.recommended_source) == ("cpu", None, "ram")
