@@ -216,7 +216,12 @@ def test_what_is_free_or_swapped_may_be_nothing_and_is_never_negative(read, kept
 def test_what_is_not_told_of_a_host_is_unknown_and_it_is_no_virtual_machine():
     host = Host(kind=HostKind.LINUX, os_name="Linux")
     told = {"kind", "os_name", "usable_cpus", "is_vm", "is_hosted_runner", "signs"}
-    assert (host.usable_cpus, host.is_vm, host.is_hosted_runner, host.signs) == (1, False, False, ())
+    assert (host.usable_cpus, host.is_vm, host.is_hosted_runner, host.signs) == (
+        1,
+        False,
+        False,
+        (),
+    )
     assert all(getattr(host, name) is None for name in set(Host.model_fields) - told)
 
 
