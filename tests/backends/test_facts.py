@@ -1,13 +1,22 @@
 """What torch is asked of its backends, and that a question which fails counts as no."""
 
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_xpu import NO_DRIVER, stand_in
 
 from mpskit import CacheKeeper, empty_cache, memory_snapshot
-from mpskit.backends.facts import build_of, current_accelerator, read_torch
+from mpskit.backends.facts import (
+    Found,
+    build_of,
+    current_accelerator,
+    read_metal,
+    read_torch,
+    torch_trouble,
+)
 from mpskit.backends.kinds import KINDS, ROCM
 from mpskit.backends.memory import backend, device_in_use, present_kinds
 
@@ -93,3 +102,44 @@ def test_a_plugged_in_accelerator_is_counted(monkeypatch):
     assert (found.kind.name, found.built, found.count) == ("hpu", True, 8)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     assert "hpu" not in read_torch().found
+
+
+def test_what_was_not_found_is_not_there():
+    found = Found(KINDS["cuda"])
+    assert (found.built, found.count, found.bad_fork) == (False, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "trouble"),
+    [
+        ((), None),
+        (("optim",), "torch is installed in part only: it has no torch.optim"),
+        (("nn", "optim"), "torch is installed in part only: it has no torch.nn"),
+    ],
+)
+def test_a_torch_that_is_installed_in_part(monkeypatch, lacking, trouble):
+    names = ("__version__", "_C", "Tensor", "backends", "device", "nn", "optim")
+    whole = {name: None for name in names if name not in lacking}
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(**whole))
+    assert torch_trouble() == trouble
+
+
+def test_a_torch_that_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert torch_trouble().startswith("torch cannot be imported: ModuleNotFoundError: ")
+
+
+M1 = {"metal_device": "Apple M1", "metal_cores": 8}
+
+
+@pytest.mark.parametrize(
+    ("version", "available", "told"),
+    [("2.9.0", True, M1), ("2.8.0", True, {}), ("2.9.0", False, {}), (None, True, {})],
+)
+def test_an_imported_torch_tells_the_metal_device(monkeypatch, version, available, told):
+    mps = SimpleNamespace(
+        is_available=lambda: available, get_name=lambda: "Apple M1", get_core_count=lambda: 8
+    )
+    torch_ = SimpleNamespace(__version__=version, backends=SimpleNamespace(mps=mps))
+    monkeypatch.setitem(sys.modules, "torch", None if version is None else torch_)
+    assert read_metal() == told

@@ -57,6 +57,23 @@ def test_a_label_tells_what_torch_was_built_for(kind, version, label):
     assert kind.label(version) == label
 
 
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("numbered", {"cuda", "xpu", "ROCm"}),
+        ("pins", {"cuda", "xpu", "ROCm"}),
+        ("foreach", {"cuda", "xpu", "ROCm"}),
+        ("non_blocking", {"cuda", "xpu", "ROCm", "cpu", "meta"}),
+        ("fork_safe", {"cuda", "xpu", "ROCm", "cpu", "meta"}),
+        ("float64", {"cuda", "xpu", "ROCm", "cpu", "meta"}),
+        ("bfloat16", {"mps", "xpu", "cpu", "meta"}),
+    ],
+)
+def test_who_can_what(field, names):
+    kinds = {**KINDS, "ROCm": ROCM}
+    assert {name for name, kind in kinds.items() if getattr(kind, field)} == names
+
+
 def test_it_imports_no_torch():
     code = "import sys, mpskit.backends.kinds; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

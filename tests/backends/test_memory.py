@@ -144,7 +144,7 @@ def test_a_cap_is_given_to_mps_as_a_float(mac):
     assert (type(fraction), fraction) == (float, 1.0)
 
 
-def cuda(initialized):
+def cuda(initialized, **more):
     return Recorder(
         is_initialized=initialized,
         is_available=True,
@@ -159,6 +159,7 @@ def cuda(initialized):
         synchronize=None,
         set_per_process_memory_fraction=None,
         get_per_process_memory_fraction=0.5,
+        **more,
     )
 
 
@@ -168,6 +169,14 @@ def test_a_module_that_is_in_use_tells_everything(monkeypatch, kind):
     assert told(f"{kind}:0") == [10, 30, 20, 1000, 400, None, None, 0.5, "NVIDIA T4"]
     assert backend(kind).reset_peak()
     assert backend(kind).set_memory_fraction(0.5)
+
+
+@pytest.mark.parametrize(
+    ("capability", "computes"), [((7, 5), False), ((8, 0), True), ((9, 0), True), (None, None)]
+)
+def test_a_card_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, computes):
+    monkeypatch.setattr(torch, "cuda", cuda(True, get_device_capability=capability))
+    assert backend("cuda").computes_bfloat16() is computes
 
 
 def test_an_unused_cuda_is_not_initialised(monkeypatch):

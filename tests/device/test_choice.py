@@ -7,7 +7,7 @@ import torch
 
 from mpskit import DeviceUnavailableError, SettingsError, get_optimal_device
 from mpskit.backends import facts
-from mpskit.device import ReasonCode, choice, probe
+from mpskit.device import ReasonCode, Rejected, choice, probe
 from mpskit.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -56,6 +56,15 @@ def test_strict_raises_instead(on_machine):
     with pytest.raises(DeviceUnavailableError, match="Rosetta") as caught:
         get_optimal_device(force_mps=True, strict=True)
     assert caught.value.given == "mps"
+
+
+@pytest.mark.parametrize(
+    ("fix", "text"),
+    [("do this", "mps: it is off (to change it: do this)"), (None, "mps: it is off")],
+)
+def test_what_was_rejected_is_told_with_its_mend(fix, text):
+    rejected = Rejected(device="mps", code=ReasonCode.DISABLED_BY_USER, reason="it is off", fix=fix)
+    assert str(rejected) == text
 
 
 def test_strict_is_not_remembered_as_a_success(on_machine, monkeypatch):

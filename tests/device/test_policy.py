@@ -102,8 +102,10 @@ def test_a_card_that_was_asked_for_and_lost_is_told():
     decision = decide(Request(force_mps=True, device="cuda:1"), BOTH, apple_silicon=False)
     told = [r.device for r in decision.rejected if r.code is ReasonCode.OUTRANKED]
     assert (decision.device, told) == ("mps", ["cuda:1"])
-    same = decide(Request(force_mps=True, device="cuda:0"), BOX, apple_silicon=False)
-    assert ReasonCode.OUTRANKED not in [r.code for r in same.rejected]
+    for device in ("cuda:0", "cuda:1"):
+        same = decide(Request(force_mps=True, device=device), BOX, apple_silicon=False)
+        assert same.device == device
+        assert ReasonCode.OUTRANKED not in [r.code for r in same.rejected]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -167,6 +168,22 @@ def test_a_corrupt_cache_is_as_good_as_none(verdicts, settings, garbage):
     assert json.loads(file.read_text()) == {"failure": "failure 2", "waited": 0}
 
 
+@pytest.mark.parametrize(
+    ("kept", "answer"),
+    [
+        ({"failure": None}, (None, 0)),
+        ({"failure": "no Metal"}, ("no Metal", 0)),
+        ({"failure": None, "waited": 180}, (None, 180)),
+        ({"failure": None, "waited": 181}, ("failure 2", 0)),
+    ],
+)
+def test_what_an_earlier_process_kept(verdicts, settings, kept, answer):
+    _failure(HOST, "2.13.0", settings)
+    (file,) = settings.cache_dir.iterdir()
+    file.write_text(json.dumps(kept))
+    assert probe.remembered_probe(HOST, "2.13.0", settings) == answer
+
+
 def test_a_folder_that_cannot_be_made_is_no_error(verdicts, tmp_path):
     (tmp_path / "file").write_text("in the way")
     settings = Settings(cache_dir=tmp_path / "file" / "cache")
@@ -191,3 +208,40 @@ def test_the_folder_is_the_user_s(monkeypatch, tmp_path):
     assert probe.cache_folder(Settings()) == tmp_path / "mpskit"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert probe.cache_folder(Settings()).parts[-3:] == ("Library", "Caches", "mpskit")
+
+
+@pytest.mark.parametrize(
+    ("local", "folder"), [("/local", "/local/mpskit"), (None, "~/AppData/Local/mpskit")]
+)
+def test_the_folder_on_windows(monkeypatch, local, folder):
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCALAPPDATA", local)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert probe.cache_folder(Settings()) == Path(folder).expanduser()
+
+
+def test_every_kept_verdict_is_told_and_cleared(verdicts, settings, monkeypatch):
+    monkeypatch.setenv("MPSKIT_CACHE_DIR", str(settings.cache_dir))
+    assert (probe.kept_probes(), probe.clear_probes()) == ([], 0)
+    for torch in ("2.13.0", "2.14.0"):
+        probe.remembered_probe(HOST, torch, settings)
+    (settings.cache_dir / "another.json").write_text("{}")
+    assert sorted(found.failure for found in probe.kept_probes()) == ["failure 1", "failure 2"]
+    assert probe.clear_probes() == 2
+    assert [file.name for file in settings.cache_dir.iterdir()] == ["another.json"]
+
+
+def test_without_a_cache_nothing_is_kept(verdicts, settings, monkeypatch):
+    monkeypatch.setenv("MPSKIT_CACHE_DIR", str(settings.cache_dir))
+    probe.remembered_probe(HOST, "2.13.0", settings)
+    monkeypatch.setenv("MPSKIT_NO_CACHE", "1")
+    assert (probe.kept_probes(), probe.clear_probes()) == ([], 0)
+    assert len(list(settings.cache_dir.iterdir())) == 1
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    for name in ("MPSKIT_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(probe.Path, "expanduser", _homeless)
+    assert (probe.kept_probes(), probe.clear_probes()) == ([], 0)

@@ -129,6 +129,7 @@ def test_cards(found, code, text):
     statuses = backend_statuses(LINUX, _torch("2.13.0", found))
     status = next(one for one in statuses if one.device == found.kind.name)
     assert (status.usable, status.code, status.count) == (code is None, code, found.count)
+    assert (status.built, status.available) == (found.built, found.count > 0)
     assert text in status.reason
     assert code is None or status.fix
 
@@ -152,3 +153,12 @@ def test_what_torch_was_built_for_is_told(found, label):
     statuses = backend_statuses(LINUX, _torch("2.13.0", found))
     status = next(one for one in statuses if one.device == found.kind.name)
     assert (status.device, status.label) == (found.kind.name, label)
+
+
+def test_every_backend_is_judged_and_mps_is_disabled_only_when_asked():
+    facts = _torch("2.13.0", **BUILT)
+    statuses = {one.device: one for one in backend_statuses(_host("m1-8gb"), facts)}
+    assert statuses["mps"].usable
+    off = {one.device: one for one in backend_statuses(_host("m1-8gb"), facts, disable_mps=True)}
+    assert (off["mps"].usable, off["mps"].code) == (False, ReasonCode.DISABLED_BY_USER)
+    assert {name for name in off if off[name] != statuses[name]} == {"mps"}

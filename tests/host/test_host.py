@@ -81,6 +81,7 @@ KINDS = [
     ("last before Apple silicon", {"system": "Darwin", "product_version": "10.15.7"}, "intel-mac"),
     ("Darwin 19", {"platform_string": "Darwin-19.6.0"}, "intel-mac"),
     ("10.16 is no version", {"system": "Darwin", "mac_ver": "10.16"}, "other"),
+    ("macOS 26 is for both", X86 | {"product_version": "26.0"}, "intel-mac"),
     ("macOS 27, translated", X86 | {"product_version": "27.0"}, "apple-silicon-rosetta"),
     ("own ARM runner", {"environ": OWN | {"RUNNER_ARCH": "ARM64"}}, "apple-silicon"),
     ("own ARM runner, x86 Python", X86 | {"environ": OWN | {"RUNNER_ARCH": "ARM64"}}, "apple-silicon-rosetta"),
@@ -165,6 +166,16 @@ def test_cores_come_from_the_table_without_levels():
     assert (host.performance_cores, host.efficiency_cores, host.logical_cpus) == (4, 4, 8)
 
 
+@pytest.mark.parametrize(("gib", "cores"), [(36, 32), (64, 40)])
+@pytest.mark.parametrize("read", ["psutil", "sysctl"])
+def test_the_variant_of_a_chip_follows_the_memory(gib, cores, read):
+    """Apple sells the M4 Max of 32 GPU cores with 36 GB, that of 40 with more."""
+    brand = {"machdep.cpu.brand_string": "Apple M4 Max"}
+    memory = {"memory_total": gib * 1024**3} if read == "psutil" else {}
+    sysctl = brand if read == "psutil" else brand | {"hw.memsize": str(gib * 1024**3)}
+    assert Host.from_readings(Readings(**ARM, sysctl=sysctl, **memory)).gpu_cores == cores
+
+
 def test_memory_of_a_mac():
     sysctl = M2 | {"hw.memsize": str(34359738368), "iogpu.wired_limit_mb": "24000"}
     host = Host.from_readings(Readings(**ARM, sysctl=sysctl))
@@ -172,6 +183,55 @@ def test_memory_of_a_mac():
     assert host.wired_limit_bytes == 24000 * 1024**2
     none = Host.from_readings(Readings(**ARM, sysctl=M2 | {"iogpu.wired_limit_mb": "0"}))
     assert none.wired_limit_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({}, "Mac with Apple silicon, macOS."),
+        ({"logical_cpus": 1}, "macOS. 1 usable CPU."),
+        ({"logical_cpus": 8}, "macOS. 8 usable CPUs."),
+        ({"affinity": 3}, "macOS. 3 usable CPUs."),
+        ({"cpu_brand": "Apple M1"}, ". 8 usable CPUs (4 performance cores)."),
+        (
+            {"python_version": "3.11.7", "torch_version": "2.13.0"},
+            "macOS. Python 3.11.7, torch 2.13.0.",
+        ),
+    ],
+)
+def test_the_sentences_on_cpus_and_versions(facts, sentence):
+    assert str(Host.from_readings(Readings(**ARM, **facts))).endswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("read", "kept"), [(0, 0), (5, 5), ((1 << 63) - 1, (1 << 63) - 1), (1 << 63, None), (-1, None)]
+)
+def test_what_is_free_or_swapped_may_be_nothing_and_is_never_negative(read, kept):
+    names = {"memory_available": read, "swap_total": read, "swap_used": read}
+    host = Host.from_readings(Readings(**ARM, **names))
+    found = (host.memory_available_bytes, host.swap_total_bytes, host.swap_used_bytes)
+    assert found == (kept, kept, kept)
+
+
+def test_what_is_not_told_of_a_host_is_unknown_and_it_is_no_virtual_machine():
+    host = Host(kind=HostKind.LINUX, os_name="Linux")
+    told = {"kind", "os_name", "usable_cpus", "is_vm", "is_hosted_runner", "signs"}
+    assert (host.usable_cpus, host.is_vm, host.is_hosted_runner, host.signs) == (
+        1,
+        False,
+        False,
+        (),
+    )
+    assert all(getattr(host, name) is None for name in set(Host.model_fields) - told)
+
+
+def test_a_brand_that_names_the_chip_is_preferred_to_rosettas():
+    sysctl = {"machdep.cpu.brand_string": "VirtualApple @ 2.50GHz"}
+    for known in ({"cpu_brand": "Apple M2"}, {"metal_device": "Apple M2"}):
+        host = Host.from_readings(Readings(**X86, sysctl=sysctl, **known))
+        assert (host.cpu_name, host.chip.name) == ("Apple M2", "M2")
+    host = Host.from_readings(Readings(**X86, sysctl=sysctl))
+    assert (host.cpu_name, host.chip) == ("VirtualApple @ 2.50GHz", None)
 
 
 def test_str_is_one_paragraph():

@@ -59,6 +59,8 @@ def test_memory_limit(files, total, limit):
         ((0, -3), None, 1),
         ((2, 2), 64.0, 2),
         ((2, 2), 1e30, 2),
+        ((None,), 2.0**20 - 1, 2**20 - 1),
+        ((None,), 2.0**20, 1),
     ],
 )
 def test_usable_cpus(counts, quota, usable):

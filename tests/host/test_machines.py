@@ -162,3 +162,50 @@ def test_a_machine_is_a_name_or_a_machine(wrong):
 def test_any_chip_can_be_described(chip, ram):
     machine = Machine(chip=chip, ram_gib=ram)
     assert Host.from_readings(machine.readings()).memory_total_bytes == ram * GIB
+
+
+PERFLEVELS = {
+    "hw.perflevel0.physicalcpu": "4",
+    "hw.perflevel0.name": "Performance",
+    "hw.perflevel1.physicalcpu": "4",
+    "hw.perflevel1.name": "Efficiency",
+}
+APPLE = {"hw.optional.arm64": "1", "sysctl.proc_translated": "0", "iogpu.wired_limit_mb": "0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("m1-8gb", APPLE | PERFLEVELS),
+        ("rosetta-m2-16gb", APPLE | PERFLEVELS | {"sysctl.proc_translated": "1"}),
+        ("intel-mac-32gb", {}),
+    ],
+)
+def test_the_sysctls_that_only_apple_silicon_has(name, own):
+    sysctl = find_machine(name).readings().sysctl
+    names = {*APPLE, *PERFLEVELS}
+    assert {key: value for key, value in sysctl.items() if key in names} == own
+
+
+@pytest.mark.parametrize("wrong", ["8", 8.0, True])
+@pytest.mark.parametrize("field", ["ram_gib", "gpu_cores", "cpu_cores", "vram_gib"])
+def test_a_count_is_an_int(field, wrong):
+    with pytest.raises(ArgumentTypeError):
+        Machine(**{"chip": "M3", "ram_gib": 8} | {field: wrong})
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpus"),
+    [
+        (Machine(chip="M1", ram_gib=8), 8),
+        (Machine(chip="M1", ram_gib=8, cpu_cores=6), 6),
+        (Machine(chip="M99", ram_gib=8), None),
+        (Machine(chip="Intel Core i9", ram_gib=16), None),
+        (Machine(chip="Intel Core i9", ram_gib=16, cpu_cores=8), 8),
+    ],
+)
+def test_the_cpus_and_the_memory_in_the_readings(machine, cpus):
+    readings = machine.readings()
+    assert (readings.logical_cpus, readings.physical_cpus) == (cpus, cpus)
+    assert readings.memory_available == machine.ram_gib * GIB * 3 // 4
+    assert (readings.swap_total, readings.swap_used) == (0, 0)

@@ -17,6 +17,7 @@ WHOLE = 16 * GIB
         (0, 0),
         (2**20, 2**20),
         (2**60, 2**60),
+        (2**63, 2**63),
         (0.0, 0),
         (0.5, 8 * GIB),
         (1.0, WHOLE),
@@ -36,7 +37,7 @@ def test_an_amount(amount, size):
 
 
 @pytest.mark.parametrize(
-    "amount", [-1, -0.1, 1.1, float("nan"), float("inf"), "101%", "-1%", "%", "", "x"]
+    "amount", [-1, 2**63 + 1, -0.1, 1.1, float("nan"), float("inf"), "101%", "-1%", "%", "", "x"]
 )
 def test_what_is_no_amount_is_refused_with_the_input(amount):
     with pytest.raises(ArgumentError) as caught:

@@ -123,6 +123,24 @@ def test_one_buffer_scales_exactly() -> None:
     assert search.next() == 24
 
 
+@pytest.mark.parametrize(
+    ("share", "exact", "size"),
+    [
+        (0.5, False, 30),  # a step that broke off needs somewhat more than it said
+        (0.75, False, 45),
+        (0.76, False, 16),  # too near to tell anything: a quarter, as without figures
+        (None, False, 16),
+        (0.97, True, 62),
+        (0.25, True, 16),
+        (0.0, True, 1),
+    ],
+)
+def test_the_first_size_after_a_failure(share, exact, size) -> None:
+    search = BatchSearch(range(1, 65), measured=True)
+    search.fails(64, share, exact=exact)
+    assert search.next() == size
+
+
 def test_a_size_that_fitted_and_then_fails_does_not_fit() -> None:
     search = BatchSearch(range(1, 65), measured=False)
     search.fails(64, None)
@@ -174,12 +192,31 @@ SHARES = [
     (figures(max_allowed=None), 0, None, None),
     (figures(allocated=None), 0, None, None),
     (figures(requested=None), 0, None, None),
+    (figures(requested=0), 0, None, None),
+    (figures(requested=1, allocated=3 * GIB), 4 * GIB, None, None),
 ]
 
 
 @pytest.mark.parametrize(("known", "base", "buffer", "share"), SHARES)
 def test_the_part_that_fits_by_the_figures(known, base, buffer, share) -> None:
     assert share_that_fits(known, base, buffer) == (None if share is None else pytest.approx(share))
+
+
+# figures -> the bytes that the process may hold
+LIMITS = [
+    (figures(), 9 * GIB),
+    (figures(max_allowed=None, free=GIB), None),
+    (figures(allocated=None, free=GIB), 9 * GIB),
+    (figures(max_allowed=24 * GIB, free=2 * GIB, cached=None), 10 * GIB),
+    (figures(max_allowed=24 * GIB, free=2 * GIB, cached=GIB), 11 * GIB),
+    (figures(max_allowed=24 * GIB, free=0, cached=0), 8 * GIB),
+    (figures(max_allowed=8 * GIB, free=60 * GIB), 8 * GIB),
+]
+
+
+@pytest.mark.parametrize(("known", "limit"), LIMITS)
+def test_the_limit_by_the_figures(known, limit) -> None:
+    assert limit_of(known) == limit
 
 
 amounts = st.none() | st.integers(0, 2**60)

@@ -14,6 +14,7 @@ from mpskit import MemoryBudget, memory_budget, memory_budget_for
 from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host import Readings, detect_host, find_machine
+from mpskit.memory import budget as budgets
 from mpskit.memory import limit as limits
 from mpskit.system import process as users
 from mpskit.system.machine import replace_readings
@@ -248,6 +249,25 @@ def test_another_mac_without_its_being_here():
     assert found.usable_bytes == 60 * GIB - found.reserve_bytes
 
 
+@pytest.mark.parametrize(
+    ("macos", "torch", "note"),
+    [
+        ("12.2", "2.13.0", "torch has MPS from macOS 12.3 on: on macOS 12.2 there is the CPU"),
+        (" 10.15", None, "torch has MPS from macOS 12.3 on: on macOS 10.15 there is the CPU"),
+        ("12", "2.2.0", None),  # it may be a 12.7
+        ("13.5", "2.13.0", "torch 2.13.0 needs macOS 14"),
+        ("13.5", "2.2.0", None),
+        ("13.5", None, None),
+        ("15.6", "2.13.0", None),
+    ],
+)
+def test_a_macos_that_is_too_old_for_torch(monkeypatch, macos, torch, note):
+    monkeypatch.setattr(budgets, "torch_version", lambda: torch)
+    found = [line for line in memory_budget_for(16 * GIB, macos).notes if "torch" in line]
+    assert len(found) == (note is not None)
+    assert note is None or found[0].startswith(note)
+
+
 def test_an_intel_mac_is_its_cpu_unless_it_has_a_card():
     without = memory_budget_for(32 * GIB, "14.5", "Intel Core i9")
     assert (without.device, without.limit_bytes, without.recommended_source) == ("cpu", None, "ram")
@@ -368,3 +388,47 @@ def test_all_malformed_leaves_the_figures_out(machine):
     found = memory_budget("cpu")
     assert (found.total_bytes, found.usable_bytes) == (None, None)
     assert torch.device(found.device) == torch.device("cpu")
+
+
+QUIET = {
+    "device": "mps",
+    "total_bytes": 8 * GIB,
+    "recommended_bytes": 5 * GIB,
+    "recommended_source": "live",
+    "limit_bytes": 8 * GIB,
+    "available_bytes": 5 * GIB,
+    "usable_bytes": GIB,
+}
+
+
+# What is otherwise than on a quiet Mac, and how the only note on it begins.
+NOTES = [
+    ({}, None),
+    ({"limit_bytes": 8 * GIB + 1}, "PyTorch's own limit is above"),
+    ({"limit_bytes": None}, "PYTORCH_MPS_HIGH_WATERMARK_RATIO is 0"),
+    ({"limit_bytes": None, "recommended_source": "table"}, None),
+    ({"available_bytes": 5 * GIB - 1}, "other programs hold memory"),
+    ({"available_bytes": None}, None),
+    ({"available_bytes": 1, "device": "cuda:0"}, None),
+    ({"swap_used_bytes": 8 * GIB // 10}, None),
+    ({"swap_used_bytes": 8 * GIB // 10 + 1}, "the machine already swaps"),
+    ({"wired_limit_bytes": 6 * GIB}, "iogpu.wired_limit_mb overrides"),
+    ({"recommended_bytes": None}, "Metal does not say"),
+    ({"recommended_bytes": None, "device": "cuda:0"}, None),
+    ({"usable_bytes": 0}, None),
+    ({"usable_bytes": 0, "reserve_bytes": 1}, "nothing is left beside the reserve"),
+    ({"usable_bytes": 1, "reserve_bytes": 1}, None),
+    ({"usable_bytes": None, "reserve_bytes": 1}, None),
+]
+
+
+@pytest.mark.parametrize(("changes", "note"), NOTES)
+def test_what_is_noted(changes, note):
+    found = budgets._notes(MemoryBudget(**(QUIET | changes)))
+    assert len(found) == (note is not None)
+    assert note is None or found[0].startswith(note)
+
+
+def test_of_a_machine_whose_memory_is_unknown_little_is_noted():
+    unknown = MemoryBudget(device="cpu", swap_used_bytes=1)
+    assert budgets._notes(unknown) == []

@@ -7,6 +7,7 @@ import pytest
 from mpskit import OutOfMemory, explain_oom
 from mpskit.errors import ArgumentError
 from mpskit.memory import oom_advice
+from mpskit.memory.oom import OomFigures
 from mpskit.system import process
 from mpskit.system.process import MemoryUser
 
@@ -58,7 +59,7 @@ def test_the_explanation_names_figures_holders_and_the_steps_in_order(users: Non
     text = str(explained)
     assert "102.40 MiB" in explained.summary
     assert "9.07 GiB" in explained.summary
-    assert any("8.89 GiB" in holder for holder in explained.holders)
+    assert explained.holders[0] == "PyTorch's tensors and cache: 8.89 GiB"
     assert any("Chrome 3.00 GiB" in holder for holder in explained.holders)
     words = ("batch", "Accumulate", "sequences", "checkpointing", "LoRA", "smaller model")
     words += ("other programs", "Restart", "cloud")
@@ -80,6 +81,8 @@ def test_advice_fits_the_work(users: None, work, given, left_out) -> None:
     steps = " ".join(explain_oom(in_(work, RuntimeError(PLAIN))).steps)
     assert all(word in steps for word in given)
     assert not any(word in steps for word in left_out)
+    assert "In training" not in steps
+    assert "In inference" not in steps
 
 
 def test_a_log_tells_the_work_too_and_else_each_step_says_which_it_is_for() -> None:
@@ -87,6 +90,7 @@ def test_a_log_tells_the_work_too_and_else_each_step_says_which_it_is_for() -> N
     assert not any("LoRA" in step for step in explain_oom(log).steps)
     assert any(step.startswith("In training: Train LoRA") for step in explain_oom(PLAIN).steps)
     assert any(step.startswith("In inference: Run") for step in explain_oom(PLAIN).steps)
+    assert not any(step.startswith("In None") for step in explain_oom(PLAIN).steps)
 
 
 def test_a_text_from_elsewhere_does_not_blame_this_machine(users: None) -> None:
@@ -99,6 +103,35 @@ def test_small_programs_and_a_failing_list_of_them_are_left_out(monkeypatch) -> 
     small = MemoryUser(name="sshd", resident_bytes=4 * MIB, processes=1)
     monkeypatch.setattr(oom_advice, "largest_users", lambda: (small,))
     assert "sshd" not in str(explain_oom(RuntimeError(PLAIN)))
+
+
+def test_a_program_is_worth_closing_from_512_mib_on(monkeypatch) -> None:
+    sizes = (512 * MIB, 512 * MIB - 1)
+    both = tuple(MemoryUser(name=f"p{size}", resident_bytes=size, processes=1) for size in sizes)
+    monkeypatch.setattr(oom_advice, "largest_users", lambda: both)
+    assert explain_oom(RuntimeError(PLAIN)).users == both[:1]
+
+
+# backend, kind -> how the summary begins
+SUMMARIES = [
+    ("gpu", "limit", "The GPU is out of memory"),
+    ("mps", "limit", "MPS is out of memory"),
+    ("cuda", "limit", "CUDA is out of memory"),
+    ("gpu", "buffer", "The GPU cannot make one buffer"),
+    ("mps", "buffer", "MPS cannot make one buffer"),
+    ("cpu", "host", "The computer has no memory left"),
+    ("cpu", "shm", "Shared memory (/dev/shm) is full"),
+    ("cpu", "killed", "The system killed the process"),
+]
+
+
+@pytest.mark.parametrize(("backend", "kind", "begins"), SUMMARIES)
+def test_the_summary_names_the_device(backend: str, kind: str, begins: str) -> None:
+    said = oom_advice._summary(OomFigures(backend=backend, kind=kind))
+    assert said.startswith(begins)
+    assert " of " not in said.partition("buffer")[2]
+    asked = oom_advice._summary(OomFigures(backend=backend, kind=kind, requested=GIB))
+    assert ("1.00 GiB" in asked) is (kind not in ("shm", "killed"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), OSError("odd")])
@@ -169,6 +202,7 @@ def test_a_card(users: None) -> None:
     (rest,) = [line for line in card.holders if line.startswith("everything else")]
     assert rest.endswith("317.44 MiB")
     assert not any("Chrome" in line for line in card.holders)
+    assert card.holders[0] == "PyTorch's tensors: 9.08 GiB"
 
 
 def test_a_cap_on_a_card_does_not_tell_what_others_hold(users: None) -> None:

@@ -12,7 +12,7 @@ from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host import Host, Readings, find_machine
 from mpskit.memory import WorkingSet, memory_budget_for, recommended_bytes
-from mpskit.memory.working_set import limit_bytes, rule_of
+from mpskit.memory.working_set import default_limits, limit_bytes, rule_of
 
 REPORTS = Path(__file__).parents[1] / "data" / "mac_gpu_budget.csv"
 PRINTED = re.compile(r"\[as printed: ([\d.]+) (B|MiB|MB|GiB-based|GiB|GB)\b")
@@ -119,6 +119,26 @@ def test_a_wired_limit_replaces_the_working_set_but_not_the_largest_buffer():
     assert found.limit_bytes == limit_bytes(set_)
     assert found.max_buffer_bytes == stock.max_buffer_bytes
     assert recommended_bytes(128 * GIB, "26", wired_limit_bytes=0) == stock
+    assert "macOS" in stock.source
+    assert "iogpu.wired_limit_mb" in found.source
+
+
+@pytest.mark.parametrize(("wired", "confidence"), [(400 * GIB, "high"), (0, "low"), (None, "low")])
+def test_what_the_user_set_is_sure_whatever_the_rule_is(wired, confidence):
+    found = recommended_bytes(512 * GIB, "26", wired_limit_bytes=wired)
+    assert found.confidence == confidence
+
+
+@pytest.mark.parametrize("gib", [4, 8, 16, 32])
+def test_a_cards_limit_is_one_of_torchs_own(gib):
+    card = recommended_bytes(32 * GIB, "14.5", vram_bytes=gib * GIB).limit_bytes
+    assert card in default_limits()
+
+
+@pytest.mark.parametrize("gib", [7, 8, 14, 16, 64])
+@pytest.mark.parametrize("macos", ["13", "15.6", "26"])
+def test_so_is_that_of_every_size_of_mac(gib, macos):
+    assert recommended_bytes(gib * GIB, macos).limit_bytes in default_limits()
 
 
 @pytest.mark.parametrize("gib", [8, 16, 32])

@@ -75,6 +75,27 @@ def test_short_memory_is_said_of_the_device_that_was_chosen():
     assert "is tight" in tight.advice[0]
     assert "is too small" in none.advice[0]
     assert room.advice == ()
+    (exact,) = answer_by_facts(needing(LARGE, 40), M3).advice
+    assert exact == "Memory is tight: the workload needs 40.00 GiB, and MPS can give 40.00 GiB."
+
+
+@pytest.mark.parametrize(
+    ("kept", "device", "reason"),
+    [
+        ({"cpu": 2.0, "mps": 1.0}, "mps", "MPS is 2.0 times faster"),
+        ({"cpu": 1.0, "mps": 3.0}, "cpu", "the CPU is 3.0 times faster"),
+    ],
+)
+def test_what_was_measured_is_told_of_the_faster_one(kept, device, reason):
+    scarce = {"mps_usable" if device == "mps" else "cpu_usable": 40 * GIB}
+    room = {"mps_usable": 50 * GIB, "cpu_usable": 50 * GIB}
+    facts = Facts(chip="M3 Max", kept=kept, **(room | scarce))
+    found = answer_by_facts(needing(LARGE, 39.9), facts)
+    assert (found.device, found.basis) == (device, Basis.MEASURED)
+    assert found.reason.startswith(reason)
+    assert ("MPS" if device == "mps" else "the CPU") in found.advice[0]
+    other = Facts(chip="M3 Max", kept=kept, mps_usable=50 * GIB, cpu_usable=50 * GIB)
+    assert answer_by_facts(needing(LARGE, 39.9), other).advice == ()
 
 
 def model(width: int = 16) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from mpskit import diagnose, simulate
 from mpskit.errors import ArgumentTypeError, DeviceUnavailableError
 from mpskit.host.power import PowerState
 from mpskit.speed.diagnosis import CauseKind, Diagnosis, Observation, causes_of
-from mpskit.speed.predict import Prediction, predict_speedup
+from mpskit.speed.predict import Prediction, predict_speedup, wait_seconds
 from mpskit.speed.watch import Wait, Watched
 from mpskit.speed.workload import Workload
 
@@ -262,6 +262,31 @@ def test_the_largest_share_comes_first():
         CauseKind.AUTOCAST,
         CauseKind.POWER,
     ]
+
+
+def test_a_fallback_waits_twice_for_each_call():
+    watched = Watched(fallbacks=Counter({("aten::foo", "train.py:3"): 4, ("aten::bar", ""): 1}))
+    waits = wait_seconds()
+    foo, bar = causes_of(seen(watched=watched, seconds=100 * waits))
+    assert (foo.kind, foo.place, foo.count) == (CauseKind.FALLBACK, "train.py:3", 4)
+    assert (bar.place, bar.count) == (None, 1)
+    assert (foo.share, bar.share) == (pytest.approx(0.08), pytest.approx(0.02))
+
+
+def test_what_takes_power_is_told_with_its_mend():
+    (cause,) = causes_of(seen(power=PowerState(on_battery=True)))
+    assert cause.text == "It runs from the battery: macOS may lower the clocks"
+    assert cause.fix == "Plug it in."
+
+
+@pytest.mark.parametrize(
+    ("held", "shapes", "grows"),
+    [([2, 2, 3], 3, True), ([2, 2, 3], 2, False), ([3, 3, 3], 3, False), ([2, 3], 3, False)],
+)
+def test_growth_with_shapes_needs_three_of_both(held, shapes, grows):
+    sizes = [size * GIB for size in held]
+    found = causes_of(seen(held_bytes=sizes, live_bytes=[GIB] * len(held), shapes=shapes))
+    assert [cause.kind for cause in found] == [CauseKind.GROWTH] * grows
 
 
 def test_launches_are_a_cause_only_where_the_cpu_is_faster():

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpskit.system import cgroups
 from mpskit.system.cgroups import count, folders_of, memory_room
 
 V1, V2 = "memory.limit_in_bytes", "memory.max"
@@ -83,3 +84,31 @@ def test_folders_of_the_groups():
 )
 def test_numbers_in_group_files(text, number):
     assert count(text) == number
+
+
+def test_the_files_of_the_groups_that_have_a_limit(tmp_path, monkeypatch):
+    for path, text in {
+        "own": "0::/job/free\n",
+        "job/free/memory.max": "max\n",
+        "job/free/memory.current": "10\n",
+        "job/cpu.max": "150000 100000\n",
+        "job/memory.max": "1000\n",
+        "job/memory.current": "400\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "_MEMBERSHIP", tmp_path / "own")
+    monkeypatch.setattr(cgroups.sys, "platform", "linux")
+    cgroups._limiting.cache_clear()
+    try:
+        assert cgroups.read_limits() == {
+            "job/free/memory.max": "max",
+            "job/cpu.max": "150000 100000",
+            "job/memory.max": "1000",
+        }
+        assert cgroups.memory_files() == {"job/memory.max": "1000", "job/memory.current": "400"}
+        monkeypatch.setattr(cgroups.sys, "platform", "darwin")
+        assert cgroups.read_limits() == {}
+    finally:
+        cgroups._limiting.cache_clear()

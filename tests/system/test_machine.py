@@ -142,3 +142,23 @@ def test_cpuinfo():
     assert module.cpu_brand("model name :\nstepping : 3\n") is None
     assert module.cpu_brand("model name\t:\t \nHardware : BCM2835\n") == "BCM2835"
     assert module.physical_cores("") is None
+
+
+def test_what_linux_lists_of_its_processor(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    (tmp_path / "meminfo").write_text(
+        "MemTotal: 1000 kB\nMemAvailable: 400 kB\nSwapTotal: 30 kB\nSwapFree: 10 kB\nEmpty:\n"
+    )
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    found = module.read_readings()
+    assert (found.cpu_brand, found.physical_cpus) == ("AMD EPYC", 2)
+    assert (found.memory_total, found.memory_available) == (1000 * 1024, 400 * 1024)
+    assert (found.swap_total, found.swap_used) == (30 * 1024, 20 * 1024)
+
+
+def test_threads_of_a_core_are_not_counted_as_cores(monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8 if logical else 4)
+    assert module._physical_cpus() == 4

@@ -97,6 +97,21 @@ def test_pressure_without_its_file_is_unknown(monkeypatch, tmp_path):
     assert memory_pressure() == "warning"
 
 
+def test_a_mac_is_asked_for_its_level(monkeypatch):
+    asked = []
+
+    def read(numbers):
+        asked.append(numbers)
+        return levels.pop()
+
+    levels: list[dict[str, str]] = [{}, {"kern.memorystatus_vm_pressure_level": "4"}]
+    monkeypatch.setattr(system.sys, "platform", "darwin")
+    monkeypatch.setattr(system, "read_sysctls", read)
+    assert memory_pressure() == "critical"
+    assert memory_pressure() is None
+    assert asked == [("kern.memorystatus_vm_pressure_level",)] * 2
+
+
 def test_replaced_readings_are_honoured():
     readings = Readings(
         memory_total=8 * GIB,
@@ -120,4 +135,10 @@ def test_a_size_of_the_processs_status():
 
 def test_a_peak_that_cannot_start_anew_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(system, "Path", lambda name: tmp_path / "missing" / "clear_refs")
-    assert not restart_peak()
+    assert restart_peak() is False
+
+
+def test_a_peak_starts_anew_by_what_the_kernel_asks_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(system, "Path", lambda name: tmp_path / name.rpartition("/")[2])
+    assert restart_peak() is True
+    assert (tmp_path / "clear_refs").read_text() == "5"

@@ -18,6 +18,7 @@ def alice(monkeypatch, tmp_path):
     (tmp_path / "link").symlink_to(home)
     monkeypatch.setenv("HOME", str(tmp_path / "link"))
     monkeypatch.setenv("USER", "bo")
+    monkeypatch.setenv("USERNAME", "leo")
     monkeypatch.setenv("LOGNAME", "Alice.Hopper")
     monkeypatch.setattr(platform, "node", lambda: "alices-mbp.local")
     return tmp_path
@@ -35,6 +36,7 @@ def alice(monkeypatch, tmp_path):
         ("alice.hopper owns it", "(name) owns it"),
         ("user bo here", "user (name) here"),
         ("a boat, a Bo", "a boat, a Bo"),
+        ("Leo is LEO", "(name) is (name)"),
         ("/home/bob/venv and /Users/carol/x", "/home/(name)/venv and /Users/(name)/x"),
         (r"C:\Users\dave\x", r"C:\Users\(name)\x"),
         ("mail bob+x@some.example.org now", "mail (address) now"),

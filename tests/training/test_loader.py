@@ -118,6 +118,14 @@ def test_workers_by_facts(facts, asked, workers):
     assert reason
 
 
+@pytest.mark.parametrize(
+    ("cost", "said"), [(WAITS, "and waits for its data"), (SLOW, "and has work to do")]
+)
+def test_the_reason_tells_work_from_waiting(cost, said):
+    _, reason = workers_for(machine("cuda", DatasetFacts("map", length=10**6, cost=cost)), None)
+    assert reason.endswith(said)
+
+
 @given(
     st.sampled_from(["cpu", "mps", "cuda", "xpu", "hpu"]),
     st.integers(1, 256),
@@ -214,6 +222,9 @@ def test_the_installed_torch_knows_all_that_the_oldest_knew():
         (Subset(TensorDataset(torch.zeros(3)), [0]), "in-memory", 1),
         (torch.zeros(5, 2), "in-memory", 5),
         ([(torch.zeros(2), torch.zeros(1))] * 4, "in-memory", 4),
+        ([torch.zeros(2)], "in-memory", 1),
+        ([torch.zeros(2), 1, 2], "in-memory", 3),
+        ([1, torch.zeros(2), 2], "map", 3),
         ([1, 2, 3], "map", 3),
         (Items(7), "map", 7),
         (Stream(), "iterable", None),
@@ -225,6 +236,27 @@ def test_what_a_data_set_is(dataset, kind, length):
     facts = dataset_facts(dataset, look=True)
     assert (facts.kind, facts.length) == (kind, length)
     assert not facts.on_accelerator
+
+
+@pytest.mark.parametrize(("length", "looked"), [(None, 3), (0, 0), (1, 1), (2, 2), (9, 3)])
+def test_as_many_items_are_looked_at_as_there_are_and_no_more_than_three(
+    monkeypatch, length, looked
+):
+    monkeypatch.setattr("mpskit.training.dataset_facts._PEEK_S", 600.0)
+    seen = []
+
+    class Counted:
+        def __getitem__(self, index):
+            seen.append(index)
+            return index
+
+    class Sized(Counted):
+        def __len__(self):
+            return length
+
+    facts = dataset_facts(Counted() if length is None else Sized(), look=True)
+    assert (seen, facts.length) == (list(range(looked)), length)
+    assert (facts.cost is None) is (looked == 0)
 
 
 def test_data_on_an_accelerator_is_seen():
@@ -369,6 +401,17 @@ def test_tuning_tries_more_workers_than_cpus_only_if_loading_waits(measured, wai
     assert ("DataLoader will warn" in tuned.reason) is waiting
 
 
+@pytest.mark.parametrize(
+    ("rates", "kept"), [((10.0, 5.0, 20.0, 8.0), 20.0), ((10.0, 8.0, 5.0, 5.0), 10.0)]
+)
+def test_of_several_measurements_of_a_count_the_best_is_kept(measured, rates, kept):
+    following = iter(rates)
+    tried = measured(lambda _: next(following, 1.0), waiting=False)
+    tuned = tune_dataloader(Items(), "cpu", batch_size=4, seconds=10, max_workers=0)
+    assert len(tried) > 2
+    assert [found.batches_per_second for found in tuned.measurements] == [kept]
+
+
 def test_tuning_stops_when_its_time_is_over(measured):
     tried = measured(lambda count: count + 1, waiting=True, cpus=64)
     tuned = tune_dataloader(Items(), "cpu", batch_size=2, seconds=1)
@@ -422,6 +465,7 @@ def test_a_count_that_fails_is_left_out_with_its_error():
     [
         ({"seconds": 0}, ArgumentError),
         ({"seconds": float("nan")}, ArgumentError),
+        ({"seconds": True}, ArgumentTypeError),
         ({"seconds": "3"}, ArgumentTypeError),
         ({"batch_size": 0}, ArgumentError),
         ({"epochs": 0}, ArgumentError),

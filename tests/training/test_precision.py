@@ -14,6 +14,7 @@ from mpskit import autocast, grad_scaler, precision_for, simulate
 from mpskit.backends import versions
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host import Host, Readings
+from mpskit.training import precision
 from mpskit.training.precision import Precision, choose
 
 
@@ -259,3 +260,16 @@ def test_steps_of_mixed_precision_on_a_simulated_mac(machine, dtype):
             scaler.step(optimizer)
             scaler.update()
         assert not torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize(
+    ("casts", "said"),
+    [
+        ({"float16": True}, "bfloat16 is not to be had; float16"),
+        ({"float16": True, "bfloat16": True}, "bfloat16 is emulated or unknown on this GPU"),
+    ],
+)
+def test_why_it_is_float16(casts, said):
+    dtype, reason = precision._autocast_dtype("cuda", casts, scaler=True, bf16_native=False)
+    assert dtype == "float16"
+    assert reason.startswith(said)
