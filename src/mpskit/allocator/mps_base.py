@@ -80,6 +80,10 @@ class MpsAllocator(ABC):
             else limit_bytes(self._recommended, ratio)
         )
 
+    def lift_limits(self) -> None:
+        """Refuse nothing from now on, and collect nothing: no limit, no watermark, any buffer."""
+        self._limit = self._low_limit = self._max_buffer = None
+
     @property
     def limit_bytes(self) -> int | None:
         """The hard limit on ``driver_bytes``; None without one."""
