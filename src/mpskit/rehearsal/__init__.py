@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mpskit.rehearsal.result import Finding, MachineVerdict, Place, Rehearsal
     from mpskit.rehearsal.run import RehearsalRun
 
-__all__ = ["Finding", "MachineVerdict", "Place", "Rehearsal", "rehearse"]
+__all__ = ["Finding", "MachineVerdict", "Place", "Rehearsal", "chosen_machines", "rehearse"]
 
 
 def rehearse(
@@ -62,7 +62,7 @@ def rehearse(
         raise ArgumentTypeError(
             f"fallback is True, False or None, not {fallback!r}", given=fallback
         )
-    machines = _machines(machine)
+    machines = chosen_machines(machine)
     require("simulation")
     import torch  # noqa: F401 - first, as in simulate
 
@@ -73,7 +73,13 @@ def rehearse(
     )
 
 
-def _machines(given: Any) -> list[Machine]:
+def chosen_machines(given: Any) -> list[Machine]:
+    """Return the machines that a name, a ``Machine`` or a list of them stands for.
+
+    Raises:
+        UnknownMachineError: no such profile.
+        ArgumentError: there is none; ArgumentTypeError: it is something else.
+    """
     from mpskit.host import Machine, find_machine
     from mpskit.host.machines import machines
 
@@ -87,7 +93,7 @@ def _machines(given: Any) -> list[Machine]:
         )
     if not given:
         raise ArgumentError("name at least one machine", given=given)
-    return [found for one in given for found in _machines(one)]
+    return [found for one in given for found in chosen_machines(one)]
 
 
 _HOMES = dict.fromkeys(

@@ -158,13 +158,9 @@ def _nested(shape: tuple[int, ...], number: float) -> Any:
 
 def _cloned(call: Callable[..., Any], tags: Tags) -> Callable[..., Any]:
     """Copy no bytes of a storage without memory (``copy.deepcopy`` of a model)."""
-    probe = torch.empty(0, dtype=torch.uint8, device="cpu")
-
     def clone(self: torch.UntypedStorage) -> Any:
-        if not is_dataless(probe.set_(self)):
-            probe.set_()
+        if not is_dataless(self):
             return call(self)
-        probe.set_()
         copy = dataless_storage(self.nbytes())
         if self._cdata in tags.live:
             tags.add_storage(copy)
