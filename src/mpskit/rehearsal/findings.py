@@ -147,12 +147,6 @@ class Findings:
         entry.count += 1
         entry.steady += self._where.step > 0
 
-    def add_counted(self, wait: Wait, spot: Spot, count: int) -> None:
-        """Take over what another watch has counted, in all steps alike."""
-        kind = Kind.CACHE if wait is Wait.CACHE else Kind.WAIT
-        entry = _Entry(_severity(kind, spot), "", wait.value, WAIT_FIXES[wait], count, count)
-        self._found[kind, wait.name.lower(), spot] = entry
-
     def listed(self, steps: int) -> list[Finding]:
         """Return what was found in ``steps`` optimizer steps."""
         return [
@@ -181,6 +175,7 @@ def _severity(kind: Kind, spot: Spot) -> Severity:
 
 
 def _rate(entry: _Entry, steps: int) -> float | None:
+    """Return how often it happened in a step; what was only found at the end has no rate."""
     if steps > 1:
         return entry.steady / (steps - 1)
     return float(entry.count) if steps else None

@@ -63,7 +63,8 @@ class Rehearsing:
     def wait(self, wait: Wait, op: str) -> None:
         """Write down that the host waits."""
         spot = spot_of(sys._getframe(1))
-        self.findings.add(Kind.WAIT, op, wait.value, WAIT_FIXES[wait], spot=spot)
+        kind = Kind.CACHE if wait is Wait.CACHE else Kind.WAIT
+        self.findings.add(kind, op, wait.value, WAIT_FIXES[wait], spot=spot)
 
     def note_call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember how an operator with a known bug is called, and where first."""

@@ -34,7 +34,7 @@ from mpskit.simulation.core import Simulation
 from mpskit.simulation.lifecycle import SimulatedMac
 from mpskit.speed.count import workload_of
 from mpskit.speed.predict import predict_speedup
-from mpskit.speed.watch import Watched, watch_cache, watch_printing
+from mpskit.speed.watch import Wait, watch_cache, watch_printing
 
 __all__ = ["RehearsalRun"]
 
@@ -124,9 +124,8 @@ class RehearsalRun(SimulatedMac):
         loading.install(patches, self._findings)
         if not self._write:
             Aside(self._findings).install(patches)
-        self._watched = Watched()
-        watch_printing(patches, self._watched, "mps")
-        watch_cache(patches, self._watched)
+        watch_printing(patches, self._waited, "mps")
+        watch_cache(patches, self._waited)
         watch_calls(patches, lambda name, args, kwargs: self._called(name, args, kwargs))
         search_on(patches, reads)
         self._tracker.install(patches)
@@ -136,6 +135,9 @@ class RehearsalRun(SimulatedMac):
         tags = self._entered.tags
         if any(isinstance(one, torch.Tensor) and tags.has(one) for one in args):
             self._shared.note_call(name, args, kwargs)
+
+    def _waited(self, wait: Wait) -> None:
+        self._shared.wait(wait, wait.name.lower())
 
     def _stepped(self) -> None:
         """Keep the counts of the step that is complete, and begin the next one's."""
@@ -173,7 +175,6 @@ class RehearsalRun(SimulatedMac):
         )
         work = workload_of(self._counts, recurrent=False, training=steps > 0) if steps else None
         predicted = None if work is None else predict_speedup(work, self.machine.chip)
-        self._add_waits()
         self._add_issues(version)
         return Rehearsal(
             torch_version=version,
@@ -188,13 +189,6 @@ class RehearsalRun(SimulatedMac):
             elapsed_seconds=time.perf_counter() - self._started,
             timeline=moments,
         )
-
-    def _add_waits(self) -> None:
-        """Write down what the patches of `mpskit.speed.watch` saw."""
-        for (wait, place), count in self._watched.waits.items():
-            file, _, line = place.rpartition(":")
-            spot = Spot(file or None, int(line) if file else None)
-            self._findings.add_counted(wait, spot, count)
 
     def _add_issues(self, version: str) -> None:
         uses: dict[OpUse, Spot] = self._shared.uses

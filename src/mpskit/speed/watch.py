@@ -64,6 +64,10 @@ class Watched:
     loader_seconds: float = 0.0
     shapes: int = 0
 
+    def wait(self, wait: Wait) -> None:
+        """Count that the host waits, at the user's line that runs."""
+        self.waits[wait, _line()] += 1
+
 
 def watch(
     step: Callable[[], Any], device: str, *, missing: Callable[[Any], bool] = lambda _: False
@@ -82,8 +86,8 @@ def watch(
 
     def run(patches: Patches) -> None:
         watching_loader(patches, found)
-        watch_printing(patches, found, device)
-        watch_cache(patches, found)
+        watch_printing(patches, found.wait, device)
+        watch_cache(patches, found.wait)
         _watch_autocast(patches, found)
         mode = _Mode(found, torch.device(device).type, missing)
         patches.on_exit(functools.partial(take_off, mode))
@@ -120,7 +124,7 @@ class _Mode(TorchDispatchMode):
         found.casts += _is_cast(schema, given, made)
         wait = wait_of(schema, self._kind, given, made)
         if wait is not None:
-            found.waits[wait, _line()] += 1
+            found.wait(wait)
         if self._missing(func):
             found.fallbacks[schema.name, _line()] += 1
 
@@ -169,14 +173,14 @@ def watching_loader(patches: Patches, found: Watched) -> None:
     patches.bind(loader._BaseDataLoaderIter, "__next__", timed)
 
 
-def watch_printing(patches: Patches, found: Watched, device: str) -> None:
-    """Note on this thread where a tensor of the device is printed."""
+def watch_printing(patches: Patches, met: Callable[[Wait], object], device: str) -> None:
+    """Call ``met`` wherever this thread prints a tensor of the device."""
     kind = torch.device(device).type
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def written(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             if kind != "cpu" and tensor.device.type == kind:
-                found.waits[Wait.PRINT, _line()] += 1
+                met(Wait.PRINT)
             return call(tensor, *args, **kwargs)
 
         return written
@@ -184,11 +188,11 @@ def watch_printing(patches: Patches, found: Watched, device: str) -> None:
     patches.bind(torch.Tensor, "__repr__", counted)
 
 
-def watch_cache(patches: Patches, found: Watched) -> None:
-    """Note on this thread where the cache is emptied."""
+def watch_cache(patches: Patches, met: Callable[[Wait], object]) -> None:
+    """Call ``met`` wherever this thread empties the cache."""
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def emptied(*args: Any, **kwargs: Any) -> Any:
-            found.waits[Wait.CACHE, _line()] += 1
+            met(Wait.CACHE)
             return call(*args, **kwargs)
 
         return emptied
