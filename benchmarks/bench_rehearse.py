@@ -33,15 +33,17 @@ def main() -> int:
         print(json.dumps(one(arguments.one[0], arguments.one[1], arguments.machine)))
         return 0
     names = arguments.only or sorted(p.stem for p in SCRIPTS.glob("[a-z]*.py"))
-    rows = [compared(name, arguments.machine) for name in names]
     print("| script | live | driver | live, rehearsed | driver, rehearsed | s | s, rehearsed |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
+    print("|---|---|---|---|---|---|---|", flush=True)
+    rows = []
+    for name in names:
+        rows.append(row := compared(name, arguments.machine))
         real, seen = row["simulated"], row["rehearsed"]
         print(
-            f"| {row['script']} | {real['live']} | {real['driver']} | {off(seen, real, 'live')} | "
-            f"{off(seen, real, 'driver')} | {real['seconds']:.1f} | {seen['seconds']:.1f} |"
-        )
+            f"| {name} | {real['live']} | {real['driver']} | {off(seen, real, 'live')} | "
+            f"{off(seen, real, 'driver')} | {real['seconds']:.1f} | {seen['seconds']:.1f} |",
+            *seen["findings"], sep="\n", flush=True,
+        )  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     return int(any(not row["close"] for row in rows))
@@ -59,7 +61,9 @@ def compared(name: str, machine: str) -> dict:
 def child(how: str, name: str, machine: str) -> dict:
     """Run one script in a process of its own."""
     command = [sys.executable, __file__, "--machine", machine, "--one", how, name]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=dict(os.environ), check=False
+    )
     if done.returncode:
         sys.exit(f"{name} {how}:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -9,7 +9,9 @@ generator = nn.Sequential(
     nn.ConvTranspose2d(64, 64, 4), nn.BatchNorm2d(64), nn.ReLU(),
     nn.ConvTranspose2d(64, 3, 4, 2, 1), nn.Tanh(),
 ).to(device)  # fmt: skip
-judge = nn.Sequential(nn.Conv2d(3, 64, 4, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(1024, 1)).to(device)
+judge = nn.Sequential(
+    nn.Conv2d(3, 64, 4, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(1024, 1)
+).to(device)
 step_g = torch.optim.Adam(generator.parameters(), 2e-4)
 step_d = torch.optim.Adam(judge.parameters(), 2e-4)
 loss = nn.BCEWithLogitsLoss()

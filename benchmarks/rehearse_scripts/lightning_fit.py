@@ -12,11 +12,11 @@ class Net(lightning.LightningModule):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 10))
 
-    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+    def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
         """Return the loss."""
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
-    def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
+    def validation_step(self, batch: list[torch.Tensor]) -> None:
         """Log the loss."""
         self.log("val", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
 

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(512, 2048), nn.GELU(), nn.Linear(2048, 2048), nn.GELU(), nn.Linear(2048, 10))
+model = nn.Sequential(
+    nn.Linear(512, 2048), nn.GELU(), nn.Linear(2048, 2048), nn.GELU(), nn.Linear(2048, 10)
+)
 model.to("mps")
 optimizer = torch.optim.AdamW(model.parameters())
 for _ in range(3):

@@ -89,6 +89,6 @@ def dataless_tensor(
 
 
 def is_dataless(tensor: torch.Tensor | torch.UntypedStorage) -> bool:
-    """Return whether the memory of a strided tensor, or of a storage, lies in the reserved range."""
+    """Return whether a strided tensor's memory, or a storage's, lies in the reserved range."""
     start, end, _ = _addresses()
     return start <= tensor.data_ptr() < end

@@ -158,6 +158,7 @@ def _nested(shape: tuple[int, ...], number: float) -> Any:
 
 def _cloned(call: Callable[..., Any], tags: Tags) -> Callable[..., Any]:
     """Copy no bytes of a storage without memory (``copy.deepcopy`` of a model)."""
+
     def clone(self: torch.UntypedStorage) -> Any:
         if not is_dataless(self):
             return call(self)

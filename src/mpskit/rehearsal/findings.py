@@ -104,6 +104,7 @@ class _Entry:
     module: str
     text: str
     fix: str
+    rated: bool
     count: int = 0
     steady: int = 0  # after the first optimizer step
 
@@ -128,6 +129,7 @@ class Findings:
         *,
         severity: Severity | None = None,
         spot: Spot | None = None,
+        rated: bool = True,
     ) -> None:
         """Count something that happened now.
 
@@ -138,12 +140,14 @@ class Findings:
             fix: what to do about it.
             severity: where the kind alone does not tell.
             spot: the line; by default the caller's own.
+            rated: whether it happened now; False for what was concluded at the end.
         """
         spot = spot or spot_of(sys._getframe(1))
         entry = self._found.get((kind, op, spot))
         if entry is None:
             severity = severity or _severity(kind, spot)
-            entry = self._found[kind, op, spot] = _Entry(severity, self._where.path(), text, fix)
+            module = self._where.path() if rated else ""
+            entry = self._found[kind, op, spot] = _Entry(severity, module, text, fix, rated)
         entry.count += 1
         entry.steady += self._where.step > 0
 
@@ -175,7 +179,9 @@ def _severity(kind: Kind, spot: Spot) -> Severity:
 
 
 def _rate(entry: _Entry, steps: int) -> float | None:
-    """Return how often it happened in a step; what was only found at the end has no rate."""
+    """Return how often it happened in a step; what was only concluded at the end has no rate."""
+    if not entry.rated:
+        return None
     if steps > 1:
         return entry.steady / (steps - 1)
     return float(entry.count) if steps else None

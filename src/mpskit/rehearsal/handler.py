@@ -49,6 +49,11 @@ class Rehearsing:
     watched_ops: frozenset[str]
     strict: bool
 
+    @property
+    def is_new(self) -> bool:
+        """Whether operators are still counted and looked at: later steps are as the second."""
+        return self.tracer.where.step < 2
+
     def refuse(self, error: Exception, op: str) -> None:
         """Write down what a Mac refuses; raise it where the first one ends the run."""
         self.problem(_SITES.get(op, Kind.DEVICES), error, op)
@@ -69,7 +74,8 @@ class Rehearsing:
     def note_call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember how an operator with a known bug is called, and where first."""
         found: set[OpUse] = set()
-        record_use(found, name, args, kwargs, compiled=False)
+        with torch._C.DisableTorchFunction():
+            record_use(found, name, args, kwargs, compiled=False)
         for use in found:
             if use not in self.uses:
                 self.uses[use] = spot_of(sys._getframe(1))
@@ -89,6 +95,14 @@ class ScriptDispatch(Dispatch):
         self._shared = shared
         self._answer = shared.tracer.answer
 
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one operator, without the function mode seeing each question about a tensor."""
+        facts = self._known.get(func) or self._simulation.rules.facts(func)
+        if facts.composite or facts.body is not None:
+            return super().answer(func, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            return super().answer(func, args, kwargs)
+
     def decomposed(self, func: Any) -> bool:
         """Return whether an operator has a kernel that only calls others."""
         return calls_operators(func)
@@ -106,9 +120,10 @@ class ScriptDispatch(Dispatch):
         shared = self._shared
         if facts.route in _WAITING or facts.name == "copy_":
             self._waits(facts, args, kwargs, result)
-        if facts.name in shared.watched_ops:
-            shared.note_call(facts.name, args, kwargs)
-        shared.counts.add(func, facts, args, kwargs, result)
+        if shared.is_new:
+            if facts.name in shared.watched_ops:
+                shared.note_call(facts.name, args, kwargs)
+            shared.counts.add(func, facts, args, kwargs, result)
         return result
 
     def _waits(self, facts: OpFacts, args: Any, kwargs: Any, result: Any) -> None:
@@ -119,6 +134,7 @@ class ScriptDispatch(Dispatch):
             self._shared.wait(wait, facts.name)
 
     def _check(self, func: Any, facts: OpFacts, where: int, args: Any, kwargs: Any) -> None:
+        self._shared.tracer.where.op = facts.name
         known = len(self._simulation.rules.fallbacks)
         if facts.gate is not None:
             try:

@@ -202,16 +202,13 @@ def allocator_of(machine: Machine, torch_version: str) -> MpsAllocator:
     """Return a fresh allocator of a machine, with the watermarks that the variables set."""
     size = recommended_bytes(machine.ram_bytes, machine.macos)
     marks = read_watermarks(os.environ)
-    return cast(
-        "MpsAllocator",
-        allocator_for(
-            "mps",
-            torch_version=torch_version,
-            recommended_bytes=size.recommended_bytes,
-            max_buffer_bytes=size.max_buffer_bytes,
-            high=marks.high,
-            low=marks.low,
-        ),
+    return allocator_for(
+        "mps",
+        torch_version=torch_version,
+        recommended_bytes=size.recommended_bytes,
+        max_buffer_bytes=size.max_buffer_bytes,
+        high=marks.high,
+        low=marks.low,
     )
 
 

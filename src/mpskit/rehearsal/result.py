@@ -149,7 +149,7 @@ class Rehearsal(Value):
         peak: where the most tensors were live.
         findings: what stops the run first, then what may be wrong, what is slow, what to know.
         steps: optimizer steps that ran.
-        ended: ``steps`` (as many as were asked for), ``end`` (the script's own), ``exit`` (it called
+        ended: ``steps`` (as many as were asked for), ``end`` (the script's own), ``exit`` (by
             ``sys.exit``), ``error`` or ``interrupted``.
         seconds: predicted for one step on the first machine's GPU; None where mpskit has no model.
         launches: kernels in each step after the first.

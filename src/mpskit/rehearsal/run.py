@@ -32,6 +32,7 @@ from mpskit.rehearsal.tracking import RehearsalEnd, ScriptTracker
 from mpskit.rehearsal.writing import Aside
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.lifecycle import SimulatedMac
+from mpskit.simulation.memory import Memory
 from mpskit.speed.count import workload_of
 from mpskit.speed.predict import predict_speedup
 from mpskit.speed.watch import Wait, watch_cache, watch_printing
@@ -39,8 +40,23 @@ from mpskit.speed.watch import Wait, watch_cache, watch_printing
 __all__ = ["RehearsalRun"]
 
 
-class RehearsalRun(SimulatedMac):
-    """A simulated Mac without numbers; ``rehearse`` makes it.
+class _Mac(SimulatedMac):
+    """A simulated Mac that is changed before it is switched on."""
+
+    def __init__(
+        self, machine: Machine, fallback: bool | None, prepare: Callable[[Simulation], None]
+    ) -> None:
+        super().__init__(machine, rng="cpu", fallback=fallback)
+        self._prepare = prepare
+
+    def _built(self, memory: type[Memory] = RehearsedMemory) -> Simulation:
+        simulation = super()._built(memory)
+        self._prepare(simulation)
+        return simulation
+
+
+class RehearsalRun:
+    """A run on a simulated Mac without numbers; ``rehearse`` makes it.
 
     Attributes:
         machine: the machine that the script sees.
@@ -56,7 +72,8 @@ class RehearsalRun(SimulatedMac):
         fallback: bool | None,
         stepped: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__(machines[0], rng="cpu", fallback=fallback)
+        self.machine = machines[0]
+        self._mac = _Mac(self.machine, fallback, self._prepare)
         self._machines, self._steps = machines, steps
         self._strict, self._write = strict, write
         self._told = stepped
@@ -76,12 +93,12 @@ class RehearsalRun(SimulatedMac):
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
-        super().__enter__()
+        self._mac.__enter__()
         try:
             self._install(self._patches)
         except BaseException:
             self._patches.undo()
-            super().__exit__(None, None, None)
+            self._mac.__exit__(None, None, None)
             raise
         return self
 
@@ -96,12 +113,12 @@ class RehearsalRun(SimulatedMac):
         try:
             self._patches.undo()
         finally:
-            super().__exit__(kind, error, trace)
+            self._mac.__exit__(kind, error, trace)
         self._report = self._made(_end_of(error))
         return isinstance(error, RehearsalEnd)
 
-    def _built(self, memory: Any = RehearsedMemory) -> Simulation:
-        simulation = super()._built(memory)
+    def _prepare(self, simulation: Simulation) -> None:
+        self._simulation = simulation
         self._memory = cast("RehearsedMemory", simulation.memory)
         log = ScriptLog()
         self._where = log.where
@@ -115,10 +132,9 @@ class RehearsalRun(SimulatedMac):
         self._memory.mark, self._memory.refused = self._mark, self._refused
         simulation.refuse = self._shared.refuse
         simulation.handler = lambda mac, state: ScriptDispatch(mac, state, self._shared)
-        return simulation
 
     def _install(self, patches: Patches) -> None:
-        simulation = self._entered
+        simulation = self._simulation
         reads = cast("Assumed", self._shared.tracer.reads)
         assuming.install(patches, simulation.tags, reads)
         loading.install(patches, self._findings)
@@ -132,8 +148,10 @@ class RehearsalRun(SimulatedMac):
 
     def _called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note a call of a function that has a known bug, if a tensor of it is on the Mac."""
-        tags = self._entered.tags
-        if any(isinstance(one, torch.Tensor) and tags.has(one) for one in args):
+        tags = self._simulation.tags
+        if self._shared.is_new and any(
+            isinstance(one, torch.Tensor) and tags.has(one) for one in args
+        ):
             self._shared.note_call(name, args, kwargs)
 
     def _waited(self, wait: Wait) -> None:
@@ -141,7 +159,8 @@ class RehearsalRun(SimulatedMac):
 
     def _stepped(self) -> None:
         """Keep the counts of the step that is complete, and begin the next one's."""
-        self._counts, self._shared.counts = self._shared.counts, OpCounts()
+        if self._tracker.steps < 3:
+            self._counts, self._shared.counts = self._shared.counts, OpCounts()
         if self._told is not None:
             self._told(self._tracker.steps)
 
@@ -192,12 +211,12 @@ class RehearsalRun(SimulatedMac):
 
     def _add_issues(self, version: str) -> None:
         uses: dict[OpUse, Spot] = self._shared.uses
-        for issue in issues_for(self.host, version, uses):
+        for issue in issues_for(self._mac.host, version, uses):
             spot = next((uses[use] for use in uses if issue.concerns([use])), None)
             if spot is not None and (issue.ops or issue.when):
                 text = f"{issue.summary} ({issue.source})"
                 op = ", ".join(issue.ops)
-                self._findings.add(Kind.ISSUE, op, text, issue.workaround, spot=spot)
+                self._findings.add(Kind.ISSUE, op, text, issue.workaround, spot=spot, rated=False)
 
 
 def _end_of(error: BaseException | None) -> End:

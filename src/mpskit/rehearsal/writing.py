@@ -7,6 +7,9 @@ their data, so that a checkpoint of any size takes no room. What does not go thr
 that open files themselves (SQLite, HDF5, torch.jit).
 """
 
+# pathlib calls the very functions that are replaced here.
+# ruff: noqa: PTH
+
 from __future__ import annotations
 
 import builtins
@@ -237,9 +240,7 @@ class Aside:
 
 def _described(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
     """Return what safetensors' own flattening does, without the bytes."""
-    return {
-        name: {"dtype": one.dtype, "shape": tuple(one.shape)} for name, one in tensors.items()
-    }
+    return {name: {"dtype": one.dtype, "shape": tuple(one.shape)} for name, one in tensors.items()}
 
 
 # torch dtype -> its name in a safetensors header

@@ -101,6 +101,7 @@ class TorchFinder:
     def find_spec(
         self, name: str, path: Any = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return torch's spec with a loader that enters; None for every other module."""
         if name != "torch":
             return None
         sys.meta_path.remove(self)

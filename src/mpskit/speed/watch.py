@@ -190,6 +190,7 @@ def watch_printing(patches: Patches, met: Callable[[Wait], object], device: str)
 
 def watch_cache(patches: Patches, met: Callable[[Wait], object]) -> None:
     """Call ``met`` wherever this thread empties the cache."""
+
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def emptied(*args: Any, **kwargs: Any) -> Any:
             met(Wait.CACHE)
