@@ -138,6 +138,13 @@ def test_several_machines_from_one_run():
     assert run.report.machines[0].refused.file.endswith("test_run.py")
 
 
+def test_the_true_peak_is_known_beyond_the_first_refusal():
+    with mpskit.rehearse(["m1-8gb", "m1-16gb"]) as run:
+        held = [torch.empty(1 << 29, device="mps") for _ in range(20)]  # 2 GiB each
+    del held
+    assert [one.peak_bytes for one in run.report.machines] == [40 << 30] * 2
+
+
 def test_a_second_machine_is_as_if_it_were_the_first():
     def figures(machines, index):
         with mpskit.rehearse(machines, steps=None) as run:

@@ -54,7 +54,8 @@ def rehearse(
         ArgumentError: no machine, or no step; ArgumentTypeError: a wrong type.
         UnsupportedTorchError: the installed torch is too old to be simulated on.
     """
-    if not isinstance(steps, int | None) or isinstance(steps, bool):
+    given: Any = steps
+    if isinstance(given, bool) or not isinstance(given, int | None):
         raise ArgumentTypeError(f"steps is a number or None, not {steps!r}", given=steps)
     if steps is not None and steps < 1:
         raise ArgumentError(f"steps={steps}: at least one step is needed", given=steps)

@@ -213,7 +213,8 @@ def allocator_of(machine: Machine, torch_version: str) -> MpsAllocator:
 
 
 def _play(events: Events, model: Any) -> _Played:
-    refused = next((index for index, error in events.play(model) if error is not None), None)
+    refusals = [index for index, error in events.play(model) if error is not None]
+    refused = refusals[0] if refusals else None
     largest = max(events.sizes, default=0)
     return _Played(model.peak_live_bytes, model.peak_driver_bytes, largest, refused)
 

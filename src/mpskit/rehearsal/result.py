@@ -190,7 +190,7 @@ class Rehearsal(Value):
     def runs(self) -> bool:
         """Whether nothing stops the script and it fits every machine that was asked for."""
         fits = all(one.verdict != "does not fit" for one in self.machines)
-        return fits and not self.of("stops")
+        return fits and not self.of("stops") and self.ended not in {"error", "interrupted"}
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
         """Return the findings of one severity."""

@@ -27,7 +27,7 @@ from mpskit.rehearsal.assuming import Assumed, ScriptLog, ScriptTracer
 from mpskit.rehearsal.findings import Findings, Kind, Spot, spot_of
 from mpskit.rehearsal.handler import Rehearsing, ScriptDispatch
 from mpskit.rehearsal.memory import Mark, RehearsedMemory, allocator_of, timeline, verdicts
-from mpskit.rehearsal.result import End, Place, Rehearsal, ordered
+from mpskit.rehearsal.result import End, Place, Rehearsal, Severity, ordered
 from mpskit.rehearsal.tracking import RehearsalEnd, ScriptTracker
 from mpskit.rehearsal.writing import Aside
 from mpskit.simulation.core import Simulation
@@ -184,6 +184,9 @@ class RehearsalRun:
         if isinstance(error, Exception):
             text = f"{type(error).__name__}: {error}"
             self._findings.add(Kind.ERROR, "", text, spot=_spot_in(error))
+        elif isinstance(error, SystemExit) and error.code not in {None, 0}:
+            text = f"the script ended itself with exit code {error.code}"
+            self._findings.add(Kind.ERROR, "exit", text, spot=_spot_in(error))
 
     def _made(self, ended: End) -> Rehearsal:
         version = str(torch.__version__)
@@ -215,8 +218,11 @@ class RehearsalRun:
             spot = next((uses[use] for use in uses if issue.concerns([use])), None)
             if spot is not None and (issue.ops or issue.when):
                 text = f"{issue.summary} ({issue.source})"
-                op = ", ".join(issue.ops)
-                self._findings.add(Kind.ISSUE, op, text, issue.workaround, spot=spot, rated=False)
+                severity: Severity = "wrong" if issue.severity == "serious" else "note"
+                self._findings.add(
+                    Kind.ISSUE, ", ".join(issue.ops), text, issue.workaround,
+                    severity=severity, spot=spot, rated=False,
+                )  # fmt: skip
 
 
 def _end_of(error: BaseException | None) -> End:
