@@ -111,12 +111,19 @@ class ScriptTracer(Tracer):
         return super().item(func, facts, args, kwargs)
 
 
-def install(patches: Patches, tags: Tags, reads: Assumed) -> None:
-    """Keep Python from reading and copying memory that is not there, on every thread."""
+def install(patches: Patches, tags: Tags, reads: Assumed, copied: Callable[[str], object]) -> None:
+    """Keep Python from reading and copying memory that is not there, on every thread.
+
+    Args:
+        patches: undo it.
+        tags: tell which tensors are on the Mac.
+        reads: says what was assumed.
+        copied: called with the name of a method that copies from the Mac.
+    """
     tensor, storage = torch.Tensor, torch.UntypedStorage
     patches.derive(tensor, "__repr__", described)
     patches.derive(tensor, "numpy", lambda call: _numpy(call, tags, reads))
-    patches.derive(tensor, "tolist", lambda call: _tolist(call, reads))
+    patches.derive(tensor, "tolist", lambda call: _tolist(call, tags, reads, copied))
     patches.derive(storage, "clone", lambda call: _cloned(call, tags))
 
 
@@ -142,10 +149,15 @@ def _ones(tensor: torch.Tensor) -> Any:
     return np.broadcast_to(torch._C.TensorBase.numpy(one), tuple(tensor.shape))
 
 
-def _tolist(call: Callable[..., Any], reads: Assumed) -> Callable[..., Any]:
+def _tolist(
+    call: Callable[..., Any], tags: Tags, reads: Assumed, copied: Callable[[str], object]
+) -> Callable[..., Any]:
     def tolist(self: torch.Tensor) -> Any:
+        if self.dim() and tags.has(self):
+            copied("tolist")
         if self.layout is not torch.strided or not is_dataless(self):
-            return call(self)
+            with torch._C.DisableTorchFunction():  # with a mode on, torch comes back here
+                return call(self)
         reads.note("a list that is read was taken for ones")
         return _nested(tuple(self.shape), 1.0 if self.dtype.is_floating_point else 1)
 

@@ -14,7 +14,7 @@ from mpskit.dispatch.intercept import calls_operators
 from mpskit.dispatch.meta_shapes import tensors_in
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.estimate.trace.tracer import Tracer
-from mpskit.rehearsal.findings import WAIT_FIXES, Findings, Kind, Spot, spot_of
+from mpskit.rehearsal.findings import WAIT_FIXES, Findings, Kind, Spot, called_by_torch, spot_of
 from mpskit.simulation.core import Simulation, ThreadState
 from mpskit.simulation.device_mismatch import check_mix
 from mpskit.simulation.operators import Dispatch
@@ -130,8 +130,9 @@ class ScriptDispatch(Dispatch):
         given = list(tensors_in((*args, *kwargs.values())))
         made = result if isinstance(result, list | tuple) else (result,)
         wait = wait_of(facts, "mps", given, made)
-        if wait is not None:
-            self._shared.wait(wait, facts.name)
+        if wait is None or (wait is Wait.COPY and not made[0].dim() and called_by_torch()):
+            return  # torch groups tensors by device in C++, which sees the CPU (clip_grad_norm_)
+        self._shared.wait(wait, facts.name)
 
     def _check(self, func: Any, facts: OpFacts, where: int, args: Any, kwargs: Any) -> None:
         self._shared.tracer.where.op = facts.name
@@ -140,7 +141,7 @@ class ScriptDispatch(Dispatch):
             try:
                 facts.gate(args, kwargs)
             except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-                self._shared.problem(_kind_of(func, error), error, facts.name)
+                self._shared.problem(self._kind_of(func), error, facts.name)
                 return  # its fallback takes tensors of both devices
             if len(self._simulation.rules.fallbacks) > known or facts.mixes:
                 self._fell_back(func, facts)
@@ -149,6 +150,12 @@ class ScriptDispatch(Dispatch):
                 check_mix(func, args, kwargs, self._tags.has)
             except RuntimeError as error:
                 self._shared.problem(Kind.DEVICES, error, facts.name)
+
+    def _kind_of(self, func: Any) -> Kind:
+        if func.namespace == "c10d":
+            return Kind.COLLECTIVE
+        missing = self._simulation.rules.is_missing(func)
+        return Kind.OPERATOR if missing else Kind.ARGUMENTS
 
     def _fell_back(self, func: Any, facts: OpFacts) -> None:
         name = func._schema.name
@@ -189,12 +196,6 @@ class ScriptDispatch(Dispatch):
             self._tags.add(result)
         else:
             super()._tag(result, any_shape=any_shape)
-
-
-def _kind_of(func: Any, error: Exception) -> Kind:
-    if func.namespace == "c10d":
-        return Kind.COLLECTIVE
-    return Kind.OPERATOR if isinstance(error, NotImplementedError) else Kind.ARGUMENTS
 
 
 def _first_sentence(error: Exception) -> str:

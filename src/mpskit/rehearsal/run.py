@@ -136,7 +136,9 @@ class RehearsalRun:
     def _install(self, patches: Patches) -> None:
         simulation = self._simulation
         reads = cast("Assumed", self._shared.tracer.reads)
-        assuming.install(patches, simulation.tags, reads)
+        assuming.install(
+            patches, simulation.tags, reads, lambda name: self._shared.wait(Wait.COPY, name)
+        )
         loading.install(patches, self._findings)
         if not self._write:
             Aside(self._findings).install(patches)
@@ -176,6 +178,7 @@ class RehearsalRun:
         self._findings.add(
             Kind.MEMORY, where.op, f"{text}, in {where.path() or 'no module'} ({where.phase})",
             "a smaller batch with accumulation, gradient checkpointing, bf16, or LoRA", spot=spot,
+            rated=False,
         )  # fmt: skip
         if self._strict:
             raise error

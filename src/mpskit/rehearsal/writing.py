@@ -18,7 +18,6 @@ import importlib
 import importlib.util
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -57,6 +56,7 @@ class Aside:
         self._temporary = str(Path(tempfile.gettempdir()).resolve())
         self._gone: set[str] = set()
         self._exists = os.path.lexists
+        self._stat = os.stat
 
     def install(self, patches: Patches) -> None:
         """Turn writing aside until ``patches`` are undone; the folder is removed then."""
@@ -107,6 +107,14 @@ class Aside:
 
     def _is_gone(self, full: str) -> bool:
         return any(full == one or full.startswith(one + os.sep) for one in self._gone)
+
+    def _is_real(self, full: str) -> bool:
+        """Return whether something is at a path itself, that the script has not removed."""
+        try:
+            self._stat(full)
+        except OSError:
+            return False
+        return not self._is_gone(full)
 
     def _written(self, path: Any, *, keep: bool) -> Any:
         """Return where a path is written, with what was there if that is to be kept."""
@@ -169,7 +177,7 @@ class Aside:
             there = None if full is None else self._there(full)
             if there is None or full is None or not self._exists(there):
                 return call(path, *args)
-            if call.__name__ == "listdir" and os.path.isdir(full) and not self._is_gone(full):
+            if call.__name__ == "listdir" and self._is_real(full):
                 return sorted({*call(full), *call(there)})
             return call(there, *args)
 
@@ -238,11 +246,6 @@ class Aside:
         return serialize_file
 
 
-def _described(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
-    """Return what safetensors' own flattening does, without the bytes."""
-    return {name: {"dtype": one.dtype, "shape": tuple(one.shape)} for name, one in tensors.items()}
-
-
 # torch dtype -> its name in a safetensors header
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -251,17 +254,29 @@ _NAMES = {
 }  # fmt: skip
 
 
-def _write_header(path: Any, tensors: dict[str, dict[str, Any]], metadata: Any) -> None:
-    """Write a safetensors file whose data are a hole."""
+def _described(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[str, list[int], int]]:
+    """Flatten as an older safetensors does, without the bytes: name, shape and size."""
+    return {
+        name: (_NAMES.get(one.dtype, "F32"), list(one.shape), one.numel() * one.itemsize)
+        for name, one in tensors.items()
+    }
+
+
+def _write_header(path: Any, tensors: dict[str, Any], metadata: Any) -> None:
+    """Write a safetensors file whose data are a hole.
+
+    Args:
+        path: of the file.
+        tensors: by name, as `_described` made them, or a newer safetensors' own specs.
+        metadata: of the file.
+    """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
     for name, one in tensors.items():
-        start, end = end, end + math.prod(one["shape"]) * one["dtype"].itemsize
-        header[name] = {
-            "dtype": _NAMES.get(one["dtype"], "F32"),
-            "shape": list(one["shape"]),
-            "data_offsets": [start, end],
-        }
+        given = one if isinstance(one, tuple) else (one.dtype, list(one.shape), one.data_len)
+        dtype, shape, size = given
+        start, end = end, end + size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
