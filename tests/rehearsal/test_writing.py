@@ -1,6 +1,6 @@
 """What is written in a rehearsal is found again inside of it, and nowhere after it."""
 
-# ruff: noqa: PTH105, PTH107, PTH208
+# ruff: noqa: PTH103, PTH105, PTH107, PTH208
 
 import json
 import os

@@ -21,7 +21,7 @@ from mpskit.allocator.watermarks import read_watermarks
 from mpskit.host import Machine
 from mpskit.memory.budget import machine_budget
 from mpskit.memory.working_set import recommended_bytes
-from mpskit.rehearsal.result import MachineVerdict, Moment, Place
+from mpskit.rehearsal.result import MachineVerdict, Moment, Place, Verdict
 from mpskit.simulation.memory import Memory
 
 __all__ = ["Events", "Mark", "RehearsedMemory", "allocator_of", "timeline", "verdicts"]
@@ -229,9 +229,12 @@ def _verdict(
     usable = machine_budget(machine).usable_bytes
     refused = None if played.refused is None else events.order[played.refused]
     tight = usable is not None and played.driver > usable
+    verdict = Verdict.TIGHT if tight else Verdict.FITS
+    if refused is not None:
+        verdict = Verdict.DOES_NOT_FIT
     return MachineVerdict(
         machine=machine.name or str(machine),
-        verdict="does not fit" if refused is not None else "tight" if tight else "fits",
+        verdict=verdict,
         peak_bytes=played.peak,
         driver_bytes=played.driver,
         usable_bytes=usable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -17,7 +18,6 @@ __all__ = ["SCHEMA", "Finding", "MachineVerdict", "Place", "Rehearsal", "Severit
 SCHEMA = 1
 
 Severity: TypeAlias = Literal["stops", "wrong", "slow", "note"]
-Verdict: TypeAlias = Literal["fits", "tight", "does not fit"]
 End: TypeAlias = Literal["steps", "end", "exit", "error", "interrupted"]
 
 _ORDER: tuple[Severity, ...] = ("stops", "wrong", "slow", "note")
@@ -27,6 +27,14 @@ _TITLES: dict[Severity, str] = {
     "slow": "slows each step",
     "note": "to know",
 }
+
+
+class Verdict(StrEnum):
+    """How a run goes with a machine's memory."""
+
+    FITS = "fits"
+    TIGHT = "tight"
+    DOES_NOT_FIT = "does not fit"
 
 
 class Place(Value):
@@ -189,7 +197,7 @@ class Rehearsal(Value):
     @property
     def runs(self) -> bool:
         """Whether nothing stops the script and it fits every machine that was asked for."""
-        fits = all(one.verdict != "does not fit" for one in self.machines)
+        fits = all(one.verdict is not Verdict.DOES_NOT_FIT for one in self.machines)
         return fits and not self.of("stops") and self.ended not in {"error", "interrupted"}
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
