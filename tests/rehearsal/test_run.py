@@ -136,6 +136,7 @@ def test_several_machines_from_one_run():
     assert verdicts == {"m1-8gb": "does not fit", "m1-16gb": "does not fit", "m3-max-64gb": "fits"}
     assert len({one.peak_bytes for one in run.report.machines}) == 1
     assert run.report.machines[0].refused.file.endswith("test_run.py")
+    assert all(one.limit_bytes > one.usable_bytes for one in run.report.machines)
 
 
 def test_the_true_peak_is_known_beyond_the_first_refusal():

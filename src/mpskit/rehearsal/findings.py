@@ -34,7 +34,6 @@ class Kind(StrEnum):
     PINNED = "pinned-memory"
     WORKERS = "workers"
     RESTARTS = "workers-restarted"
-    COMPILE = "torch-compile"
     WAIT = "host-sync"
     CACHE = "empty-cache"
     ISSUE = "known-issue"
@@ -46,7 +45,6 @@ class Kind(StrEnum):
 _SEVERITIES: dict[Kind, Severity] = {
     Kind.FALLBACK: "slow",
     Kind.RESTARTS: "slow",
-    Kind.COMPILE: "note",
     Kind.WAIT: "slow",
     Kind.CACHE: "slow",
     Kind.ISSUE: "wrong",

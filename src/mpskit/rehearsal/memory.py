@@ -189,12 +189,13 @@ def verdicts(
     found: list[MachineVerdict] = []
     for machine in machines:
         model = allocator_of(machine, torch_version)
+        limit = model.limit_bytes  # before a replay lifts it
         size = recommended_bytes(machine.ram_bytes, machine.macos)
         key = (size.recommended_bytes, size.max_buffer_bytes)
         if key not in known:
             clear = not events.calls and model.clear_of_limits(free.driver, free.largest)
             known[key] = free if clear else _play(events, model)
-        found.append(_verdict(machine, known[key], model.limit_bytes, events, place))
+        found.append(_verdict(machine, known[key], limit, events, place))
     return tuple(found)
 
 
