@@ -82,6 +82,10 @@ if TYPE_CHECKING:
         parse_oom,
         run_with_batch_size,
     )
+    from mpskit.rehearsal import (
+        Rehearsal,
+        rehearse,
+    )
     from mpskit.simulation import (
         simulate,
     )
@@ -165,6 +169,8 @@ _PUBLIC = {
     "estimate_from_config": "mpskit.estimate",
     "estimate_inference_memory": "mpskit.estimate",
     "estimate_training_memory": "mpskit.estimate",
+    "Rehearsal": "mpskit.rehearsal",
+    "rehearse": "mpskit.rehearsal",
     "simulate": "mpskit.simulation",
     "Comparison": "mpskit.speed",
     "Diagnosis": "mpskit.speed",
@@ -220,6 +226,7 @@ __all__ = [
     "Precision",
     "Prediction",
     "Readings",
+    "Rehearsal",
     "SettingsError",
     "SimulationError",
     "TensorSpec",
@@ -255,6 +262,7 @@ __all__ = [
     "parse_oom",
     "precision_for",
     "predict_speedup",
+    "rehearse",
     "run_with_batch_size",
     "set_cpu_threads",
     "simulate",

@@ -80,6 +80,21 @@ class MpsAllocator(ABC):
             else limit_bytes(self._recommended, ratio)
         )
 
+    def lift_limits(self) -> None:
+        """Refuse nothing from now on, and collect nothing: no limit, no watermark, any buffer."""
+        self._limit = self._low_limit = self._max_buffer = None
+
+    def clear_of_limits(self, driver: int, largest: int) -> bool:
+        """Return whether no limit would change what a run does.
+
+        Args:
+            driver: the run's largest ``driver_bytes``.
+            largest: its largest request; a bucket is at most twice as large.
+        """
+        high = self._limit is None or driver + 2 * largest + MIB <= self._limit
+        low = self._low_limit is None or self._low_limit - driver >= MIB
+        return high and low and (self._max_buffer is None or 2 * largest < self._max_buffer)
+
     @property
     def limit_bytes(self) -> int | None:
         """The hard limit on ``driver_bytes``; None without one."""

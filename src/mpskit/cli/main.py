@@ -35,6 +35,7 @@ COMMANDS = {
     "validate": "whether this machine does what mpskit says of it",
     "check": "whether results are right here: known bugs, or a model",
     "simulate": "run a script on a simulated Mac",
+    "rehearse": "what a training script would do on a Mac, in seconds",
 }
 
 _EPILOG = """`mpskit` alone runs the doctor; `mpskit COMMAND --help` has

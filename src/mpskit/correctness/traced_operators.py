@@ -16,7 +16,7 @@ from mpskit.estimate.api import trace_training
 from mpskit.estimate.trace.run import build_model
 from mpskit.estimate.trace.steps import call_model, default_loss, is_training
 
-__all__ = ["operators_of"]
+__all__ = ["operators_of", "record_use", "watch_calls"]
 
 # Where the calls are found that the dispatcher shows only in parts: linear comes down to addmm.
 _core: Any = torch._C
@@ -40,11 +40,11 @@ def operators_of(model: Any, batch: Any) -> frozenset[OpUse]:
     """
     module = build_model(model).module
     found: set[OpUse] = set()
-    recorder = functools.partial(_record, found, compiled=hasattr(model, "_orig_mod"))
+    recorder = functools.partial(record_use, found, compiled=hasattr(model, "_orig_mod"))
 
     def step(model: torch.nn.Module, batch: Any, _: Any) -> None:
         with Patches() as patches:
-            _watch(patches, recorder)
+            watch_calls(patches, recorder)
             if not is_training(model):
                 with intercepting(_Passing(recorder)), torch.no_grad():
                     call_model(model, batch)
@@ -78,7 +78,7 @@ class _Passing:
         return self._below is not None and self._below.decomposed(func)
 
 
-def _watch(patches: Patches, record: Recorder) -> None:
+def watch_calls(patches: Patches, record: Recorder) -> None:
     """Note calls of the table's operators where Python makes them, whole and with their strides."""
     names = {op for issue in issue_table() for op in issue.ops} | set(_NAMES)
     for owner in _OWNERS:
@@ -96,9 +96,10 @@ def _noted(name: str, record: Recorder, call: Callable[..., Any]) -> Callable[..
     return noted
 
 
-def _record(
+def record_use(
     found: set[OpUse], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool
 ) -> None:
+    """Add one call of an operator, or of the function of its name, to what was found."""
     placed = dict(enumerate(args))
     placed |= {_PLACES[key]: value for key, value in kwargs.items() if key in _PLACES}
     last = max(placed, default=-1)

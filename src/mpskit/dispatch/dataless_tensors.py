@@ -88,7 +88,7 @@ def dataless_tensor(
     return tensor
 
 
-def is_dataless(tensor: torch.Tensor) -> bool:
-    """Return whether a strided tensor's memory lies in the reserved range."""
+def is_dataless(tensor: torch.Tensor | torch.UntypedStorage) -> bool:
+    """Return whether a strided tensor's memory, or a storage's, lies in the reserved range."""
     start, end, _ = _addresses()
     return start <= tensor.data_ptr() < end

@@ -116,10 +116,11 @@ def _checked(simulation: Simulation, original: Callable[..., Any]) -> Callable[.
             if not isinstance(output, torch.Tensor) or gradient is None or not gradient.dim():
                 continue
             if output.device != gradient.device:
-                raise RuntimeError(
+                text = (
                     f"invalid gradient at index {index} - expected device {output.device} but got "
                     f"{gradient.device}"
                 )
+                simulation.refuse(RuntimeError(text), "backward")
         state = simulation.state()
         before, state.call = state.call, None
         try:

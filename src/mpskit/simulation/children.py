@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mpskit.dispatch.patches import Patches
     from mpskit.host import Machine
 
-__all__ = ["at_startup", "carried", "environment"]
+__all__ = ["TorchFinder", "at_startup", "carried", "environment", "looks_like"]
 
 SITE = str(Path(__file__).parent / "_site")
 
@@ -92,7 +92,7 @@ def _stop_forkserver() -> None:
         module._forkserver._stop()
 
 
-class _TorchFinder:
+class TorchFinder:
     """Finds torch once, and enters the simulation as soon as its module has run."""
 
     def __init__(self, enter: Callable[[], None]) -> None:
@@ -101,6 +101,7 @@ class _TorchFinder:
     def find_spec(
         self, name: str, path: Any = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return torch's spec with a loader that enters; None for every other module."""
         if name != "torch":
             return None
         sys.meta_path.remove(self)
@@ -132,7 +133,7 @@ def at_startup() -> None:
     mpskit.__doc__ = f"{mpskit.__doc__}\nPYTEST_DONT_REWRITE"
     with _refusing():
         request = _parsed(text)
-        looks = _looks(request) if request.get("early") else None
+        looks = looks_like(_machine(request)) if request.get("early") else None
 
     def enter() -> None:
         with _refusing():
@@ -141,7 +142,7 @@ def at_startup() -> None:
             _enter(request)
 
     # Torch itself is left to the script, which may have variables to set before.
-    sys.meta_path.insert(0, _TorchFinder(enter))
+    sys.meta_path.insert(0, TorchFinder(enter))
 
 
 @contextlib.contextmanager
@@ -157,13 +158,13 @@ def _refusing() -> Iterator[None]:
         os._exit(2)
 
 
-def _looks(request: dict[str, Any]) -> Patches:
-    """Look like the machine to code that asks before it imports torch."""
+def looks_like(machine: Machine) -> Patches:
+    """Look like the machine to code that asks before it imports torch, until this is undone."""
     from mpskit.dispatch.patches import Patches
     from mpskit.simulation import host_patch
 
     patches = Patches()
-    host_patch.install(_machine(request), lambda: 0, patches)
+    host_patch.install(machine, lambda: 0, patches)
     return patches
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,6 +25,10 @@ CPU = torch.device("cpu")
 MPS = torch.device("mps", 0)
 
 
+def _raised(error: Exception, op: str) -> None:  # noqa: ARG001 - what a rehearsal would write down
+    raise error
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Simulation:
     """Everything the patches and modes of one ``with simulate(...)`` share.
@@ -31,6 +36,9 @@ class Simulation:
     Attributes:
         usable: torch can use the GPU (not on an Intel Mac or under Rosetta).
         pins: this torch makes pinned tensors on a Mac.
+        handler: makes a thread's handler of operators; None for that of real numbers.
+        refuse: gets each error that a Mac raises and the operator it is about. Where it returns
+            instead of raising, the run goes on as if the script had been right.
         closed: the simulation is over; modes that are still on somewhere do nothing.
     """
 
@@ -43,6 +51,8 @@ class Simulation:
     rules: Rules
     randomness: Randomness
     autocast: Autocast
+    handler: Callable[[Simulation, ThreadState], Any] | None = None
+    refuse: Callable[[Exception, str], None] = _raised
     closed: bool = False
     _local: threading.local = dataclasses.field(default_factory=threading.local)
 

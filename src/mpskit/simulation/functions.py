@@ -132,7 +132,7 @@ class FunctionMode(TorchFunctionMode):
         if func in CONSTRUCTORS and not self._simulation.closed:
             return CONSTRUCTORS[func](self._simulation, func, args, kwargs)
         if func is _LINEAR:
-            check_linear(self._simulation.tags.has, args, kwargs)
+            self._check_linear(args, kwargs)
         if is_on():
             args, kwargs = self._simulation.autocast.apply(func, args, kwargs)
         for value in args:
@@ -146,6 +146,12 @@ class FunctionMode(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             state.call = before
+
+    def _check_linear(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            check_linear(self._simulation.tags.has, args, kwargs)
+        except RuntimeError as error:
+            self._simulation.refuse(error, "linear")
 
     def _numbers_moved(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Move CPU numbers that need a gradient, so that it comes back to the CPU.

@@ -110,7 +110,7 @@ class SimulatedMac:
                     f"already inside a simulated Mac ({_active.machine}): leave it first",
                     given=self.machine,
                 )
-            self._simulation = _build(self.machine, rng=self._rng, fallback=self._fallback)
+            self._simulation = self._built()
             self._stack = _entered(self._simulation, self._carried())
             _active = self
 
@@ -141,6 +141,10 @@ class SimulatedMac:
                 return function(*args, **kwargs)
 
         return run
+
+    def _built(self, memory: type[Memory] = Memory) -> Simulation:
+        """Return a simulation of the machine that is not switched on yet."""
+        return _build(self.machine, memory, rng=self._rng, fallback=self._fallback)
 
     def _carried(self) -> AbstractContextManager[None]:
         return children.carried(self.machine, rng=self._rng, fallback=self._fallback)
@@ -271,8 +275,10 @@ def _install_threads(simulation: Simulation, patches: Patches) -> None:
     patches.set(threading.Thread, "_bootstrap_inner", _bootstrap_inner)
 
 
-def _build(machine: Machine, *, rng: RngMode, fallback: bool | None) -> Simulation:
-    """Return a simulation of ``machine`` that is not switched on yet.
+def _build(
+    machine: Machine, kind: type[Memory], *, rng: RngMode, fallback: bool | None
+) -> Simulation:
+    """Return a simulation of ``machine``, with memory of a kind, that is not switched on yet.
 
     Raises:
         SettingsError: PYTORCH_ENABLE_MPS_FALLBACK is not a number; a Mac's torch does not even
@@ -281,7 +287,7 @@ def _build(machine: Machine, *, rng: RngMode, fallback: bool | None) -> Simulati
     version = str(torch.__version__)
     fallback = reads_fallback(os.environ) if fallback is None else fallback
     coverage = Coverage(version, machine.macos, fallback=fallback)
-    memory = _memory(machine, version)
+    memory = _memory(machine, version, kind)
     tags = Tags(memory)
     return Simulation(
         machine=machine,
@@ -313,7 +319,7 @@ def _usable(machine: Machine, torch_version: str) -> bool:
     return silicon and not older(machine.macos, minimum_macos(torch_version))
 
 
-def _memory(machine: Machine, torch_version: str) -> Memory:
+def _memory(machine: Machine, torch_version: str, kind: type[Memory]) -> Memory:
     size = recommended_bytes(machine.ram_bytes, machine.macos)
     refusal = None
     if not _usable(machine, torch_version):
@@ -321,7 +327,7 @@ def _memory(machine: Machine, torch_version: str) -> Memory:
             f"The MPS backend is supported on MacOS {minimum_macos(torch_version)}+."
             "Current OS version can be queried using `sw_vers`"
         )
-    return Memory(
+    return kind(
         torch_version,
         recommended_bytes=size.recommended_bytes,
         max_buffer_bytes=size.max_buffer_bytes,

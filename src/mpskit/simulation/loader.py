@@ -65,7 +65,7 @@ def _pinner(simulation: Simulation) -> Any:
         if simulation.tags.has(self):
             raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
         if not simulation.pins:
-            raise RuntimeError(PIN_ERROR)
+            simulation.refuse(RuntimeError(PIN_ERROR), "pin_memory")
         return self.clone()
 
     return pin_memory

@@ -89,10 +89,7 @@ class Dispatch:
             self._state.call = before
 
     def _run(self, func: Any, facts: OpFacts, where: int, args: Any, kwargs: Any) -> Any:
-        if facts.gate is not None:
-            facts.gate(args, kwargs)
-        if where == BOTH and not facts.mixes:
-            check_mix(func, args, kwargs, self._tags.has)
+        self._check(func, facts, where, args, kwargs)
         if facts.has_device:
             op_memory.foresee(self._simulation.memory, args, kwargs)
         result = self._compute(func, facts, args, kwargs)
@@ -101,9 +98,20 @@ class Dispatch:
         if facts.cpu_result is not None:
             self._tag([part for at, part in enumerate(result) if at != facts.cpu_result])
         elif facts.fresh:
-            result = result.float() if _is_scratch(facts, result, kwargs) else result
+            result = self._accepted(facts, result, kwargs)
             self._tag(result, any_shape=facts.name in _STRIDED)
         return result
+
+    def _check(self, func: Any, facts: OpFacts, where: int, args: Any, kwargs: Any) -> None:
+        """Raise what a Mac raises before it runs an operator."""
+        if facts.gate is not None:
+            facts.gate(args, kwargs)
+        if where == BOTH and not facts.mixes:
+            check_mix(func, args, kwargs, self._tags.has)
+
+    def _accepted(self, facts: OpFacts, result: Any, kwargs: Any) -> Any:
+        """Return a result in the dtype that the Mac would have."""
+        return result.float() if _is_scratch(facts, result, kwargs) else result
 
     def _compute(self, func: Any, facts: OpFacts, args: Any, kwargs: dict[str, Any]) -> Any:
         try:
@@ -147,7 +155,7 @@ class Dispatch:
 
     def _unpin(self, kwargs: dict[str, Any]) -> None:
         if not self._simulation.pins:
-            raise RuntimeError(PIN_ERROR)
+            self._simulation.refuse(RuntimeError(PIN_ERROR), "pin_memory")
         kwargs["pin_memory"] = False
 
     def _made_inside(self, where: int) -> bool:
@@ -274,7 +282,7 @@ def install(simulation: Simulation, patches: Patches) -> None:
 def modes(simulation: Simulation) -> Iterator[None]:
     """Run the block with new layers on this thread."""
     state = ThreadState()
-    dispatch = Dispatch(simulation, state)
+    dispatch = (simulation.handler or Dispatch)(simulation, state)
     before = simulation.enter_thread(state)
     try:
         with intercepting(dispatch), FunctionMode(simulation, state):

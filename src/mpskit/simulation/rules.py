@@ -165,6 +165,10 @@ class Rules:
         self.known[func] = facts
         return facts
 
+    def is_missing(self, func: Any) -> bool:
+        """Return whether MPS has no kernel for an operator, whatever its arguments are."""
+        return self._coverage.status(func) is Status.MISSING
+
     def _runs_on_cpu(self, func: Any) -> bool:
         """Return whether torch moves an operator's tensors to the CPU and runs it there."""
         status = self._coverage.status(func)

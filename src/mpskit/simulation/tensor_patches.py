@@ -33,7 +33,7 @@ def install(simulation: Simulation, patches: Patches) -> None:
         "cpu": _to_cpu,
         "copy_": _copier(),
         "type": _typer(has),
-        "numpy": _numpy(has),
+        "numpy": _numpy(simulation),
     }
     # What may be asked of a lazy module's parameters is a list of the functions themselves.
     lazy: Any = next(kind for kind in UninitializedParameter.__mro__ if _LIST in vars(kind))
@@ -68,16 +68,17 @@ def _to_cpu(self: torch.Tensor, memory_format: Any = torch.preserve_format) -> t
     return self.to(CPU, memory_format=memory_format)
 
 
-def _numpy(has: Callable[[torch.Tensor], bool]) -> Callable[..., Any]:
+def _numpy(simulation: Simulation) -> Callable[..., Any]:
     def numpy(self: torch.Tensor, *, force: bool = False) -> Any:
-        if not has(self):
+        if not simulation.tags.has(self):
             return _base.numpy(self, force=force)
-        if force:
-            return self.detach().cpu().resolve_conj().resolve_neg().numpy()
-        raise TypeError(
-            "can't convert mps:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
-            "to host memory first."
-        )
+        if not force:
+            text = (
+                "can't convert mps:0 device type tensor to numpy. Use Tensor.cpu() to copy the "
+                "tensor to host memory first."
+            )
+            simulation.refuse(TypeError(text), "numpy")
+        return self.detach().cpu().resolve_conj().resolve_neg().numpy()
 
     return numpy
 

@@ -23,6 +23,7 @@ __all__ = [
     "count_step",
     "count_with_memory",
     "named_optimizer",
+    "workload_of",
 ]
 
 # From this share of a step's arithmetic on, a class speaks for the step.
@@ -107,7 +108,7 @@ def count_with_memory(
         "params": sum(parameter.numel() for parameter in module.parameters()),
         "peak_bytes": estimate.peak_bytes,
     }
-    return _workload(counts, recurrent=recurrent, training=training, **more), estimate
+    return workload_of(counts, recurrent=recurrent, training=training, **more), estimate
 
 
 def count_running(step: Callable[[], Any]) -> Workload:
@@ -119,7 +120,7 @@ def count_running(step: Callable[[], Any]) -> Workload:
     counter = _Counter()
     with intercepting(counter):
         step()
-    return _workload(counter.counts, recurrent=False, training=counter.backward)
+    return workload_of(counter.counts, recurrent=False, training=counter.backward)
 
 
 class _Counter:
@@ -191,7 +192,15 @@ def _heaviest(flops: Mapping[str, float], launches: Mapping[str, int]) -> str | 
     return max(kinds, key=lambda kind: flops[kind], default=None)
 
 
-def _workload(counts: OpCounts, *, recurrent: bool, training: bool, **more: int) -> Workload:
+def workload_of(counts: OpCounts, *, recurrent: bool, training: bool, **more: int) -> Workload:
+    """Return the counts of a step as what a prediction of its speed needs.
+
+    Args:
+        counts: of the step.
+        recurrent: the model has a recurrent layer, which torch may have taken apart.
+        training: the step computes gradients.
+        more: other fields of the workload.
+    """
     by_dtype = counts.flops_by_dtype
     return Workload(
         flops=counts.flops,

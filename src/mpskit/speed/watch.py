@@ -27,7 +27,7 @@ from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema
 from mpskit.dispatch.patches import Patches
 
-__all__ = ["Wait", "Watched", "watch"]
+__all__ = ["Wait", "Watched", "wait_of", "watch", "watch_cache", "watch_printing"]
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
 
@@ -64,6 +64,10 @@ class Watched:
     loader_seconds: float = 0.0
     shapes: int = 0
 
+    def wait(self, wait: Wait) -> None:
+        """Count that the host waits, at the user's line that runs."""
+        self.waits[wait, _line()] += 1
+
 
 def watch(
     step: Callable[[], Any], device: str, *, missing: Callable[[Any], bool] = lambda _: False
@@ -82,8 +86,8 @@ def watch(
 
     def run(patches: Patches) -> None:
         watching_loader(patches, found)
-        _watch_printing(patches, found, device)
-        _watch_cache(patches, found)
+        watch_printing(patches, found.wait, device)
+        watch_cache(patches, found.wait)
         _watch_autocast(patches, found)
         mode = _Mode(found, torch.device(device).type, missing)
         patches.on_exit(functools.partial(take_off, mode))
@@ -118,14 +122,22 @@ class _Mode(TorchDispatchMode):
         found.counts.add(func, schema, args, kwargs, result)
         found.shapes = hash((found.shapes, *(tuple(t.shape) for t in given)))
         found.casts += _is_cast(schema, given, made)
-        wait = _wait(schema, self._kind, given, made)
+        wait = wait_of(schema, self._kind, given, made)
         if wait is not None:
-            found.waits[wait, _line()] += 1
+            found.wait(wait)
         if self._missing(func):
             found.fallbacks[schema.name, _line()] += 1
 
 
-def _wait(schema: OpSchema, kind: str, given: list[Any], made: Any) -> Wait | None:
+def wait_of(schema: OpSchema, kind: str, given: list[Any], made: Any) -> Wait | None:
+    """Return what an operator makes the host wait for.
+
+    Args:
+        schema: of the operator.
+        kind: of the device that is waited for.
+        given: the tensors that the operator got.
+        made: what it returned.
+    """
     on_device = bool(given) and any(t.device.type == kind for t in given)
     if kind == "cpu" or not on_device:
         return None
@@ -161,13 +173,14 @@ def watching_loader(patches: Patches, found: Watched) -> None:
     patches.bind(loader._BaseDataLoaderIter, "__next__", timed)
 
 
-def _watch_printing(patches: Patches, found: Watched, device: str) -> None:
+def watch_printing(patches: Patches, met: Callable[[Wait], object], device: str) -> None:
+    """Call ``met`` wherever this thread prints a tensor of the device."""
     kind = torch.device(device).type
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def written(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             if kind != "cpu" and tensor.device.type == kind:
-                found.waits[Wait.PRINT, _line()] += 1
+                met(Wait.PRINT)
             return call(tensor, *args, **kwargs)
 
         return written
@@ -175,10 +188,12 @@ def _watch_printing(patches: Patches, found: Watched, device: str) -> None:
     patches.bind(torch.Tensor, "__repr__", counted)
 
 
-def _watch_cache(patches: Patches, found: Watched) -> None:
+def watch_cache(patches: Patches, met: Callable[[Wait], object]) -> None:
+    """Call ``met`` wherever this thread empties the cache."""
+
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def emptied(*args: Any, **kwargs: Any) -> Any:
-            found.waits[Wait.CACHE, _line()] += 1
+            met(Wait.CACHE)
             return call(*args, **kwargs)
 
         return emptied

@@ -20,7 +20,7 @@ from mpskit.dispatch.dataless_tensors import is_dataless
 from mpskit.dispatch.patches import Patches, in_place
 from mpskit.estimate.trace.unknown_values import Reads
 
-__all__ = ["install"]
+__all__ = ["described", "install", "search_on"]
 
 _HERE = frozenset({"cpu", "meta"})
 _CAST = ("cpu", "mps")  # every other device is traced as mps
@@ -38,14 +38,14 @@ def install(patches: Patches, reads: Reads, device: str) -> None:
     tensor = torch.Tensor
     for name in ("tolist", "numpy"):
         patches.bind(tensor, name, functools.partial(_reader, name, reads))
-    patches.bind(tensor, "__repr__", _described)
+    patches.bind(tensor, "__repr__", described)
     patches.bind(tensor, "to", _staying)
     for name in ACCELERATORS:
         if hasattr(tensor, name):
             patches.bind(tensor, name, in_place(lambda self, *_, **__: self))
     patches.bind(torch, "compile", in_place(_not_compiled))
     _run_eagerly(patches)
-    _search_on(patches, reads)
+    search_on(patches, reads)
     around = surrounding_autocast(device)
     _keep_autocast(patches)
     if device != "cpu":
@@ -68,7 +68,7 @@ def _run_eagerly(patches: Patches) -> None:
         patches.share(_disable_dynamo)
 
 
-def _search_on(patches: Patches, reads: Reads) -> None:
+def search_on(patches: Patches, reads: Reads) -> None:
     """Let the beam search of transformers go on to its last token.
 
     Scores that nobody computes decide whether an open beam could still become the best one.
@@ -134,7 +134,7 @@ def _reader(name: str, reads: Reads, call: Callable[..., Any]) -> Callable[..., 
     return read
 
 
-def _described(call: Callable[..., str]) -> Callable[..., str]:
+def described(call: Callable[..., str]) -> Callable[..., str]:
     """Return a ``repr`` that does not read what is not there: people print tensors."""
 
     def describe(self: torch.Tensor, **kwargs: Any) -> str:

@@ -24,17 +24,26 @@ _TRACER_FRAMES = 6
 
 
 class ModuleTracker:
-    """Keeps ``log.where`` true while a step runs on this thread."""
+    """Keeps ``log.where`` true while a step runs on this thread.
 
-    def __init__(self, model: torch.nn.Module, log: StorageLog, first: str) -> None:
+    Args:
+        model: whose modules are named; None where a subclass names them as they are called.
+        log: whose ``where`` it is.
+        first: the phase that a step begins in.
+    """
+
+    def __init__(self, model: torch.nn.Module | None, log: StorageLog, first: str) -> None:
         self.log = log
         self.where = log.where
         self._base = first
         self._thread = get_ident()
         self._depth = 0
-        root = type(model).__name__
-        self._names = {id(module): name or root for name, module in model.named_modules()}
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._names: dict[int, str] = {}
+        self._parameters: list[torch.nn.Parameter] = []
+        if model is not None:
+            root = type(model).__name__
+            self._names = {id(module): name or root for name, module in model.named_modules()}
+            self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._open = 0
         self._numbers: list[int] = []
         self._paths: list[str] = []
@@ -100,7 +109,7 @@ class ModuleTracker:
             outer = self.where.module
             self._open += 1
             self._callers.outside.append(UNKNOWN)
-            self._mark(self._names.get(id(module), outer))
+            self._mark(self._name(module, outer))
             try:
                 return call(module, *args, **kwargs)
             except BaseException:
@@ -113,6 +122,10 @@ class ModuleTracker:
 
         self._callers.call = run.__code__
         return run
+
+    def _name(self, module: torch.nn.Module, outer: str) -> str:
+        """Return a module's path; one that is not the model's has that of its caller."""
+        return self._names.get(id(module), outer)
 
     def _mark(self, path: str) -> None:
         self.where.module = path

@@ -1,0 +1,5 @@
+"""transformers Trainer in float32."""
+
+from _common import llama, train
+
+train(llama())
