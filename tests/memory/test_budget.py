@@ -180,7 +180,7 @@ def test_a_card_that_is_not_in_use_is_not_asked_unless_live(machine, cuda):
 def test_a_device_that_tells_nothing_is_no_error():
     found = memory_budget("hpu")
     assert found.recommended_bytes is None
-    assert "hpu does not tell its memory" in found.notes
+    assert "hpu does not report its memory" in found.notes
 
 
 def test_the_default_device_is_the_optimal_one():
