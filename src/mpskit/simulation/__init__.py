@@ -1,4 +1,4 @@
-"""A Mac you do not have: CPU tensors that behave as ``mps:0``, with a Mac's errors and memory.
+"""Simulates a Mac: CPU tensors behave as ``mps:0``, with a Mac's errors and memory.
 
 >>> import mpskit, torch
 >>> with mpskit.simulate("m1-8gb") as mac:

@@ -63,7 +63,7 @@ def active() -> SimulatedMac | None:
 
 
 class SimulatedMac:
-    """A Mac you do not have, as context manager and as decorator; ``simulate`` makes it.
+    """A simulated Mac, as context manager and as decorator; ``simulate`` makes it.
 
     Attributes:
         machine: the machine that is simulated.
