@@ -265,7 +265,7 @@ def test_steps_of_mixed_precision_on_a_simulated_mac(machine, dtype):
 @pytest.mark.parametrize(
     ("casts", "said"),
     [
-        ({"float16": True}, "bfloat16 is not to be had; float16"),
+        ({"float16": True}, "bfloat16 is not available; float16"),
         ({"float16": True, "bfloat16": True}, "bfloat16 is emulated or unknown on this GPU"),
     ],
 )
