@@ -113,8 +113,8 @@ def test_what_was_not_found_is_not_there():
     ("lacking", "trouble"),
     [
         ((), None),
-        (("optim",), "torch is installed in part only: it has no torch.optim"),
-        (("nn", "optim"), "torch is installed in part only: it has no torch.nn"),
+        (("optim",), "torch is installed only in part: it has no torch.optim"),
+        (("nn", "optim"), "torch is installed only in part: it has no torch.nn"),
     ],
 )
 def test_a_torch_that_is_installed_in_part(monkeypatch, lacking, trouble):

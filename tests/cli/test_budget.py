@@ -71,7 +71,7 @@ def test_a_macos_that_this_torch_does_not_run_mps_on_is_noted(capsys, monkeypatc
     ("words", "note"),
     [
         (["--device", "mps"], "Metal does not say"),
-        (["--machine", "m1-16gb", "--reserve", "16GB"], "nothing is left beside the reserve"),
+        (["--machine", "m1-16gb", "--reserve", "16GB"], "nothing is left besides the reserve"),
     ],
 )
 def test_a_budget_without_anything_usable_is_a_no(capsys, words, note):

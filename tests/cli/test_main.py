@@ -71,7 +71,7 @@ def test_a_torch_that_cannot_be_loaded_is_one_line(monkeypatch, capsys, error):
 
 @pytest.mark.parametrize(
     ("lacks", "said"),
-    [("backends", "in part only: it has no torch.backends"), (None, "broken in a way")],
+    [("backends", "only in part: it has no torch.backends"), (None, "broken in a way")],
 )
 def test_an_error_of_a_torch_that_is_whole_is_not_hidden(monkeypatch, capsys, lacks, said):
     def run(_):

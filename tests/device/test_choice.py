@@ -60,7 +60,7 @@ def test_strict_raises_instead(on_machine):
 
 @pytest.mark.parametrize(
     ("fix", "text"),
-    [("do this", "mps: it is off (to change it: do this)"), (None, "mps: it is off")],
+    [("do this", "mps: it is off (to change this: do this)"), (None, "mps: it is off")],
 )
 def test_what_was_rejected_is_told_with_its_mend(fix, text):
     rejected = Rejected(device="mps", code=ReasonCode.DISABLED_BY_USER, reason="it is off", fix=fix)

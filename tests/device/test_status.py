@@ -87,7 +87,7 @@ def test_the_user_s_no_comes_first():
     [
         (ProbeAnswer(), None, ""),
         (ProbeAnswer("numbers differ"), ReasonCode.VM_UNUSABLE, "work on it fails: numbers differ"),
-        (ProbeAnswer("no answer", 20), ReasonCode.VM_NOT_KNOWN, "is not known: no answer"),
+        (ProbeAnswer("no answer", 20), ReasonCode.VM_NOT_KNOWN, "is unknown: no answer"),
     ],
 )
 def test_on_a_virtual_machine_the_probe_decides(answer, code, text):

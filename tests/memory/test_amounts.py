@@ -47,7 +47,7 @@ def test_what_is_no_amount_is_refused_with_the_input(amount):
 
 @pytest.mark.parametrize("amount", [None, True, b"1", [1], object()])
 def test_a_wrong_type_is_refused_by_name(amount):
-    with pytest.raises(ArgumentTypeError, match="reserve is bytes") as caught:
+    with pytest.raises(ArgumentTypeError, match="reserve must be bytes") as caught:
         amount_bytes(amount, WHOLE, "reserve")
     assert caught.value.given is amount
 

@@ -180,7 +180,7 @@ def test_a_card_that_is_not_in_use_is_not_asked_unless_live(machine, cuda):
 def test_a_device_that_tells_nothing_is_no_error():
     found = memory_budget("hpu")
     assert found.recommended_bytes is None
-    assert "hpu does not tell its memory" in found.notes
+    assert "hpu does not report its memory" in found.notes
 
 
 def test_the_default_device_is_the_optimal_one():
@@ -252,8 +252,8 @@ def test_another_mac_without_its_being_here():
 @pytest.mark.parametrize(
     ("macos", "torch", "note"),
     [
-        ("12.2", "2.13.0", "torch has MPS from macOS 12.3 on: on macOS 12.2 there is the CPU"),
-        (" 10.15", None, "torch has MPS from macOS 12.3 on: on macOS 10.15 there is the CPU"),
+        ("12.2", "2.13.0", "torch has MPS from macOS 12.3 on; macOS 12.2 has only the CPU"),
+        (" 10.15", None, "torch has MPS from macOS 12.3 on; macOS 10.15 has only the CPU"),
         ("12", "2.2.0", None),  # it may be a 12.7
         ("13.5", "2.13.0", "torch 2.13.0 needs macOS 14"),
         ("13.5", "2.2.0", None),
@@ -416,7 +416,7 @@ NOTES = [
     ({"recommended_bytes": None}, "Metal does not say"),
     ({"recommended_bytes": None, "device": "cuda:0"}, None),
     ({"usable_bytes": 0}, None),
-    ({"usable_bytes": 0, "reserve_bytes": 1}, "nothing is left beside the reserve"),
+    ({"usable_bytes": 0, "reserve_bytes": 1}, "nothing is left besides the reserve"),
     ({"usable_bytes": 1, "reserve_bytes": 1}, None),
     ({"usable_bytes": None, "reserve_bytes": 1}, None),
 ]

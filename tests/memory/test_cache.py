@@ -125,7 +125,7 @@ def test_one_clear_at_a_time_and_the_second_caller_leaves(mps: FakeBackend) -> N
         time.sleep(0.001)
     report = empty_cache()
     assert report.devices == ()
-    assert "under way" in str(report)
+    assert "clear was running" in str(report)
     mps.gate.set()
     first.join()
     assert mps.clears == 1

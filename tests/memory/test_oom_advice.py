@@ -161,7 +161,7 @@ NOTES = [
     # runner-images#9918: nothing held
     (mps(0, 0, 7.93, 0), ["virtual machine"], ["no cap"]),
     # held and asked for far less than the limit: the runner's GPU, with something in it
-    (mps(0.55, 0.02, 7.93), ["not the limit but Metal refused", "MPSKIT_DEVICE=cpu"], []),
+    (mps(0.55, 0.02, 7.93), ["Metal refused the memory, not the limit", "MPSKIT_DEVICE=cpu"], []),
     (mps(8.0, 0.1, 9.07, 0.5), [], ["virtual machine"]),
     # SeedVR2#393: Metal's own is most, and more than the limit is held
     (mps(16.5, 72.57, 88.13, 0.25), ["81% of it", "Pad inputs", "962.56 MiB more"], []),

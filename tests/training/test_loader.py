@@ -119,7 +119,7 @@ def test_workers_by_facts(facts, asked, workers):
 
 
 @pytest.mark.parametrize(
-    ("cost", "said"), [(WAITS, "and waits for its data"), (SLOW, "and has work to do")]
+    ("cost", "said"), [(WAITS, "and mostly waits"), (SLOW, "and keeps a CPU busy")]
 )
 def test_the_reason_tells_work_from_waiting(cost, said):
     _, reason = workers_for(machine("cuda", DatasetFacts("map", length=10**6, cost=cost)), None)

@@ -1,1 +1,1 @@
-"""The only room that asks torch's backends: what each can do, by version, and its memory."""
+"""The only package that calls torch's backends: their features by version, and their memory."""

@@ -1,4 +1,4 @@
-"""What torch says of its backends: the impure half, kept small, initialising nothing.
+"""Reads what torch says of its backends, without initialising any.
 
 CUDA is counted through NVML (or amdsmi) and XPU through Level Zero's Sysman where torch can, so no
 context is made and a later fork stays safe; MPS is asked for its device, which does not touch the
@@ -30,7 +30,7 @@ _ESSENTIAL = ("__version__", "_C", "Tensor", "backends", "device", "nn", "optim"
 
 _T = TypeVar("_T")
 
-# What torch warned of a driver, by device type: it says so once a process, at the first count.
+# Torch's warning about a driver, by device type: it is given once per process, at the first count.
 _troubles: dict[str, str] = {}
 
 
@@ -39,12 +39,12 @@ class Found:
     """What torch says of one backend.
 
     Attributes:
-        kind: its row; for ``cuda`` that of ROCm where the build is for AMD's cards.
+        kind: its row; for ``cuda`` that of ROCm if the build is for AMD cards.
         built: this build of torch has the backend.
         count: how many devices torch sees (a virtual Mac may claim one that does not work).
-        version: of what it was built for: CUDA, HIP, the SYCL compiler.
+        version: the version of CUDA, HIP or the SYCL compiler that it was built for.
         bad_fork: this process was forked after the backend had been used.
-        trouble: what torch warned of its driver when it was asked for its devices.
+        trouble: torch's warning about its driver when its devices were counted.
     """
 
     kind: Kind
@@ -56,18 +56,18 @@ class Found:
 
     @property
     def label(self) -> str:
-        """The backend as people know it: ``CUDA 12.8``, ``ROCm (HIP 6.2)``."""
+        """The backend's usual name: ``CUDA 12.8``, ``ROCm (HIP 6.2)``."""
         return self.kind.label(self.version)
 
 
 @dataclass(frozen=True, slots=True)
 class TorchFacts:
-    """What the installed torch has, as arguments for the rules.
+    """What the installed torch has, as input for the rules.
 
     Attributes:
         version: torch's version.
-        found: what was asked, by device type; a backend that is not in it was not built, and the
-            CPU is always there.
+        found: the answers, by device type; a backend that is missing was not built, and the CPU is
+            always there.
     """
 
     version: str
@@ -81,7 +81,7 @@ class TorchFacts:
 
 
 def read_torch() -> TorchFacts:
-    """Import torch and ask it; a question that fails counts as no."""
+    """Import torch and ask it; a query that fails counts as no."""
     import torch
 
     found = [_module(kind) for kind in KINDS.values() if kind.api is Api.MODULE]
@@ -94,7 +94,7 @@ def read_torch() -> TorchFacts:
 def torch_trouble() -> str | None:
     """Return what is wrong with the installed torch if it cannot be used at all, else None.
 
-    An installation that was cut short may import and lack most of its names.
+    An interrupted installation may import and lack most of its names.
     """
     try:
         import torch
@@ -102,11 +102,11 @@ def torch_trouble() -> str | None:
         lacks = [name for name in _ESSENTIAL if not hasattr(torch, name)]
     except Exception as error:  # noqa: BLE001 - a broken torch can raise anything
         return f"torch cannot be imported: {type(error).__name__}: {error}"
-    return f"torch is installed in part only: it has no torch.{lacks[0]}" if lacks else None
+    return f"torch is installed only in part: it has no torch.{lacks[0]}" if lacks else None
 
 
 def build_of(kind: Kind) -> tuple[Kind, str | None]:
-    """Return the row and version that this build of torch has for a backend: ROCm's, say."""
+    """Return the row and version of a backend in this build of torch, such as ROCm's."""
     import torch
 
     hip = getattr(torch.version, "hip", None)
@@ -136,7 +136,7 @@ def _ask(question: Callable[[], _T], otherwise: _T) -> _T:
 
 
 def _module(kind: Kind) -> Found:
-    """Ask ``torch.cuda`` or ``torch.xpu``, and keep what it says of a driver that is missing."""
+    """Ask ``torch.cuda`` or ``torch.xpu``, and keep its warning about a missing driver."""
     import torch
 
     module: Any = getattr(torch, kind.name, None)
@@ -180,7 +180,7 @@ def _other_accelerator() -> Found | None:
 
 
 def read_metal() -> dict[str, Any]:
-    """Return the Metal device's name and cores, if an imported torch tells them (from 2.9)."""
+    """Return the Metal device's name and cores, if an imported torch has them (from 2.9)."""
     torch = sys.modules.get("torch")
     if torch is None or not has("mps.get_name", str(torch.__version__)):
         return {}

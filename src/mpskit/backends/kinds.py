@@ -1,4 +1,4 @@
-"""One row per backend of torch: what every room asks before it treats one differently.
+"""Table of torch's backends, one row each: the only place that tells them apart.
 
 The rows stand in the order of preference. A new backend is a row here, its dtypes in
 ``data/precision.toml`` and its error texts in ``data/oom_texts.toml``. No torch is imported.
@@ -30,9 +30,9 @@ __all__ = [
 
 
 class Api(Enum):
-    """Through which of torch's modules a backend is asked."""
+    """The torch module that answers for a backend."""
 
-    NONE = "none"  # it has no device allocator to ask
+    NONE = "none"  # no device allocator
     MODULE = "module"  # torch.cuda and torch.xpu share their names
     MPS = "mps"
     ACCELERATOR = "accelerator"
@@ -43,7 +43,7 @@ class MemoryClass(Enum):
 
     HOST = "host"
     UNIFIED = "unified"
-    OWN = "own"  # integrated GPUs of these backends say themselves that they share the machine's
+    OWN = "own"  # an integrated GPU of these backends reports itself that it shares the RAM
 
 
 class AllocatorRules(Enum):
@@ -67,25 +67,25 @@ class Kind(NamedTuple):
 
     Attributes:
         name: torch's device type.
-        title: the name that people know.
+        title: its usual name.
         memory: whose memory its tensors are in.
         api: how torch is asked about it.
         status: how to tell whether it can be used; None for what is never chosen (``meta``).
         allocator: how an estimate counts its memory; None for no estimate.
-        numbered: there may be several, so that a choice names one (``cuda:0``).
-        pins: copies from page-locked host memory run while the CPU goes on.
+        numbered: there may be several, so a choice names one (``cuda:0``).
+        pins: copies from page-locked host memory are asynchronous.
         non_blocking: a ``non_blocking`` copy is safe. On MPS it corrupts its data when the source
             is freed or reused too early (pytorch#139550, pytorch#189690).
-        fork_safe: a forked child of a process that has used it can go on.
+        fork_safe: a process that has used it may fork.
         float64: it holds 64-bit floating point.
-        bfloat16: every device of it computes in bfloat16, so that one that cannot be asked does.
-        foreach: optimizers go through all parameters at once by default
+        bfloat16: all its devices compute in bfloat16, so there is no need to ask one.
+        foreach: optimizers update all parameters at once by default
             (``torch.utils._foreach_utils``).
-        runtime: what the version beside the title is a version of; empty for the title itself.
+        runtime: what the version belongs to; empty for the title itself.
         vendor: the PCI vendor of its cards, for a guess without torch.
         build: what a wheel's local version begins with (``2.13.0+xpu``).
         install: what installs a torch that has it.
-        look: what shows whether the driver sees a card.
+        look: the command that shows whether the driver sees a card.
         hidden_by: the variable that hides cards from it.
     """
 
@@ -111,7 +111,7 @@ class Kind(NamedTuple):
 
     @property
     def caches(self) -> bool:
-        """Whether torch keeps freed memory of it, so that there is a cache to empty."""
+        """Whether torch caches its freed memory, so that there is a cache to empty."""
         return self.api is not Api.NONE
 
     def label(self, version: str | None) -> str:
@@ -142,7 +142,7 @@ _CPU = Kind(
 )  # fmt: skip
 _META = Kind("meta", "meta", api=Api.NONE, status=None, numbered=False)
 
-# ROCm calls itself cuda everywhere in torch; what people read and type differs.
+# Torch calls ROCm cuda everywhere; what people read and type differs.
 ROCM = _CUDA._replace(
     title="ROCm", runtime="HIP", vendor="0x1002", build="rocm", hidden_by="HIP_VISIBLE_DEVICES",
     look="rocminfo",
@@ -150,7 +150,7 @@ ROCM = _CUDA._replace(
 
 KINDS = {kind.name: kind for kind in (_CUDA, _MPS, _XPU, _CPU, _META)}
 ACCELERATORS = tuple(kind.name for kind in KINDS.values() if kind.caches)
-# The order of preference; "*" stands for an accelerator that torch gets by a plug-in.
+# The order of preference; "*" is an accelerator from a plug-in.
 ORDER = (*ACCELERATORS, "*", _CPU.name)
 # The devices whose memory can be estimated.
 ESTIMATED = tuple(kind.name for kind in KINDS.values() if kind.allocator)
@@ -165,7 +165,7 @@ def device_type(device: torch.device | str) -> str:
 
 
 def kind_of(device: torch.device | str) -> Kind:
-    """Return a device's row; one that only ``torch.accelerator`` knows gets a careful one.
+    """Return a device's row; one known only to ``torch.accelerator`` gets a conservative one.
 
     ``"rocm"``, which no device is called, is CUDA's variant, for texts that name it.
     """

@@ -1,15 +1,15 @@
-"""What torch's backends can be asked: ``backend(device)``, its memory, cache, synchronisation.
+"""One interface to torch's backends: ``backend(device)``, its memory, cache, synchronisation.
 
-Every figure is in bytes, and None where the backend or the installed torch does not have it, so
-that callers never compare versions nor catch a missing name. What came with a torch release is
-looked up in ``mpskit.backends.versions``, and names that a build may lack are looked for. A backend
-without a module of its own is asked through ``torch.accelerator``, whose memory calls raise on MPS
-from torch 2.9 to 2.12 (pytorch#186430, pytorch#167447): MPS is asked through ``torch.mps``.
+Every figure is in bytes, or None where the backend or the installed torch does not have it, so
+callers never compare versions or catch a missing name. Features of a torch release are looked up in
+``mpskit.backends.versions``, and names that a build may lack are probed. A backend without a module
+of its own is asked through ``torch.accelerator``, whose memory calls raise on MPS from torch 2.9 to
+2.12 (pytorch#186430, pytorch#167447): MPS is asked through ``torch.mps``.
 
 Nothing here initialises a backend unless its docstring says so. CUDA and XPU say whether they are
 in use. MPS can say it from torch 2.13 on; before, :meth:`Backend.is_initialized` is None, and every
 memory call is itself a first use of the allocator: it allocates nothing, but
-``PYTORCH_MPS_HIGH_WATERMARK_RATIO`` and its LOW twin are read then, once and for good.
+``PYTORCH_MPS_HIGH_WATERMARK_RATIO`` and its LOW counterpart are read then, once per process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 DeviceLike: TypeAlias = "torch.device | str"
 
 # Compute capability of the first CUDA generation that computes in bfloat16 (Ampere; NVIDIA, CUDA
-# C++ Programming Guide, "Arithmetic Instructions"); AMD's cards say 9 and more.
+# C++ Programming Guide, "Arithmetic Instructions"); AMD cards report 9 and more.
 _CUDA_BF16 = (8, 0)
 
 
@@ -60,12 +60,12 @@ def as_device(device: DeviceLike) -> torch.device:
 
     if not isinstance(device, torch.device | str):
         raise ArgumentTypeError(
-            f"a device is 'mps', 'cuda:0' or such, not {device!r}", given=device
+            f"device must be one such as 'mps' or 'cuda:0', got {device!r}", given=device
         )
     try:
         return torch.device(device)
     except RuntimeError:
-        # Torch's own text lists every device type it ever had, such as ipu and mkldnn.
+        # Torch's own message lists every device type it ever had, such as ipu and mkldnn.
         raise ArgumentError(
             f"{device!r} is not a device: use one of {', '.join(KINDS)}, or one of several as "
             "cuda:1",
@@ -76,7 +76,7 @@ def as_device(device: DeviceLike) -> torch.device:
 def present_kinds() -> tuple[str, ...]:
     """Return the types of the accelerators that this build of torch could be using.
 
-    From torch 2.6 on that is one at most, and asking for it does not initialise it.
+    From torch 2.6 on it is at most one, and asking does not initialise it.
     """
     if not torch_has("accelerator"):
         return ACCELERATORS
@@ -104,8 +104,8 @@ def default_device() -> torch.device | None:
 def device_in_use() -> torch.device:
     """Return the accelerator this process already uses, else torch's default device.
 
-    The machine's best device is not the question: a process on the CPU of a Mac gets ``cpu``.
-    Where it cannot be asked (MPS before torch 2.13) MPS counts as in use if it is available.
+    This is not the machine's best device: a process on a Mac's CPU gets ``cpu``. MPS before torch
+    2.13 cannot be asked and counts as in use if it is available.
     """
     import torch
 
@@ -117,7 +117,7 @@ def device_in_use() -> torch.device:
 
 
 def backend(device: DeviceLike) -> Backend:
-    """Return what answers for a device; it need not be on this machine."""
+    """Return the interface to a device, which need not be on this machine."""
     kind = kind_of(device)
     return APIS[kind.api](device, kind)
 
@@ -131,7 +131,7 @@ def cache_owners() -> tuple[Any, ...]:
 
 
 class Backend:
-    """A device without an allocator of its own (the CPU): it lacks every figure."""
+    """A device without an allocator of its own (the CPU): every figure is None."""
 
     _ALLOCATED, _RESERVED, _PEAK = "memory_allocated", "memory_reserved", "max_memory_allocated"
 
@@ -141,7 +141,7 @@ class Backend:
 
     @property
     def label(self) -> str:
-        """The backend as people know it, with what torch was built for: ``ROCm (HIP 6.2)``."""
+        """The backend's usual name, with what torch was built for: ``ROCm (HIP 6.2)``."""
         row, version = build_of(self.kind)
         return row.label(version)
 
@@ -152,7 +152,7 @@ class Backend:
     def is_initialized(self) -> bool | None:
         """Return whether the device's allocator is in use; None where torch cannot be asked.
 
-        That is MPS before torch 2.13: ``torch.mps`` has no such question, and asking anything else
+        The latter is MPS before torch 2.13: ``torch.mps`` has no such query, and any other query
         about its memory would be the first use. From 2.13 on the answer is whether the watermark
         variables have been read, and asking reads nothing: ``MPSAllocator::initialized`` only loads
         a flag that ``init_allocator`` sets at its end (code of the macOS wheel of 2.13.0). The CPU
@@ -161,10 +161,10 @@ class Backend:
         return True
 
     def synchronize(self) -> None:
-        """Wait until the device has done the work given to it; nothing if it is not in use."""
+        """Wait until the device has finished its work; do nothing if it is not in use."""
 
     def empty_cache(self) -> None:
-        """Give cached memory back to the system; nothing if the device is not in use.
+        """Return cached memory to the system; do nothing if the device is not in use.
 
         On MPS it synchronises first, and from torch 2.13 it clears the graph cache too. Before 2.13
         it is a first use of the allocator.
@@ -190,7 +190,7 @@ class Backend:
         return None
 
     def reset_peak(self) -> bool:
-        """Start the peak anew from now; return whether the backend keeps one."""
+        """Reset the peak; return whether the backend keeps one."""
         return False
 
     def total_bytes(self) -> int | None:
@@ -228,7 +228,7 @@ class Backend:
     def memory_fraction(self) -> float | None:
         """Return the cap that :meth:`set_memory_fraction` set; None where torch does not tell.
 
-        Only newer CUDA and XPU builds tell; MPS never does.
+        Only newer CUDA and XPU builds report it; MPS never does.
         """
         return None
 
@@ -257,7 +257,7 @@ class Backend:
     def grad_scaler(self, *, enabled: bool) -> Any:
         """Return a ``GradScaler`` for the device; before torch 2.3 there is only CUDA's.
 
-        One for a card that is not there is disabled, as torch would do with a warning.
+        Without such a card it is disabled, which torch would do with a warning.
         """
         import torch
 
@@ -306,7 +306,7 @@ class _Module(Backend):
         return True
 
     def _property(self, *names: str) -> Any:
-        """Return the first property of the device that this torch tells; None for none."""
+        """Return the first of these device properties that this torch has; None for none."""
         found = self._ask("get_device_properties", self.device) if self.is_available() else None
         return next((getattr(found, name) for name in names if hasattr(found, name)), None)
 
@@ -448,7 +448,7 @@ class _Accelerator(Backend):
         try:
             return getattr(torch.accelerator, function)(*arguments)
         except RuntimeError:
-            # An allocator that is no DeviceAllocator: torch asserts instead of saying so.
+            # The allocator is not a DeviceAllocator, which torch asserts instead of reporting.
             return None
 
     def is_initialized(self) -> bool | None:

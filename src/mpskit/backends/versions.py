@@ -1,8 +1,8 @@
-"""What each torch can do on each backend: one table, so that no other file compares versions.
+"""Features by torch version: one table, so that no other file compares versions.
 
 A row is a feature's name, the first torch that has it, and the first that no longer does. The
-figures were read from torch's macOS wheels (2.0.1 to 2.15.0: headers, Python files and strings
-of the dylib), not tried on a Mac; where one comes from an issue its number stands beside it.
+versions were read from torch's macOS wheels (2.0.1 to 2.15.0: headers, Python files and strings of
+the dylib), not tried on a Mac; a version from an issue has its number beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "within",
 ]
 
-# The newest torch whose wheels were read: what is assumed where no torch is installed.
+# The newest torch whose wheels were read; assumed where no torch is installed.
 NEWEST = "2.15.0"
 
 FEATURES: dict[str, tuple[str, str | None]] = {
@@ -77,15 +77,15 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.ctc_loss": ("2.14", None),  # native_functions.yaml, _ctc_loss
 }
 
-# What is refused as a whole on an older torch, by the row above: how its error names it.
+# Features refused as a whole on an older torch -> their name in the error.
 _REFUSED = {
     "estimate": "a traced memory estimate",
     "simulation": "a simulated machine",
     "grouped_mm": "an estimate of a model with experts",
 }
 
-# The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own text still says
-# 12.3 but 13.0 is what it needs (pytorch#139425).
+# The oldest macOS on which MPS works, by the first torch that needs it. 2.5's own message still
+# says 12.3, but it needs 13.0 (pytorch#139425).
 _MACOS_FLOOR = (("2.15", "15.0"), ("2.9", "14.0"), ("2.5", "13.0"), (None, "12.3"))
 
 # The oldest torch that the package takes: pyproject.toml.
@@ -102,7 +102,7 @@ def has(feature: str, torch: str | Version) -> bool:
 
 
 def require(feature: str) -> None:
-    """Refuse a feature that the installed torch is too old for.
+    """Raise if the installed torch is too old for a feature.
 
     Raises:
         UnsupportedTorchError: naming the feature, the torch it needs, and the one installed.
@@ -122,7 +122,7 @@ def within(version: str | None, since: str | None = None, until: str | None = No
 
     A development build counts as its release (2.13.0a0+git1 has 2.13's features as far as anyone
     knows), unless the range itself begins or ends with one. A local build may call itself anything:
-    what is no version is newer than any. An unknown version may be in every range, so it is.
+    what is not a version counts as newer than any. An unknown version counts as in every range.
 
     Args:
         version: as ``"2.13.0"``; None for unknown.

@@ -1,4 +1,4 @@
-"""`get_optimal_device`: reads, decides, remembers, and says what it did."""
+"""`get_optimal_device`: reads the facts, decides, caches the decision, and explains it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _Key = tuple[object, ...]
 _Warnings = tuple[tuple[type[MpskitWarning], str], ...]
 _decisions: dict[_Key, tuple[DeviceChoice, _Warnings]] = remembered({})
 _probed: dict[_Key, ProbeAnswer] = remembered({})
-# The processes that have had their one INFO line; a forked child is another process.
+# Processes that have logged their one INFO line; a forked child counts anew.
 _announced: set[int] = set()
 
 
@@ -55,8 +55,8 @@ def get_optimal_device(
     """Choose the device to use and say why.
 
     The order is CUDA or ROCm (``cuda:LOCAL_RANK``), MPS, XPU, another accelerator that torch knows,
-    CPU. Who wins: ``MPSKIT_DISABLE_MPS``, ``use_gpu=False``, ``force_mps=True``,
-    ``MPSKIT_DEVICE``, ``policy=``, ``MPSKIT_POLICY``, ``auto``. No CUDA context is made and the
+    CPU. In order of precedence: ``MPSKIT_DISABLE_MPS``, ``use_gpu=False``, ``force_mps=True``,
+    ``MPSKIT_DEVICE``, ``policy=``, ``MPSKIT_POLICY``, ``auto``. No CUDA context is created, and the
     MPS allocator is not touched. On a virtual machine whose MPS would be chosen, a child process
     tries it first (at most 20 s, remembered per machine and torch version; after a time-out the
     next process tries for 60 s, and a third for 180 s).
@@ -64,15 +64,15 @@ def get_optimal_device(
     Args:
         use_gpu: False means the CPU.
         force_mps: MPS if it can work at all; otherwise the next device, with a warning.
-        workload: what is to run, where CPU or MPS is the question: a :class:`mpskit.Workload`, or
+        workload: what will run, to choose between CPU and MPS: a :class:`mpskit.Workload`, or
             a pair ``(model, batch)``, which is traced (a model in evaluation mode without
-            gradients). Memory decides first, then times kept from before, then the prediction.
-        measure: what may be run where the prediction is not sure: None nothing, ``"cpu"`` steps on
-            the CPU for about a second, ``"both"`` steps on the CPU and on MPS. They run on copies.
+            gradients). Memory decides first, then recorded times, then the prediction.
+        measure: what may run where the prediction is uncertain: None nothing, ``"cpu"`` steps on
+            the CPU for about a second, ``"both"`` steps on the CPU and on MPS. Steps run on copies.
         policy: ``"auto"``, ``"conservative"`` (the CPU on Apple silicon unless ``force_mps``), or
             an order such as ``("mps", "cuda", "cpu")``; the CPU always ends it.
-        strict: raise instead of falling back when the device asked for cannot be used.
-        refresh: ask again instead of using this process's earlier answer.
+        strict: raise instead of falling back if the requested device cannot be used.
+        refresh: decide again instead of using this process's cached answer.
 
     Returns:
         ``(device, info)``: a `torch.device` and a `DeviceInfo`.
@@ -82,11 +82,11 @@ def get_optimal_device(
         ArgumentError: the policy or ``measure`` is unknown, or a ``Workload`` is to be measured.
         EstimateError: the step of the workload's model cannot be traced.
         SettingsError: a variable has a wrong value.
-        DeviceUnavailableError: ``strict`` and the device asked for cannot be used, or
+        DeviceUnavailableError: ``strict`` is set and the requested device cannot be used, or
             ``LOCAL_RANK`` is beyond the number of CUDA devices.
 
     Warns:
-        DeviceFallbackWarning: the device asked for cannot be used, and another is.
+        DeviceFallbackWarning: the requested device cannot be used, and another is.
         EnvironmentWarning: the device is MPS, and a launcher set ``WORLD_SIZE`` above 1.
 
     The 71% for MPS: 1,784 published CPU and MPS timings on M1 to M5 (``docs/device.md``).
@@ -109,7 +109,7 @@ def get_optimal_device(
 
 
 def forget_decisions() -> None:
-    """Forget this process's decisions, so that the next call asks again."""
+    """Forget this process's decisions, so that the next call decides anew."""
     _decisions.clear()
     _probed.clear()
     _announced.clear()
@@ -118,7 +118,7 @@ def forget_decisions() -> None:
 def backend_statuses(
     host: Host, facts: TorchFacts, settings: Settings, *, refresh: bool = False
 ) -> list[BackendStatus]:
-    """Return every backend's status on this machine, the strongest first, the CPU last."""
+    """Return every backend's status on this machine, in order of preference, the CPU last."""
 
     def ask() -> ProbeAnswer:
         return _probe(host, facts.version, settings, refresh=refresh)
@@ -127,11 +127,11 @@ def backend_statuses(
 
 
 def _probe(host: Host, version: str, settings: Settings, *, refresh: bool) -> ProbeAnswer:
-    """Try MPS at most once in a process: also without a cache folder nobody waits twice."""
+    """Probe MPS at most once per process, so that nobody waits twice without a cache folder."""
     from mpskit.device.probe import remembered_probe
 
     if replaced_readings() is not None:
-        # A simulated machine's verdict is not this machine's: nothing of it is kept.
+        # A simulated machine's verdict does not apply to this machine, so it is not cached.
         return remembered_probe(host, version, replace(settings, no_cache=True))
     key = (host.kind, version)
     if refresh or key not in _probed:
@@ -145,7 +145,7 @@ def _wrong_flag(**flags: object) -> ArgumentTypeError:
 
 
 def _asked(workload: object, measure: str | None) -> Asked:
-    """Return what is known of the workload that was given; a decision is remembered by that."""
+    """Return what is known about the given workload; it is part of the decision's cache key."""
     from mpskit.speed.cascade import asked_of
 
     return asked_of(workload, measure)
@@ -196,7 +196,7 @@ def _decide(
 def _decision(
     request: Request, host: Host, facts: TorchFacts, settings: Settings, *, refresh: bool
 ) -> Decision:
-    """Decide as if MPS worked, and try it only if it is chosen then: the try takes seconds."""
+    """Decide as if MPS worked, and probe it only if chosen, because a probe takes seconds."""
     favoured, disabled = favours_its_cpu(host), settings.disable_mps
     claimed = status.backend_statuses(host, facts, disable_mps=disabled)
     decision = decide(request, claimed, apple_silicon=favoured)
@@ -207,7 +207,7 @@ def _decision(
 
 
 def _shared_gpu(device: str, settings: Settings) -> tuple[str, ...]:
-    """Say that the processes of a launcher would share the Mac's one GPU."""
+    """Return a warning if a launcher's processes would share the Mac's one GPU."""
     if device != "mps" or (settings.world_size or 1) < 2:
         return ()
     why = (
@@ -219,7 +219,7 @@ def _shared_gpu(device: str, settings: Settings) -> tuple[str, ...]:
 
 
 def _complete(request: Request, settings: Settings) -> Request:
-    """Add what the variables ask to what the caller asks."""
+    """Add the settings' requests to the caller's."""
     return Request(
         use_gpu=request.use_gpu,
         force_mps=request.force_mps,
@@ -255,7 +255,7 @@ def _info(
 def _warnings_of(
     device: str, host: Host, facts: TorchFacts, asked: Asked | None
 ) -> tuple[str, ...]:
-    """Name the serious known bugs of this torch on this Mac, or those that a model meets."""
+    """Return the serious known bugs of this torch on this Mac, or those that a model meets."""
     if device != "mps":
         return ()
     from mpskit.correctness.issue_table import issues_for
@@ -271,7 +271,7 @@ def _warnings_of(
 
 
 def _announce(info: DeviceInfo) -> None:
-    """Log the first decision of the process, and nothing after it."""
+    """Log only the first decision of the process."""
     if os.getpid() in _announced:
         return
     _announced.add(os.getpid())

@@ -1,4 +1,4 @@
-"""Why a device was not chosen: one code per cause, so that programs need not read sentences."""
+"""Enums for a choice: why a device was not used, and what the decision rests on."""
 
 from __future__ import annotations
 

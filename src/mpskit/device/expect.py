@@ -1,8 +1,8 @@
-"""Which device a process would get, guessed without importing torch (a second or more).
+"""Guesses the device without importing torch, which takes a second or more.
 
-For a line that nobody should wait for, such as a test run's header. It rests on the package
-metadata and on device files, so it says "expected" and never decides anything. The rules are those
-of :func:`mpskit.get_optimal_device`; only what torch would say is guessed.
+It serves lines that must appear at once, such as a test run's header. It reads package metadata and
+device files, so its answer is "expected" and decides nothing. The rules are those of
+:func:`mpskit.get_optimal_device`; only torch's own facts are guessed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def expected_device() -> str:
 
 
 def _guess(host: Host, version: str) -> TorchFacts:
-    """A wheel says in its local version what it was built for: ``+cu128``, ``+xpu``, ``+cpu``."""
+    """Guess torch's facts from its local version: ``+cu128``, ``+xpu``, ``+cpu``."""
     local = version.partition("+")[2]
     kinds = [*KINDS.values(), ROCM]
     built = next((kind for kind in kinds if kind.build and local.startswith(kind.build)), None)
     if built is None and local != "cpu":
-        built = KINDS[ROCM.name]  # PyPI's wheels for Linux are CUDA's and do not say so
+        built = KINDS[ROCM.name]  # PyPI's Linux wheels are built for CUDA without saying so
     found = [_cards(host, built)] if built else []
     if host.kind in (HostKind.APPLE_SILICON, HostKind.MAC_VM):
         metal = (kind for kind in kinds if kind.status is StatusRule.METAL)

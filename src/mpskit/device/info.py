@@ -1,4 +1,4 @@
-"""What `get_optimal_device` says about its choice."""
+"""Result types of `get_optimal_device`: the choice, its reasons and the rejected devices."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Rejected(Value):
     """A candidate that was not chosen.
 
     Attributes:
-        device: the candidate, such as ``"mps"``; a request that lost names what it asked for.
+        device: the candidate, such as ``"mps"``; for an overruled request, what it asked for.
         code: the cause, for programs.
         reason: the cause in one sentence.
-        fix: one thing to type that would change it; None where nothing would.
+        fix: a command that would change it; None if none would.
     """
 
     device: str
@@ -29,7 +29,7 @@ class Rejected(Value):
     fix: str | None = None
 
     def __str__(self) -> str:
-        fix = f" (to change it: {self.fix})" if self.fix else ""
+        fix = f" (to change this: {self.fix})" if self.fix else ""
         return f"{self.device}: {self.reason}{fix}"
 
 
@@ -40,10 +40,10 @@ class DeviceInfo(Value):
         device: the chosen device as torch writes it, such as ``"cuda:0"``.
         reason: one sentence.
         basis: what the choice rests on: measured, predicted, default or forced.
-        rejected: every other candidate, and every request that lost.
+        rejected: every other candidate, and every overruled request.
         advice: what else is worth knowing, a sentence each.
         machine: the machine in a few words; no user or host name.
-        torch_version: the torch that was asked.
+        torch_version: the version of the torch that was asked.
     """
 
     device: str

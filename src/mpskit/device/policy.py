@@ -1,6 +1,6 @@
-"""Which device wins: a pure function of the request and of what each backend's status says.
+"""Which device wins: a pure function of the request and each backend's status.
 
-Who wins, from the strongest: ``MPSKIT_DISABLE_MPS`` (it makes MPS unusable), ``use_gpu=False``,
+Requests in order of precedence: ``MPSKIT_DISABLE_MPS`` (it makes MPS unusable), ``use_gpu=False``,
 ``force_mps=True``, ``MPSKIT_DEVICE``, ``policy=``, ``MPSKIT_POLICY``, and ``auto``.
 """
 
@@ -27,7 +27,7 @@ _TRY_BOTH = (
 
 
 class Request(NamedTuple):
-    """What the caller and the variables ask for, None where they are silent."""
+    """What the caller and the variables ask for; None where they ask nothing."""
 
     use_gpu: bool = True
     force_mps: bool = False
@@ -38,13 +38,13 @@ class Request(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The device, and everything that will be said about it.
+    """The chosen device, and everything reported about it.
 
     Attributes:
         device: as torch writes it.
-        fallback: what to warn of when the device that was asked for cannot be used.
-        refusal: the same as an error, where no other device is wanted instead.
-        blocked: the status of the device that was asked for, in that case.
+        fallback: the warning if the requested device cannot be used.
+        refusal: the same as an error message, for ``strict``.
+        blocked: the requested device, in that case.
     """
 
     device: str
@@ -57,18 +57,18 @@ class Decision(NamedTuple):
     blocked: Rejected | None = None
 
 
-class _Wish(NamedTuple):
-    """One rule's pick: an order of device types, and how it speaks of itself.
+class _Pref(NamedTuple):
+    """One request: an order of device types, and its name in messages.
 
-    The order of a wish for one device has only that: where it cannot be met, the next wish counts.
+    A request for one device lists only that: if it cannot be met, the next request counts.
     """
 
     order: tuple[str, ...]
     source: str
     basis: Basis
-    # The one device that was asked for by name: not getting it is worth a warning.
+    # The device requested by name, whose absence deserves a warning.
     named: str | None = None
-    # It is a wish for no GPU rather than for the CPU.
+    # The request is for no GPU rather than for the CPU.
     no_gpu: bool = False
 
 
@@ -76,38 +76,38 @@ def decide(request: Request, statuses: Sequence[BackendStatus], *, apple_silicon
     """Choose among the backends.
 
     Args:
-        request: what is wanted.
+        request: what the caller and the variables ask for.
         statuses: one per backend, the CPU's included.
-        apple_silicon: the machine is one that the conservative policy sends to its CPU.
+        apple_silicon: the conservative policy sends this machine to its CPU.
 
     Raises:
         DeviceUnavailableError: ``LOCAL_RANK`` is beyond the number of CUDA devices.
     """
     known = {status.device: status for status in statuses}
-    wishes = _wishes(request, apple_silicon=apple_silicon)
-    wish = wishes[0]
-    chosen, lead = _choose(wishes, known)
+    prefs = _prefs(request, apple_silicon=apple_silicon)
+    pref = prefs[0]
+    chosen, lead = _choose(prefs, known)
     index = _index(chosen, lead, request, known)
-    blocked = _blocked(wish, chosen, known)
-    met = blocked is None or lead is not wish
+    blocked = _blocked(pref, chosen, known)
+    met = blocked is None or lead is not pref
     return Decision(
         device=chosen if index is None else f"{chosen}:{index}",
-        reason=_reason(known[chosen], wish, lead, blocked),
+        reason=_reason(known[chosen], pref, lead, blocked),
         basis=lead.basis if met else Basis.DEFAULT,
-        rejected=_rejected(chosen, index, wishes, lead, blocked, known),
+        rejected=_rejected(chosen, index, prefs, lead, blocked, known),
         advice=_advice(chosen, lead, known),
-        fallback=_fallback(wish, chosen, blocked),
-        refusal=_refusal(wish, blocked),
+        fallback=_fallback(pref, chosen, blocked),
+        refusal=_refusal(pref, blocked),
         blocked=blocked,
     )
 
 
-def _choose(wishes: Sequence[_Wish], known: dict[str, BackendStatus]) -> tuple[str, _Wish]:
-    """Return the device, and the strongest wish that can be met; ``auto`` always can."""
+def _choose(prefs: Sequence[_Pref], known: dict[str, BackendStatus]) -> tuple[str, _Pref]:
+    """Return the device, and the strongest request that can be met; ``auto`` always can."""
     return next(
-        (name, wish)
-        for wish in wishes
-        for name in _expand(wish.order, known)
+        (name, pref)
+        for pref in prefs
+        for name in _expand(pref.order, known)
         if _usable(name, known)
     )
 
@@ -117,29 +117,29 @@ def favours_its_cpu(host: Host) -> bool:
     return host.kind in (HostKind.APPLE_SILICON, HostKind.APPLE_SILICON_ROSETTA, HostKind.MAC_VM)
 
 
-def _wishes(request: Request, *, apple_silicon: bool) -> list[_Wish]:
-    """Every request that was made, the strongest first; ``auto`` is always the last."""
-    wishes = []
+def _prefs(request: Request, *, apple_silicon: bool) -> list[_Pref]:
+    """Return the requests made, the strongest first; ``auto`` is always the last."""
+    prefs = []
     if not request.use_gpu:
-        wishes.append(_Wish(("cpu",), "use_gpu=False", Basis.FORCED, "cpu", no_gpu=True))
+        prefs.append(_Pref(("cpu",), "use_gpu=False", Basis.FORCED, "cpu", no_gpu=True))
     if request.force_mps:
-        wishes.append(_Wish(("mps",), "force_mps=True", Basis.FORCED, "mps"))
+        prefs.append(_Pref(("mps",), "force_mps=True", Basis.FORCED, "mps"))
     if request.device:
         kind = request.device
         source = f"MPSKIT_DEVICE={kind}"
-        wishes.append(_Wish((kind.split(":")[0],), source, Basis.FORCED, kind))
+        prefs.append(_Pref((kind.split(":")[0],), source, Basis.FORCED, kind))
     for policy, label in ((request.policy, "policy"), (request.env_policy, POLICY)):
         if policy is not None:
-            wishes.append(_policy_wish(policy, label, apple_silicon=apple_silicon))
-    return [*wishes, _Wish(ORDER, "auto", Basis.DEFAULT)]
+            prefs.append(_policy_pref(policy, label, apple_silicon=apple_silicon))
+    return [*prefs, _Pref(ORDER, "auto", Basis.DEFAULT)]
 
 
-def _policy_wish(policy: str | tuple[str, ...], label: str, *, apple_silicon: bool) -> _Wish:
+def _policy_pref(policy: str | tuple[str, ...], label: str, *, apple_silicon: bool) -> _Pref:
     if isinstance(policy, str):
         careful = policy == "conservative" and apple_silicon
         order = _CONSERVATIVE_ORDER if careful else ORDER
-        return _Wish(order, f"{label}={policy}", Basis.DEFAULT)
-    return _Wish((*policy, "cpu"), f"{label}={','.join(policy)}", Basis.FORCED)
+        return _Pref(order, f"{label}={policy}", Basis.DEFAULT)
+    return _Pref((*policy, "cpu"), f"{label}={','.join(policy)}", Basis.FORCED)
 
 
 def _expand(order: Sequence[str], known: dict[str, BackendStatus]) -> list[str]:
@@ -154,12 +154,12 @@ def _usable(name: str, known: dict[str, BackendStatus]) -> bool:
 
 
 def _index(
-    chosen: str, wish: _Wish, request: Request, known: dict[str, BackendStatus]
+    chosen: str, pref: _Pref, request: Request, known: dict[str, BackendStatus]
 ) -> int | None:
     """Return the card's number: the one named, else the process's rank, else 0."""
     if not kind_of(chosen).numbered:
         return None
-    named = wish.named or ""
+    named = pref.named or ""
     if named.startswith(f"{chosen}:"):
         wanted = int(named.split(":")[1])
         return wanted if wanted < known[chosen].count else 0
@@ -173,18 +173,18 @@ def _index(
     return rank
 
 
-def _blocked(wish: _Wish, chosen: str, known: dict[str, BackendStatus]) -> Rejected | None:
-    """Return why the device asked for by name was not used, if one was and it was not."""
-    if wish.named is None:
+def _blocked(pref: _Pref, chosen: str, known: dict[str, BackendStatus]) -> Rejected | None:
+    """Return why the device requested by name was not used; None if none was or it is used."""
+    if pref.named is None:
         return None
-    kind, _, index = wish.named.partition(":")
+    kind, _, index = pref.named.partition(":")
     if kind != chosen:
-        return _rejection(known.get(kind), wish.named)
+        return _rejection(known.get(kind), pref.named)
     count = known[chosen].count
     if index and int(index) >= count:
-        why = f"there is no {wish.named}: this machine has {count} {kind} device(s)"
+        why = f"there is no {pref.named}: this machine has {count} {kind} device(s)"
         fix = f"export MPSKIT_DEVICE={kind}"
-        return Rejected(device=wish.named, code=ReasonCode.NO_SUCH_INDEX, reason=why, fix=fix)
+        return Rejected(device=pref.named, code=ReasonCode.NO_SUCH_INDEX, reason=why, fix=fix)
     return None
 
 
@@ -195,19 +195,19 @@ def _rejection(status: BackendStatus | None, name: str) -> Rejected:
     return Rejected(device=name, code=status.code, reason=status.reason, fix=status.fix)
 
 
-def _reason(chosen: BackendStatus, wish: _Wish, lead: _Wish, blocked: Rejected | None) -> str:
+def _reason(chosen: BackendStatus, pref: _Pref, lead: _Pref, blocked: Rejected | None) -> str:
     own = (
         _auto_reason(chosen, lead) if lead.basis is Basis.DEFAULT else f"{lead.source} asks for it"
     )
     if blocked is None:
         return own
-    then = "this is next" if lead is wish else own
-    return f"{wish.source} asked for {blocked.device}, which cannot be used; {then}"
+    then = "this is next" if lead is pref else own
+    return f"{pref.source} asked for {blocked.device}, which cannot be used; {then}"
 
 
-def _auto_reason(chosen: BackendStatus, wish: _Wish) -> str:
-    if chosen.device == "cpu" and wish.order == _CONSERVATIVE_ORDER:
-        return f"{wish.source} trains on the CPU on Apple silicon unless force_mps=True"
+def _auto_reason(chosen: BackendStatus, pref: _Pref) -> str:
+    if chosen.device == "cpu" and pref.order == _CONSERVATIVE_ORDER:
+        return f"{pref.source} trains on the CPU on Apple silicon unless force_mps=True"
     if chosen.device == "cpu":
         return "no accelerator can be used here"
     if chosen.device == "mps":
@@ -218,75 +218,75 @@ def _auto_reason(chosen: BackendStatus, wish: _Wish) -> str:
 def _rejected(
     chosen: str,
     index: int | None,
-    wishes: Sequence[_Wish],
-    lead: _Wish,
+    prefs: Sequence[_Pref],
+    lead: _Pref,
     blocked: Rejected | None,
     known: dict[str, BackendStatus],
 ) -> tuple[Rejected, ...]:
-    """Every other candidate, then every request that lost."""
+    """Return every other candidate, then every overruled request."""
     losers = _losers(chosen, lead, known)
     if blocked is not None and blocked.device not in {loser.device for loser in losers}:
         losers.append(blocked)
-    return (*losers, *_outranked(wishes, chosen, index, known))
+    return (*losers, *_outranked(prefs, chosen, index, known))
 
 
-def _losers(chosen: str, wish: _Wish, known: dict[str, BackendStatus]) -> list[Rejected]:
-    """Say of every other accelerator, and of the CPU, why it is not the one."""
-    return [_loser(status, chosen, wish) for name, status in known.items() if name != chosen]
+def _losers(chosen: str, pref: _Pref, known: dict[str, BackendStatus]) -> list[Rejected]:
+    """Say of every other accelerator, and of the CPU, why it was not chosen."""
+    return [_loser(status, chosen, pref) for name, status in known.items() if name != chosen]
 
 
-def _loser(status: BackendStatus, chosen: str, wish: _Wish) -> Rejected:
+def _loser(status: BackendStatus, chosen: str, pref: _Pref) -> Rejected:
     name = status.device
     if not status.usable:
         return _rejection(status, name)
-    code, why, fix = _why_not(name, chosen, wish)
+    code, why, fix = _why_not(name, chosen, pref)
     return Rejected(device=name, code=code, reason=why, fix=fix)
 
 
-def _why_not(name: str, chosen: str, wish: _Wish) -> tuple[ReasonCode, str, str]:
+def _why_not(name: str, chosen: str, pref: _Pref) -> tuple[ReasonCode, str, str]:
     fix = f"export MPSKIT_DEVICE={name}"
-    if wish.no_gpu:
+    if pref.no_gpu:
         return ReasonCode.GPU_NOT_WANTED, "use_gpu=False was asked", "get_optimal_device()"
-    if name == "mps" and wish.order == _CONSERVATIVE_ORDER:
-        why = f"{wish.source} leaves it out"
+    if name == "mps" and pref.order == _CONSERVATIVE_ORDER:
+        why = f"{pref.source} leaves it out"
         return ReasonCode.CONSERVATIVE_POLICY, why, "get_optimal_device(force_mps=True)"
-    if wish.basis is Basis.FORCED and wish.named is None and name not in wish.order:
-        return ReasonCode.NOT_IN_ORDER, f"{wish.source} does not name it", fix
+    if pref.basis is Basis.FORCED and pref.named is None and name not in pref.order:
+        return ReasonCode.NOT_IN_ORDER, f"{pref.source} does not name it", fix
     return ReasonCode.LOWER_PRIORITY, f"{chosen} comes before it", fix
 
 
 def _outranked(
-    wishes: Sequence[_Wish], chosen: str, index: int | None, known: dict[str, BackendStatus]
+    prefs: Sequence[_Pref], chosen: str, index: int | None, known: dict[str, BackendStatus]
 ) -> list[Rejected]:
-    """Every request but the strongest that would have led elsewhere."""
+    """Return the weaker requests that would have led to another device."""
     lost = []
     answers = (chosen, f"{chosen}:{index or 0}")
-    for wish in wishes[1:-1]:
-        wanted = wish.named or next(n for n in _expand(wish.order, known) if _usable(n, known))
+    for pref in prefs[1:-1]:
+        wanted = pref.named or next(n for n in _expand(pref.order, known) if _usable(n, known))
         if wanted not in answers:
-            why = f"{wish.source} was overruled by {wishes[0].source}"
+            why = f"{pref.source} was overruled by {prefs[0].source}"
             code = ReasonCode.OUTRANKED
-            fix = f"drop {wishes[0].source}"
+            fix = f"drop {prefs[0].source}"
             lost.append(Rejected(device=wanted, code=code, reason=why, fix=fix))
     return lost
 
 
-def _advice(chosen: str, wish: _Wish, known: dict[str, BackendStatus]) -> tuple[str, ...]:
-    if chosen == "mps" and wish.basis is Basis.DEFAULT:
+def _advice(chosen: str, pref: _Pref, known: dict[str, BackendStatus]) -> tuple[str, ...]:
+    if chosen == "mps" and pref.basis is Basis.DEFAULT:
         return (_TRY_BOTH,)
-    if chosen == "cpu" and wish.order == _CONSERVATIVE_ORDER and _usable("mps", known):
-        return ("Published timings favour MPS for most models: time both before you settle.",)
+    if chosen == "cpu" and pref.order == _CONSERVATIVE_ORDER and _usable("mps", known):
+        return ("Published timings favour MPS for most models: time both before you decide.",)
     return ()
 
 
-def _fallback(wish: _Wish, chosen: str, blocked: Rejected | None) -> str | None:
-    return _unmet(wish, blocked, f": using {chosen}") if blocked is not None else None
+def _fallback(pref: _Pref, chosen: str, blocked: Rejected | None) -> str | None:
+    return _unmet(pref, blocked, f": using {chosen}") if blocked is not None else None
 
 
-def _refusal(wish: _Wish, blocked: Rejected | None) -> str | None:
-    return _unmet(wish, blocked, "") if blocked is not None else None
+def _refusal(pref: _Pref, blocked: Rejected | None) -> str | None:
+    return _unmet(pref, blocked, "") if blocked is not None else None
 
 
-def _unmet(wish: _Wish, blocked: Rejected, then: str) -> str:
-    mend = f"; to mend it: {blocked.fix}" if blocked.fix else ""
-    return f"{wish.source} asked for {blocked.device}, but {blocked.reason}{then}{mend}"
+def _unmet(pref: _Pref, blocked: Rejected, then: str) -> str:
+    fix = f"; to fix it: {blocked.fix}" if blocked.fix else ""
+    return f"{pref.source} asked for {blocked.device}, but {blocked.reason}{then}{fix}"

@@ -1,8 +1,8 @@
-"""Does MPS really work here: a bounded try in a child process, remembered per machine.
+"""Whether MPS works here: a probe in a child process with a time limit, cached per machine.
 
 A virtual machine may claim a Metal device whose first allocation fails, hangs, or computes wrong
-numbers (actions/runner-images#9918, #11899, #14380). A try in this process could hang it or
-freeze the allocator's watermarks, so the work is done in a child that can be killed.
+numbers (actions/runner-images#9918, #11899, #14380). A probe in this process could hang it or
+freeze the allocator's watermarks, so a child that can be killed does the work.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ __all__ = [
 ]
 
 PROBE_SECONDS = 20.0
-# How much longer the try after a time-out may take, up to the longest.
+# The probe after a time-out may take this many times longer, up to the longest.
 _LONGER, _LONGEST_S = 3, 180.0
-# Raise it when the work below changes: an old verdict then no longer counts.
+# Raised whenever the work below changes, so that old verdicts no longer count.
 _REVISION = 2
 _PREFIX = "mps-probe-"
 _OK = "mpskit-probe-ok"
-# A convolution, a matrix product and their gradients, against the CPU: what the hosted runners
-# got wrong or could not allocate. The tolerance is far above rounding and far below a wrong kernel.
+# A convolution, a matrix product and their gradients, against the CPU: what the hosted runners got
+# wrong or could not allocate. The tolerance is far above rounding errors and far below a wrong
+# kernel's.
 _WORK = f"""
 import torch
 torch.manual_seed(0)
@@ -59,13 +60,13 @@ def probe_mps(seconds: float = PROBE_SECONDS) -> str | None:
     """Do real work on MPS in a child; return what failed, or None.
 
     Args:
-        seconds: the child is killed after this long.
+        seconds: the time after which the child is killed.
 
     Raises:
-        TimeoutError: it gave no answer. It may hang, and may have been about to answer.
+        TimeoutError: the child gave no answer in time; it may hang or merely be slow.
     """
     if not sys.executable:
-        return "this process does not know its Python, which the try needs"
+        return "sys.executable is empty, so no child process can run"
     try:
         # -P: a torch.py in the current folder must not be run.
         child = run_bounded([sys.executable, "-P", "-c", _WORK], seconds=seconds)
@@ -85,9 +86,8 @@ def remembered_probe(
 ) -> ProbeAnswer:
     """Return `probe_mps`'s answer, from the cache folder when it has one for this machine.
 
-    A try that ran out of time proves nothing on a slow machine: the next process tries again with
-    three times as long, and a third with three times that. Then it stays "not known" until
-    ``refresh``.
+    A time-out proves nothing on a slow machine: the next process tries three times as long, and a
+    third one three times that. Then it stays "not known" until ``refresh``.
 
     A cache that is missing, corrupt or read-only is never an error: the probe then runs again.
     """
@@ -113,12 +113,12 @@ def _path(host: Host, torch_version: str, settings: Settings) -> Path | None:
     try:
         return cache_folder(settings) / f"{_PREFIX}{machine_key(host, torch_version)}.json"
     except RuntimeError:
-        # The user has no home folder (a container's nameless user), and so no cache.
+        # The user has no home folder (a container's unnamed user), and so no cache.
         return None
 
 
 def cache_folder(settings: Settings) -> Path:
-    """Return where mpskit keeps what it remembers; nothing is created.
+    """Return mpskit's cache folder; nothing is created.
 
     Raises:
         RuntimeError: the user has no home folder.
@@ -133,7 +133,7 @@ def cache_folder(settings: Settings) -> Path:
 
 
 def kept_probes() -> list[ProbeAnswer]:
-    """Return every verdict that is remembered, of each torch on this machine and its likes."""
+    """Return every cached verdict, for each torch and machine."""
     return [answer for path in _files() if (answer := _read(path)) is not None]
 
 
@@ -156,7 +156,7 @@ def _files() -> list[Path]:
 
 
 def machine_key(host: Host, torch_version: str) -> str:
-    """Return a short name for this machine, this Python and this torch."""
+    """Return a hash of this machine, this Python and this torch."""
     chip = host.chip.name if host.chip else None
     machine = (host.kind, chip, host.os_version, host.memory_total_bytes, host.metal_device)
     facts = (_REVISION, machine, torch_version, sys.version, sys.prefix)
@@ -174,7 +174,7 @@ def _read(path: Path) -> ProbeAnswer | None:
 
 
 def _write(path: Path, answer: ProbeAnswer) -> None:
-    """Remember an answer. Where that fails the next process asks again, and that is all."""
+    """Cache an answer; if that fails, the next process only probes again."""
     write_whole(path, json.dumps(answer._asdict()))
 
 

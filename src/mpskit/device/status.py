@@ -1,4 +1,4 @@
-"""Can this backend work on this machine, and if not, why: pure rules over Host and TorchFacts."""
+"""Whether a backend works on this machine, and why not: pure rules over Host and TorchFacts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["BackendStatus", "ProbeAnswer", "backend_statuses", "mps_status"]
 
 
 class BackendStatus(Value):
-    """Whether one backend can be used, and what would mend it.
+    """Whether one backend can be used, and what would fix it.
 
     Attributes:
         device: the device type.
-        label: the backend as people know it, ``CUDA 12.8`` or ``ROCm (HIP 6.2)`` for ``cuda``.
+        label: the backend's usual name, ``CUDA 12.8`` or ``ROCm (HIP 6.2)`` for ``cuda``.
         built: this build of torch has the backend.
         available: torch says that there is a device.
-        usable: work can be given to it.
+        usable: tensors can be put on it.
         count: how many devices there are.
         code: why it is not usable; None if it is.
         reason: the same in one sentence.
-        fix: one thing a person can type or do; None where nothing helps.
+        fix: one command or action; None where nothing helps.
     """
 
     device: str
@@ -45,11 +45,11 @@ class BackendStatus(Value):
 
 
 class ProbeAnswer(NamedTuple):
-    """What a try of MPS came to.
+    """The outcome of an MPS probe.
 
     Attributes:
-        failure: what failed, or that there was no answer; None if real work came out right.
-        waited: seconds after which a try without an answer was given up; 0 for an answer.
+        failure: what failed, or that there was no answer; None if real work gave right results.
+        waited: seconds after which a probe without an answer was given up; 0 for an answer.
     """
 
     failure: str | None = None
@@ -57,7 +57,7 @@ class ProbeAnswer(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether the try had an answer."""
+        """Whether the probe had an answer."""
         return not self.waited
 
 
@@ -72,7 +72,7 @@ def backend_statuses(
     disable_mps: bool = False,
     probe: Callable[[], ProbeAnswer] | None = None,
 ) -> list[BackendStatus]:
-    """Return the status of every backend of the table and of what else torch has, the best first.
+    """Return the status of every backend, torch's plug-ins included, in order of preference.
 
     Args:
         host: the machine.
@@ -92,7 +92,7 @@ def backend_statuses(
 
 
 def _card(found: Found) -> BackendStatus:
-    """Judge a backend with cards of its own, by what torch says of its build and its devices."""
+    """Judge a backend with cards of its own by torch's build and device count."""
     kind = found.kind
     verdict: _Verdict | None = None
     if not found.built:
@@ -103,7 +103,7 @@ def _card(found: Found) -> BackendStatus:
         verdict = (ReasonCode.NO_DRIVER, why, kind.look)
     elif not found.count:
         hidden = f", or {kind.hidden_by} hides it" if kind.hidden_by else ""
-        why = f"torch sees no {kind.title} device (no card, no driver or right to use it{hidden})"
+        why = f"torch sees no {kind.title} device (no card, no driver, no permission{hidden})"
         verdict = (ReasonCode.NO_DEVICE, why, kind.look)
     return _status(found, verdict)
 
@@ -115,7 +115,7 @@ def mps_status(
     disabled: bool = False,
     probe: Callable[[], ProbeAnswer] | None = None,
 ) -> BackendStatus:
-    """Return the status of MPS, with the nearest cause when it cannot be used.
+    """Return the status of MPS, with the most direct cause if it cannot be used.
 
     Args:
         host: the machine.
@@ -167,12 +167,14 @@ def _wrong_machine(host: Host, facts: TorchFacts) -> _Verdict | None:
 
 
 def _intel(host: Host, facts: TorchFacts) -> _Verdict | None:
-    """MPS worked on some AMD GPUs of Intel Macs until torch 2.13 refused all but unified memory."""
+    """Judge an Intel Mac: MPS ran on some AMD GPUs until torch 2.13 required unified memory."""
     discrete = has("mps.discrete_gpu", facts.version)
     if facts.of("mps").count and discrete:
         return None
     if host.metal_device is not None and not discrete:
-        why = f"torch {facts.version} runs MPS only on unified memory, not on {host.metal_device}"
+        why = (
+            f"torch {facts.version} supports MPS only on unified memory, not on {host.metal_device}"
+        )
         return ReasonCode.DISCRETE_GPU_UNSUPPORTED, why, "python -m pip install 'torch==2.2.2'"
     why = "this is an Intel Mac: PyTorch uses its CPU only (torch 2.2.2 is the last build for it)"
     return ReasonCode.INTEL_MAC, why, "export MPSKIT_DEVICE=cpu"
@@ -185,7 +187,7 @@ def _wrong_torch(host: Host, facts: TorchFacts) -> _Verdict | None:
         fix = "python -m pip install --force-reinstall torch"
         return ReasonCode.NOT_BUILT, why, fix
     if facts.of("mps").bad_fork:
-        why = "this process was forked after Metal had been used, which Metal does not survive"
+        why = "this process was forked after Metal had been used, which Metal does not support"
         fix = "multiprocessing.set_start_method('spawn')  # before the first child starts"
         return ReasonCode.BAD_FORK, why, fix
     return None
@@ -207,7 +209,7 @@ def _vm(answer: ProbeAnswer) -> _Verdict | None:
         return None
     what = "this is a virtual machine that offers MPS"
     if not answer.known:
-        why = f"{what}, and whether it works is not known: {answer.failure}"
+        why = f"{what}, and whether it works is unknown: {answer.failure}"
         return ReasonCode.VM_NOT_KNOWN, why, "get_optimal_device(refresh=True)  # tries again"
     why = f"{what}, but work on it fails: {answer.failure}"
     return ReasonCode.VM_UNUSABLE, why, "export MPSKIT_DEVICE=cpu"

@@ -1,1 +1,1 @@
-"""How operators are seen and described: shared by what estimates, simulates and rehearses."""
+"""Intercepting and describing operators, for estimates, simulation and rehearsal."""

@@ -1,4 +1,4 @@
-"""``torch.autocast("mps")`` on CPU tensors, which know nothing of it: the casts are made here."""
+"""``torch.autocast("mps")`` for CPU tensors that stand for mps ones: makes the casts itself."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def is_on() -> bool:
 
 
 class Autocast:
-    """Casts the arguments of a function as the MPS lists say; weights are cast once.
+    """Casts a function's arguments by the MPS lists; weights are cast once.
 
     Args:
-        on_device: says of a tensor whether it is on the device that is stood in for.
+        on_device: returns whether a tensor stands for one on the device.
 
     Attributes:
         casts: lower-precision copies of leaves by the leaf's ``id``, kept until torch empties its
@@ -37,7 +37,7 @@ class Autocast:
         self.casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def apply(self, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return the arguments as autocast hands them on."""
+        """Return the arguments after autocast."""
         try:
             policy = self._policies[func]
         except KeyError:
@@ -111,7 +111,7 @@ class AutocastMode(TorchFunctionMode):
         self._autocast = autocast
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function on the arguments as autocast hands them on."""
+        """Run a function on the arguments after autocast."""
         kwargs = kwargs or {}
         if is_on():
             args, kwargs = self._autocast.apply(func, args, kwargs)

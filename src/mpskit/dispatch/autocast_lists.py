@@ -5,9 +5,9 @@ from the initialisers in the macOS wheels 2.5.1 to 2.15.0. The list is neither t
 CUDA's: softmax, norms and sums go to float32, and ``cat`` and ``stack`` are not in it.
 
 The registrations are by operator; a function mode sees Python functions. So three kinds of names
-stand here: the operators, the special methods that lead to them (``x @ y`` is ``__matmul__``), and
+are listed: the operators, the special methods that lead to them (``x @ y`` is ``__matmul__``), and
 the functions whose C++ body calls exactly such an operator first (``cross_entropy`` calls
-``log_softmax``), where the whole comes to the same as casting its arguments.
+``log_softmax``), where casting its own arguments has the same effect.
 """
 
 from __future__ import annotations

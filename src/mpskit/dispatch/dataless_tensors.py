@@ -1,11 +1,11 @@
-"""Tensors that are real CPU tensors to torch and have no memory behind them.
+"""Data-less tensors: real CPU tensors to torch, without memory behind them.
 
 torch's own fake tensors are a subclass: each operator on one goes through Python several times,
-composite operators see another device than the one that counts, and autograd aborts the process
-on a device that the build lacks. A data-less tensor is a plain CPU tensor whose storage points into
-a reserved, never written range of addresses: autograd, autocast and every composite operator treat
-it as what it claims to be, and only the kernels must be kept away from it (a tracer does). A kernel
-that reads it all the same finds zeros instead of crashing.
+composite operators see another device than the one that counts, and autograd aborts the process on
+a device that the build lacks. A data-less tensor is a plain CPU tensor whose storage points into a
+reserved, never written range of addresses: autograd, autocast and every composite operator treat it
+as an ordinary one, and only kernels must not touch it (a tracer sees to that). A kernel that still
+reads it finds zeros instead of crashing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Intercepts operators below autograd, autocast and decomposition, through a spare dispatch key.
 
 A fallback in Python for the key ``Fake``, which torch leaves unused, stands between the composite
-kernels and the CPU's. A ``TorchDispatchMode`` sees the same operators and is the way for older
-torch, but while one is active torch's own C++ takes detours (``isTensorSubclassLike``: out of place
-instead of in place) that no real run takes.
+kernels and the CPU's. A ``TorchDispatchMode`` sees the same operators and serves older torch, but
+while one is active torch's own C++ takes other paths (``isTensorSubclassLike``: out of place
+instead of in place) than a real run.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def take_off(mode: TorchDispatchMode) -> None:
 
 
 class OutsideThread(threading.Thread):
-    """A thread that a simulated Mac does not enter, though every other new one is inside of it."""
+    """A thread that stays outside a simulated Mac, unlike every other new one."""
 
 
 class Answerer(Protocol):
-    """What answers operators in place of their kernels.
+    """A handler that replaces operators' kernels.
 
     Answerers compose: while one answers, nothing is intercepted, so it may hand an operator to the
     ``answer`` of another in place of the kernel.
@@ -53,7 +53,7 @@ class Answerer(Protocol):
         ...
 
     def decomposed(self, func: Any) -> bool:
-        """Return whether the operator has to be taken apart, with its parts intercepted."""
+        """Return whether the operator is decomposed, with its parts intercepted."""
         ...
 
 
@@ -74,7 +74,7 @@ def intercepting(answerer: Answerer) -> Any:
 
 
 def current() -> Answerer | None:
-    """Return what answers this thread's operators, for another answerer to hand them on to."""
+    """Return this thread's answerer, to which another one may pass operators on."""
     return _ACTIVE.stack[-1] if _ACTIVE.stack else None
 
 
@@ -121,14 +121,14 @@ def _intercepted(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def taken_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run what an operator consists of, so that its parts are intercepted."""
+    """Run an operator's decomposition, so that its parts are intercepted."""
     if calls_operators(func):
         return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
     return func.decompose(*args, **kwargs)
 
 
 def calls_operators(func: Any) -> bool:
-    """Return whether an operator has a kernel, no composition, that only calls other operators."""
+    """Return whether an operator's kernel, not a composite, only calls other operators."""
     return func._schema.name in _KERNELS_OF_OPERATORS
 
 
@@ -144,7 +144,7 @@ def _excluded() -> Any:
 
 @contextlib.contextmanager
 def seen_again() -> Iterator[None]:
-    """Let the operators of the block be seen although a handler is running."""
+    """Intercept the operators of the block although a handler is running."""
     key = registered_key()
     if key is None:
         yield
@@ -175,7 +175,7 @@ def _keyed(answerer: Answerer, key: Any) -> Iterator[None]:
             with torch._C._IncludeDispatchKeyGuard(key):
                 yield
     finally:
-        patches.undo()  # where an interrupt came before the first line of undoing
+        patches.undo()  # if an interrupt came before the undo began
 
 
 def _unseen(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What an operator returns, without running it: torch's own meta kernels."""
+"""The outputs of an operator without running it, from torch's meta kernels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Unplannable(Exception):  # noqa: N818 - a private signal, not an error for the user
-    """The meta kernel cannot say what the operator returns."""
+    """The meta kernel cannot tell what the operator returns."""
 
 
 class SparseResult(Unplannable):
@@ -62,7 +62,7 @@ class Plan:
 
 
 def signature(value: Any, *, exact: bool) -> Any:
-    """Return a hashable stand-in for an argument: all of it that can change the result's shape.
+    """Return a hashable key of an argument: all that can change the result's shape.
 
     Unless ``exact``, a float is reduced to its type: only factories look at more of it, and the
     optimizers' bias corrections change every step.
@@ -81,9 +81,9 @@ _core: Any = torch._C
 
 
 def settings() -> tuple[Any, ...]:
-    """Return what an operator's result may depend on beside its arguments.
+    """Return the global settings on which an operator's result may depend.
 
-    Whether denormal numbers are flushed is not among it: that changes values, and a plan has none.
+    Flushing denormals is not one: it changes values, and a plan has none.
     """
     return (
         torch.get_default_dtype(),
@@ -138,14 +138,14 @@ def _convolution(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Ten
     return result
 
 
-# Meta kernels that say less than the real ones do -> what answers in their place.
+# Meta kernels that differ from the real ones -> their replacements.
 _MENDED: dict[str, Callable[..., Any]] = {
     "aten::_grouped_mm": _grouped_mm,
     "aten::convolution": _convolution,
 }
 
 
-# Products whose kernels want operands of one dtype; their meta kernels do not look.
+# Products whose kernels require one dtype; their meta kernels do not check it.
 _OF_ONE_DTYPE = frozenset(
     f"aten::{name}"
     for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "addr")
@@ -153,9 +153,9 @@ _OF_ONE_DTYPE = frozenset(
 
 
 def check_dtypes(func: Any, args: tuple[Any, ...]) -> None:
-    """Raise what a kernel raises for operands whose dtypes do not go together.
+    """Raise the kernel's error for operands of different dtypes.
 
-    The kernel itself says so, on operands of one element each.
+    The kernel itself raises it, on operands of one element each.
 
     Raises:
         RuntimeError: torch's own text.
@@ -188,7 +188,7 @@ def _apart(func: Any, args: Any, kwargs: Any) -> Any:
         try:
             with torch.set_grad_enabled(grad):
                 outcome.append(func(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - it is raised again where it belongs
+        except Exception as error:  # noqa: BLE001 - it is raised again in the caller
             outcome.append(error.with_traceback(None))
 
     thread = OutsideThread(target=call, name="mpskit meta kernel")

@@ -1,9 +1,9 @@
 """MPS memory that an operator uses beyond its outputs.
 
 The estimator and the simulated Mac both run the CPU's operators, and charge these bytes where MPS
-takes another path. Each rule answers with the bytes that stand for some of the operator's outputs,
-for as long as these live, and with the workspace that the kernel takes and gives back while it
-runs. Nothing here imports torch: tensors are only asked for their shape, itemsize and storage.
+takes another path. Each rule returns the bytes to charge for some of the operator's outputs, as
+long as they live, and the workspace that the kernel uses while it runs. Nothing here imports torch:
+only shapes, itemsizes and storages of tensors are read.
 
 Sources: torch's C++ for MPS, ``aten/src/ATen/native/transformers/attention.cpp`` (the choice of
 path and ``_scaled_dot_product_attention_math``), ``native/mps/operations/Attention.mm`` and
@@ -20,14 +20,13 @@ __all__ = ["RULES", "OpMemory", "Rule"]
 
 
 class OpMemory(NamedTuple):
-    """What an operator takes on a device where the CPU's outputs do not show it.
+    """An operator's device memory that the CPU's outputs do not show.
 
     Attributes:
         outputs: position among the operator's outputs -> bytes to charge for its storage, as long
             as it lives. Outputs that are not named are charged their own size.
         workspace_bytes: taken once the outputs exist, and given back before the operator returns.
-        workspace_high_bytes: the most that it can be, where that is not known for sure; never
-            less than ``workspace_bytes`` is meant, 0 says that it is known.
+        workspace_high_bytes: its upper bound where it is uncertain; 0 where it is exact.
     """
 
     outputs: Mapping[int, int] = MappingProxyType({})

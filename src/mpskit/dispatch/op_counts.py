@@ -1,9 +1,9 @@
-"""What a step computes: launches, arithmetic and bytes, added up from the operators that are seen.
+"""Counts a step's launches, arithmetic and bytes from the operators intercepted.
 
 Arithmetic of matrix products, convolutions and attention is counted by torch's own formulas
 (``torch.utils.flop_counter``), any other operator as one operation for each element of its largest
 tensor. An operator is one launch, a view none, and a fused recurrent layer one for each time step,
-because a step of time waits for the one before.
+because each time step waits for the one before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["OpCounts", "class_of"]
 
 _FREE = frozenset({"view", "item"})
 _MADE_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "resize_"})
-# The CPU's kernel has a name of its own and the arguments of the other one.
+# The CPU's kernel has its own name and the same arguments.
 _SAME_ARITHMETIC = {
     "_scaled_dot_product_flash_attention_for_cpu": "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu_backward": (
@@ -57,7 +57,7 @@ class OpCounts:
     depthwise: int = 0
 
     def add(self, func: Any, schema: OpSchema, args: Any, kwargs: Any, result: Any) -> None:
-        """Count one operator that has been answered."""
+        """Count one operator that has run."""
         if schema.route in _FREE or schema.name in _MADE_EMPTY or "::" in schema.name:
             return
         given = list(tensors_in((*args, *kwargs.values())))
@@ -94,7 +94,7 @@ def _row_readers() -> frozenset[str]:
 
 
 def _launches(name: str, kind: str, given: list[torch.Tensor]) -> int:
-    """Return the kernels that follow one another: a fused recurrent layer waits for each step."""
+    """Return the number of sequential kernels: a fused recurrent layer has one per time step."""
     return int(given[0].shape[0]) if kind == "rnn" and "_cell" not in name else 1
 
 
@@ -136,13 +136,13 @@ def _moved(schema: OpSchema, given: Iterable[torch.Tensor], made: Iterable[torch
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
-    """Return what is really there: an expanded tensor is read from the few bytes behind it."""
+    """Return the bytes really stored: an expanded tensor has only a few behind it."""
     size = tensor.numel() * tensor.element_size()
     return min(size, tensor.untyped_storage().nbytes()) if 0 in tensor.stride() else size
 
 
 def _is_host_scalar(tensor: torch.Tensor) -> bool:
-    """Return whether it is a number that stays with the host, as an optimizer's step counter."""
+    """Return whether it is a scalar that stays on the host, such as an optimizer's step count."""
     return tensor.dim() == 0 and not is_dataless(tensor)
 
 

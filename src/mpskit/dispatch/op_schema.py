@@ -1,4 +1,4 @@
-"""What an operator's schema and registrations say of it, read once per operator."""
+"""Facts from an operator's schema and registrations, read once per operator."""
 
 from __future__ import annotations
 

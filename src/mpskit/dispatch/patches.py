@@ -1,9 +1,9 @@
-"""Changes to other people's objects, undone newest first whatever happened between.
+"""Monkey patches that are always undone, newest first, even after an interrupt.
 
 Three kinds. ``set`` and ``item`` hold for the whole process. ``bind`` holds for one thread: the
-attribute becomes a function that asks which thread calls it, and every other thread gets the
-function that was there. ``share`` is for a change of the whole process that several threads need at
-once: the first makes it, the last one undoes it.
+attribute becomes a function that checks the calling thread, and every other thread gets the
+original. ``share`` is for a change of the whole process that several threads need at once: the
+first makes it, the last one undoes it.
 
 Every step of undoing is registered before its change is made and may run twice, so that an
 interrupt at any line leaves nothing changed.
@@ -141,7 +141,7 @@ def in_place(function: Callable[..., Any]) -> Callable[[Any], Callable[..., Any]
 
 
 def _run(step: Undo, failed: list[BaseException]) -> None:
-    """Run a step; once more after an interrupt, which may have come in the middle of it."""
+    """Run a step, and again after an interrupt, which may have cut it short."""
     try:
         step()
     except Exception as error:  # noqa: BLE001 - the other steps must still run
@@ -166,7 +166,7 @@ class _Slot:
         self.by_thread = self._by_thread()
 
     def call_below(self, *args: Any, **kwargs: Any) -> Any:
-        """Call what a thread sees that has bound nothing."""
+        """Call what a thread without a binding sees."""
         return (self.layers[-1][0] if self.layers else self.original)(*args, **kwargs)
 
     def drop(self, entry: _Entry) -> None:
@@ -183,7 +183,7 @@ class _Slot:
                 del _SLOTS[key]
 
     def show(self) -> None:
-        """Let the attribute be what it has to be now."""
+        """Set the attribute to its present value."""
         if self.bound:
             setattr(self.owner, self.name, self.by_thread)
         elif self.layers:

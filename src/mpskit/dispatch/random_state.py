@@ -1,4 +1,4 @@
-"""Random operators on a generator of one's own, with torch's default generator left as it is."""
+"""Runs random operators on a private generator, with torch's default generator unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _takes_keyword: dict[Any, bool] = {}
 def draw(generator: torch.Generator, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run a random operator on a CPU generator, whether it takes one or not.
 
-    The default generator lends its place for operators that take none (``rand_like``).
+    Operators that take none (``rand_like``) run on the default generator with its state swapped.
     """
     keyword = _takes_keyword.get(func)
     if keyword is None:
@@ -41,10 +41,10 @@ def draw(generator: torch.Generator, func: Any, args: Any, kwargs: dict[str, Any
 
 
 def isolate(patches: Patches, generator: torch.Generator) -> None:
-    """Let torch's functions for seeds and states mean ``generator`` on this thread.
+    """Redirect torch's functions for seeds and states to ``generator`` on this thread.
 
     The generators of Python's ``random`` and of NumPy belong to the process: they start from a
-    fixed seed while any thread is isolated, and get their states back after.
+    fixed seed while any thread is isolated, and get their states back afterwards.
     """
     calls: dict[str, Any] = {
         "manual_seed": lambda seed: generator.manual_seed(int(seed)),

@@ -1,7 +1,7 @@
-"""Storages by the address of the C++ storage, each for exactly as long as its memory lives.
+"""Tracks live storages by the address of the C++ storage, for exactly as long as each lives.
 
 Torch keeps one Python object for a C++ storage while the C++ one lives, so a weak reference to it
-fires exactly when the memory goes, also when only a view or the autograd graph still held it.
+fires exactly when the memory is freed, even if only a view or the autograd graph held it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["LiveStorages", "StorageRef"]
 
 
 class StorageRef(weakref.ref[Any]):
-    """Knows a storage's address, and a number of its owner's, such as a block (or None)."""
+    """A weak reference with the storage's address and an optional number, such as a block."""
 
     __slots__ = ("entry", "key")
     key: int

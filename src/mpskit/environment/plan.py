@@ -1,4 +1,4 @@
-"""Which changes to the MPS variables to make: decided whole, before the first is made."""
+"""Plans changes to the MPS variables: all are decided before the first is made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OnConflict: TypeAlias = Literal["keep", "override", "error"]
 FAST_MATH = "PYTORCH_MPS_FAST_MATH"
 PREFER_METAL = "PYTORCH_MPS_PREFER_METAL"
 _ANY_SIZE = 2**50
-_NOT_A_MAC = "this machine is no Mac with Apple silicon, so there is no MPS memory to limit"
+_NOT_A_MAC = "this machine is not an Apple-silicon Mac, so there is no MPS memory to limit"
 
 
 class EnvironmentChange(Value):
@@ -57,7 +57,7 @@ class EnvironmentChange(Value):
 
 
 class Plan:
-    """The changes to make, decided before the first of them is made."""
+    """The changes to make, complete before the first is made."""
 
     def __init__(self, environ: MutableMapping[str, str], on_conflict: OnConflict) -> None:
         self.environ = environ
@@ -111,7 +111,7 @@ class Plan:
 
 
 def _wanted(text: str | None) -> str:
-    return "it was to be removed" if text is None else f"{text} was asked for"
+    return "its removal was asked for" if text is None else f"{text} was asked for"
 
 
 def _same(name: str, old: str, new: str | None) -> bool:
@@ -127,11 +127,11 @@ def _same(name: str, old: str, new: str | None) -> bool:
 
 
 def plan_limits(plan: Plan, limit: Amount | None, low: Amount | None) -> None:
-    """Plan the two ratios for amounts of memory; on a machine without MPS only a note.
+    """Plan the two ratios for amounts of memory; without MPS, only add a note.
 
     Raises:
         ArgumentTypeError: an amount has the wrong type.
-        ArgumentError: an amount is nothing or more than the RAM, or ``low`` is above ``limit``.
+        ArgumentError: an amount is zero or more than the RAM, or ``low`` is above ``limit``.
     """
     memory = _memory()
     if memory is None:
@@ -148,7 +148,7 @@ def plan_limits(plan: Plan, limit: Amount | None, low: Amount | None) -> None:
 
 
 def _plan_pair(plan: Plan, high: float | None, low: float | None) -> None:
-    """Plan the ratios so that torch takes the pair that it will find."""
+    """Plan the ratios so that torch accepts the resulting pair."""
     before = dict(plan.changes)
     if high is not None:
         plan.want(HIGH, ratio_text(high))
@@ -165,13 +165,13 @@ def _plan_pair(plan: Plan, high: float | None, low: float | None) -> None:
 
 
 def _effective(plan: Plan, name: str, default: float) -> float:
-    """Return the ratio that torch will read once the plan is carried out."""
+    """Return the ratio that torch will read once the plan is applied."""
     text = plan.changes.get(name, plan.environ.get(name))
     return default if text is None else read_ratio(text) or 0.0
 
 
 def _memory() -> tuple[int, int] | None:
-    """Return the RAM and the recommended working set by the rule; None where there is no MPS."""
+    """Return the RAM and the rule's recommended working set; None without MPS."""
     host = detect_host()
     # A Python under Rosetta has no MPS, though its Mac has a working set.
     rule = rule_of(host) if host.kind in (HostKind.APPLE_SILICON, HostKind.MAC_VM) else None
@@ -191,7 +191,7 @@ def _ratio(amount: Amount, ram: int, recommended: int, name: str) -> float:
     ratio = min(size / recommended, HIGHEST)
     if ratio_text(ratio) == "0":
         raise ArgumentError(
-            f"{name}={amount!r} is next to nothing, and 0 would lift the limit altogether",
+            f"{name}={amount!r} rounds to a ratio of 0, which would lift the limit",
             given=amount,
         )
     return ratio

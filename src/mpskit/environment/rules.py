@@ -1,8 +1,8 @@
-"""What torch makes of each ``PYTORCH_*`` text: pure rules over ``data/environment.toml``.
+"""What each ``PYTORCH_*`` value does in torch: pure rules over ``data/environment.toml``.
 
-Torch never says that it could not read a variable: ``PYTORCH_MPS_HIGH_WATERMARK_RATIO=abc`` is
-0.0, which means no limit at all. ``mpskit.allocator.watermarks`` reads texts as torch does, and
-the rules here say what comes of it.
+Torch never reports a variable that it could not parse: ``PYTORCH_MPS_HIGH_WATERMARK_RATIO=abc`` is
+0.0, which means no limit at all. ``mpskit.allocator.watermarks`` parses values as torch does, and
+the rules here say what follows.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Variable(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a value does, what is wrong with it, and what mends it."""
+    """What a value does, what is wrong with it, and the fix."""
 
     effect: str
     problem: str | None = None
@@ -70,21 +70,21 @@ def variables() -> Mapping[str, Variable]:
 
 
 def relevant(name: str) -> bool:
-    """Return whether a variable is one of torch's, or looks as if it was meant to be."""
+    """Return whether a variable is one of torch's, or looks like a misspelling of one."""
     upper = name.upper()
     return upper.startswith("PYTORCH_") or ("MPS" in upper and _meant(name) is not None)
 
 
 def shown(name: str) -> bool:
-    """Return whether a report may show a variable's value: one of torch's own, or a slip for one.
+    """Return whether a report may show a variable's value: torch's own, or a misspelling of one.
 
-    Any other ``PYTORCH_*`` variable may hold anything, a token too.
+    Any other ``PYTORCH_*`` variable may hold anything, even a token.
     """
     return name in variables() or _meant(name) is not None
 
 
 def _meant(name: str) -> str | None:
-    """Return the variable that a name is likely to be a slip for."""
+    """Return the variable that a name probably misspells."""
     upper = name.upper()
     known = [variable.name for variable in variables().values() if upper in variable.slips]
     found = known or difflib.get_close_matches(upper, variables(), n=1, cutoff=_ALIKE)
@@ -92,7 +92,7 @@ def _meant(name: str) -> str | None:
 
 
 def judge(name: str, environ: Mapping[str, str], torch: str | None) -> Judgement:
-    """Return what a variable does as it is set.
+    """Return what a variable does with its present value.
 
     Args:
         name: the variable, which is in ``environ``.
@@ -103,7 +103,7 @@ def judge(name: str, environ: Mapping[str, str], torch: str | None) -> Judgement
     if variable is None:
         return _unknown(name, environ)
     if variable.feature and torch is not None and not has(variable.feature, torch):
-        problem = f"torch {torch} does not read {name}: it is too old"
+        problem = f"torch {torch} is too old to read {name}"
         return Judgement("no effect", problem, f"unset {name}")
     return _PARSERS[variable.parse](variable, environ)
 
@@ -130,7 +130,7 @@ def _ratio(variable: Variable, environ: Mapping[str, str]) -> Judgement:
         )
     if not 0 <= ratio <= HIGHEST:
         problem = f"torch fails at the first use of MPS: invalid {_side(name)} watermark ratio"
-        hint = " (a share of the RAM is set by mpskit.configure_environment)" if "%" in text else ""
+        hint = " (mpskit.configure_environment sets a share of the RAM)" if "%" in text else ""
         return Judgement("an error", f"{problem} {ratio:g}; it must be from 0.0 to 2.0{hint}", fix)
     if not is_whole(text, ratio=True):
         return Judgement(f"{ratio:g}", f"torch reads {text!r} as {ratio:g} and drops the rest", fix)
@@ -155,12 +155,12 @@ def _high(ratio: float, environ: Mapping[str, str]) -> Judgement:
 
 
 def low_for(high: float) -> str:
-    """Return the low ratio that stands to ``high`` as torch's defaults stand to each other."""
+    """Return the low ratio for ``high`` in the proportion of torch's defaults."""
     return ratio_text(high * DEFAULT_LOW / DEFAULT_HIGH)
 
 
 def ratio_text(ratio: float) -> str:
-    """Return a ratio as a variable's text: six places, rounded down so that no limit grows."""
+    """Return a ratio as a variable's value: six decimals, rounded down so that no limit grows."""
     return f"{math.floor(ratio * 10**6) / 10**6:.6f}".rstrip("0").rstrip(".") or "0"
 
 

@@ -1,8 +1,8 @@
-"""The ``PYTORCH_*`` variables of the MPS backend: set in time, and explained.
+"""Explains the ``PYTORCH_*`` variables of the MPS backend, and sets them in time.
 
 ``docs/environment.md`` has the whole list. Torch reads each of them once: the fallback when it is
 imported, the rest at the first use of MPS. :func:`configure_environment` never overwrites a user's
-own value in silence.
+value silently.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class VariableReport(Value):
 
     Attributes:
         name: the variable.
-        value: its text; ``(not shown)`` for a variable that is not one of torch's nor a slip for
-            one: it may hold anything, and the report may end in a public issue.
+        value: its text; ``(not shown)`` for a variable that is neither torch's nor a misspelling of
+            one: it may hold anything, and the report may end up in a public issue.
         meaning: what it is for, and what this value does.
         problem: what is wrong with it; None if nothing is.
-        fix: the shell command that mends it.
+        fix: the shell command that fixes it.
         read: when torch reads it: ``import``, ``allocator``, ``kernel`` or ``never``.
-        source: where its meaning stands.
+        source: where its meaning is documented.
     """
 
     name: str
@@ -73,10 +73,10 @@ class EnvironmentReport(Value):
     """The ``PYTORCH_*`` variables that are set, by name.
 
     Attributes:
-        variables: each that is set, and each that looks like a slip for one.
+        variables: each that is set, misspellings included.
     """
 
-    # Its own JSON, which has problems too, can be read back.
+    # Ignored extras let its own JSON, which also has ``problems``, be read back.
     model_config = ConfigDict(extra="ignore")
 
     variables: tuple[VariableReport, ...]
@@ -93,9 +93,9 @@ class EnvironmentReport(Value):
 def current_environment(environ: Mapping[str, str] | None = None) -> EnvironmentReport:
     """Explain the ``PYTORCH_*`` variables: what each does, and what is wrong with it.
 
-    Found are texts that torch misreads (garbage counts as 0.0, which lifts the memory limit),
-    pairs of ratios that make it fail, values that do the opposite of what they say, names that no
-    torch reads, and variables that the installed torch is too old for. Imports no torch.
+    It finds values that torch misreads (garbage counts as 0.0, which lifts the memory limit), pairs
+    of ratios that make torch fail, values that do the opposite of what they say, names that no
+    torch reads, and variables that the installed torch is too old for. Torch is not imported.
 
     Args:
         environ: the variables to explain; None for those of this process.
@@ -141,18 +141,18 @@ def configure_environment(
     prefer_metal: bool | None = None,
     on_conflict: OnConflict = "keep",
 ) -> EnvironmentChange:
-    """Set the MPS variables of this process and its children, checked and in time.
+    """Set the MPS variables of this process and its children, after checks and in time.
 
-    What is None stays as it is. A share or size of memory is translated into a ratio of Metal's
-    recommended working set, by the rule of ``mpskit.memory.working_set``: asking Metal would be
-    the first use of MPS. A limit below 1.4 times that set gets a low ratio too, without which
-    torch fails. On a machine without MPS no limit is set, and a note says so.
+    An argument of None leaves its variable alone. A share or size of memory becomes a ratio of
+    Metal's recommended working set, by the rule of ``mpskit.memory.working_set``, because asking
+    Metal would be the first use of MPS. A limit below 1.4 times that set also gets a low ratio,
+    without which torch fails. On a machine without MPS no limit is set, and a note says so.
 
     Args:
         memory_limit: the most MPS memory for this process: bytes, ``"12GiB"``, or a share of the
             RAM (``"80%"``, ``0.8``).
-        low: where torch begins to collect cached memory, in the same forms. By default torch's own
-            1.4 times the working set, or 1.4/1.7 of a limit that is below it.
+        low: where torch begins to collect cached memory, in the same forms. The default is torch's
+            own 1.4 times the working set, or 1.4/1.7 of a limit that is below it.
         fallback: whether operators that MPS lacks run on the CPU. Before ``import torch`` only.
         fast_math: whether Metal kernels use fast, less exact arithmetic.
         prefer_metal: whether matrix products use Metal kernels rather than MPSGraph.
@@ -164,10 +164,10 @@ def configure_environment(
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
-        ArgumentError: a limit is nothing, more than the RAM, or below ``low``; or ``on_conflict``
-            is none of the three.
+        ArgumentError: a limit is zero, more than the RAM, or below ``low``; or ``on_conflict`` is
+            none of the three.
         SettingsError: ``on_conflict="error"`` and a variable has another value.
-        TooLateError: torch has read a variable that was to change. Nothing is changed then.
+        TooLateError: torch has already read a variable that was to change. Nothing is changed.
     """
     _check(on_conflict, fallback=fallback, fast_math=fast_math, prefer_metal=prefer_metal)
     plan = Plan(os.environ, on_conflict)
@@ -183,13 +183,13 @@ def configure_environment(
 
 
 def _check_in_time(plan: Plan) -> None:
-    """Refuse what torch has read already."""
+    """Refuse to change variables that torch has read already."""
     torch = sys.modules.get("torch")
     if torch is None or not plan.changes:
         return
     if FALLBACK in plan.changes:
         raise TooLateError(
-            f"{FALLBACK} is read when torch is imported, and torch is imported already: call "
+            f"{FALLBACK} is read when torch is imported, which has happened already: call "
             "configure_environment() before the first `import torch`, or set it in the shell",
             given=plan.changes[FALLBACK],
         )

@@ -1,7 +1,7 @@
-"""Memory: how much there is, how much is used, clearing it, and what to do when it runs out.
+"""Memory: budget, use, cache clearing, limits, and handling out-of-memory errors.
 
-Names are resolved when they are first used (PEP 562), so that a budget for another machine is
-worked out without importing torch.
+Names are resolved on first use (PEP 562), so that a budget for another machine needs no import of
+torch.
 """
 
 from __future__ import annotations

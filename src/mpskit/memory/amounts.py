@@ -1,4 +1,4 @@
-"""An amount of memory as people give it: bytes, a size, a percentage or a fraction."""
+"""Parses an amount of memory: bytes, a size, a percentage or a fraction."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def amount_bytes(amount: Amount, whole: int, name: str) -> int:
 
     Raises:
         ArgumentTypeError: it is none of these types.
-        ArgumentError: it is negative, not a number, more than the whole where it is a share, or
-            so few bytes without a unit (``80``, ``"80"``) that a share or GiB must be meant.
+        ArgumentError: it is negative, not a number, a share above the whole, or so few bytes
+            without a unit (``80``, ``"80"``) that a share or GiB must be meant.
     """
     if isinstance(amount, bool) or not isinstance(amount, int | float | str):
         raise ArgumentTypeError(
-            f"{name} is bytes, a size such as '2GiB', '10%' or a fraction, not {shown(amount)}",
+            f"{name} must be bytes, a size like '2GiB', '10%' or a fraction, not {shown(amount)}",
             given=amount,
         )
     share = share_of(amount)

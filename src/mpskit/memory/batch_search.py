@@ -1,10 +1,10 @@
-"""Which batch size to try next: between the largest that fitted and the smallest that failed.
+"""Chooses the next batch size, between the largest that fitted and the smallest that failed.
 
-An out-of-memory error comes in the middle of a step. What was held and asked for then is the least
-that the step needs, and mostly close to the limit, so it tells little about the whole step; only a
-request of the limit's own order does. A size that fits tells exactly what it needs. So the search
-goes well below the first failure, reads there what the step takes, and goes to the size that this
-predicts. Where no backend tells its memory, it halves the distance between the two instead.
+An out-of-memory error comes in the middle of a step. The memory held and requested then is a lower
+bound of the step's need, and mostly close to the limit, so it says little about the whole step
+unless the request is of the limit's order. A size that fits shows its exact need. So the search
+goes well below the first failure, measures the step there, and goes to the size that this predicts.
+If no backend reports its memory, it bisects instead.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from mpskit.memory.oom import OomFigures
 
 __all__ = ["BatchSearch", "share_that_fits"]
 
-# A size is final from this part of the largest that may fit.
+# A size is final if it is at least this fraction of the largest that may fit.
 ENOUGH = 0.9
-# The failure's own figures are used if at most this part fits by them; nearer to 1 they only say
+# The failure's figures count if they say that at most this fraction fits; nearer to 1 they only say
 # that the limit was reached.
 _TELLING = 0.75
 _CREDIT = 0.95
-# What is tried below a failure that tells nothing: with the memory of a size that fits known, one
-# more try is enough from anywhere; without, a half is the middle.
+# The fraction to try after a failure without figures. If a size that fits can be measured, one more
+# try is enough from anywhere; if not, bisect.
 _DOWN_MEASURED, _DOWN = 0.25, 0.5
-# How far below the prediction a try stays: allocators round up.
+# Margin below the prediction, because allocators round up.
 _MARGIN = 0.97
 
 
 class BatchSearch:
-    """The state of one search over ``sizes``, which ascend and of which the last is tried first."""
+    """The state of one search over ascending ``sizes``; the last is tried first."""
 
     def __init__(self, sizes: Sequence[int], *, measured: bool) -> None:
         """Start a search; ``measured`` says that :meth:`fits` will be told bytes."""
         self._sizes = sizes
         self._down = _DOWN_MEASURED if measured else _DOWN
-        # Size -> bytes it needed (None: not known), for those that fitted.
+        # Size that fitted -> bytes it needed (None: unknown).
         self._fitted: dict[int, int | None] = {}
         self._high: int | None = None
-        # What may fit at most by the failures' figures, and what is expected to.
+        # The upper bound from the failures' figures, and the expected size.
         self._bound = float(sizes[-1])
         self._most: float | None = None
         self._near = False
@@ -56,19 +56,19 @@ class BatchSearch:
     def fails(
         self, size: int, share: float | None, *, limit: int | None = None, exact: bool = False
     ) -> None:
-        """Take note of a size that ran out of memory.
+        """Record a size that ran out of memory.
 
         Args:
             size: the size.
-            share: the part of it that fits by the error's figures, None if they do not say.
+            share: the fraction of it that fits by the error's figures; None if unknown.
             limit: the bytes that the process may hold, by the error.
-            exact: the share is a size's own, not that of a step that broke off.
+            exact: the share comes from a complete step, not an interrupted one.
         """
         self._high = size
-        # What fitted once and fails now (an optimizer's states came since) does not fit.
+        # A size that fitted before and fails now (optimizer states came since) does not fit.
         self._fitted = {one: need for one, need in self._fitted.items() if one < size}
         self._limit = limit if limit is not None else self._limit
-        # A prediction by what fitted was near, the first time.
+        # The first prediction from sizes that fitted was close.
         self._near = self._most is not None and self.low is not None and not self._near
         self._most = ENOUGH / _MARGIN * size if self._near else None
         if share is not None and (exact or share <= _TELLING):
@@ -76,9 +76,9 @@ class BatchSearch:
             self._most = self._bound * (1 if exact else _CREDIT)
 
     def fits(self, size: int, need: int | None = None, base: int = 0) -> None:
-        """Take note of a size that fitted, with the bytes it needs and those there before.
+        """Record a size that fitted, with the bytes it needs and those held before.
 
-        One that needs more than the limit, because states are still to come, fails instead.
+        It counts as failed if it needs more than the limit, with states still to come.
         """
         if need is not None and self._limit is not None and need > self._limit:
             self.fails(size, None)
@@ -88,17 +88,17 @@ class BatchSearch:
         self._most = self._predicted()
 
     def limited(self, limit: int) -> None:
-        """Take note of the bytes that the process may hold from now on."""
+        """Record the bytes that the process may hold from now on."""
         self._limit = limit
         if self._most is not None and not self._near:
             self._most = self._predicted()
 
     def forget(self) -> None:
-        """Forget which sizes fitted: what was seen of them was not all that they need."""
+        """Forget which sizes fitted, because their measurements were incomplete."""
         self._fitted.clear()
 
     def next(self) -> int | None:
-        """Return the next size to try; None if :attr:`low` is final, or nothing is left."""
+        """Return the next size to try; None if :attr:`low` is final or no size is left."""
         between = self._between()
         low = self.low
         if not between or (low is not None and self._is_enough(low, between[-1])):
@@ -136,12 +136,12 @@ class BatchSearch:
 
 
 def share_that_fits(figures: OomFigures, base: int, max_buffer: int | None) -> float | None:
-    """Return which part of the batch fits by the figures, from 0 to 1; None if they do not say.
+    """Return the fraction of the batch that fits by the figures, 0 to 1; None if unknown.
 
-    At the failure the step needed what was held plus what was asked for. Less ``base``, which was
-    there before and does not grow with the batch (weights, optimizer states), that is what the
-    items need at least; the limit less ``base`` is what there is. For one buffer that is too
-    large, only that buffer counts.
+    At the failure the step needed at least the bytes held plus those requested. Without ``base``,
+    which was held before and does not grow with the batch (weights, optimizer states), they are a
+    lower bound of what the items need; the limit without ``base`` is what they may have. If a
+    single buffer is too large, only that buffer counts.
     """
     if figures.requested is None or figures.requested <= 0:
         return None
@@ -158,9 +158,9 @@ def share_that_fits(figures: OomFigures, base: int, max_buffer: int | None) -> f
 
 
 def limit_of(figures: OomFigures) -> int | None:
-    """Return the bytes that the process may hold by the figures; None if they do not say."""
+    """Return the bytes that the process may hold by the figures; None if unknown."""
     limit, held = figures.max_allowed, figures.allocated
     if limit is None or held is None or figures.free is None:
         return limit
-    # The device has memory of its own, and others may hold some of it: that is no room.
+    # Other processes may hold some of a device's own memory, which is not available then.
     return min(limit, figures.free + (figures.cached or 0) + held)

@@ -1,7 +1,8 @@
-"""How much memory a job may use: on this machine's device, or on a Mac that is elsewhere.
+"""How much memory a job may use: on this machine's device, or on another Mac.
 
-Free memory is told honestly: a Mac's GPU shares the machine's memory, so what Metal would allow is
-no use while other programs hold it. The usable amount is the smaller of the two, less a reserve.
+A Mac's GPU shares the machine's memory, so memory that Metal allows is not usable while other
+programs hold it. The usable amount is the smaller of what is allowed and what is available, less a
+reserve.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ _ROWS = {
 
 
 class MemoryBudget(Value):
-    """What a job may use of a device's memory; sizes in bytes, None where one is not known.
+    """What a job may use of a device's memory; sizes in bytes, None where unknown.
 
     Attributes:
         device: the device, as ``mps`` or ``cuda:0``.
-        machine: the machine, as far as it is known.
+        machine: a description of the machine.
         total_bytes: the memory the device has: the machine's RAM (less if a container is limited)
             for the CPU and Apple GPUs, its own for others.
-        recommended_bytes: what may be used of it at best.
+        recommended_bytes: how much of it may be used at best.
         recommended_source: where that comes from: ``live`` (torch asked Metal), ``table`` (the
             working-set rule), ``vram``, ``cgroup`` or ``ram``.
         limit_bytes: the backend's hard limit, beyond which it raises its out-of-memory error.
@@ -74,11 +75,11 @@ class MemoryBudget(Value):
         swap_total_bytes: the machine's swap.
         swap_used_bytes: how much of it is in use.
         wired_limit_bytes: the override ``sysctl iogpu.wired_limit_mb``; None if it is not set.
-        users: the largest other users of the machine's memory, by program.
-        reserve_bytes: what is left alone.
+        users: the other programs that hold the most of the machine's memory.
+        reserve_bytes: what is left free.
         usable_bytes: what this process may take on top of what it holds.
         confidence: how sure ``recommended_bytes`` is.
-        notes: what a person should know.
+        notes: remarks for a person.
     """
 
     device: str
@@ -125,10 +126,10 @@ def memory_budget_for(
     wired_limit_bytes: int | None = None,
     reserve: Amount | None = None,
 ) -> MemoryBudget:
-    """Return the budget of a Mac that is not this one, by the working-set rule.
+    """Return another Mac's budget, by the working-set rule.
 
     ``recommended_bytes`` and ``limit_bytes`` are exact to the byte where the confidence is high.
-    ``usable_bytes`` takes no other programs into account. Torch is not imported.
+    ``usable_bytes`` ignores other programs. Torch is not imported.
 
     Args:
         ram_bytes: the machine's memory in bytes.
@@ -165,7 +166,7 @@ def memory_budget_for(
 def machine_budget(
     machine: str | Machine, macos: str | None = None, *, reserve: Amount | None = None
 ) -> MemoryBudget:
-    """Return the budget of a machine profile, or of a machine that was described.
+    """Return the budget of a machine, given by profile or described.
 
     Args:
         machine: a :class:`mpskit.Machine`, or a profile's name.
@@ -191,7 +192,7 @@ def machine_budget(
     return _settled(budget, reserve)
 
 
-_ROSETTA = "Python runs under Rosetta there, where torch has no MPS: an arm64 Python would have it"
+_ROSETTA = "Python runs under Rosetta there, where torch has no MPS; an arm64 Python has it"
 
 
 def _too_old(macos: str, torch: str) -> bool:
@@ -201,16 +202,16 @@ def _too_old(macos: str, torch: str) -> bool:
 
 
 def _of_system(macos: str) -> list[str]:
-    """Return what a person should know of MPS on a macOS."""
+    """Return the remarks about MPS on a macOS version."""
     if _too_old(macos, OLDEST):
         floor = minimum_macos(OLDEST)
-        return [f"torch has MPS from macOS {floor} on: on macOS {macos.strip()} there is the CPU"]
-    # To find out which torch is installed takes milliseconds, so an old macOS comes first.
+        return [f"torch has MPS from macOS {floor} on; macOS {macos.strip()} has only the CPU"]
+    # Finding the installed torch takes milliseconds, so it is done for an old macOS only.
     torch = torch_version() if _too_old(macos, NEWEST) else None
     if torch is None or not _too_old(macos, torch):
         return []
     floor = minimum_macos(torch)
-    return [f"torch {torch} needs macOS {floor} for MPS: an older torch has to be installed there"]
+    return [f"torch {torch} needs macOS {floor} for MPS: install an older torch there"]
 
 
 def memory_budget(
@@ -220,11 +221,11 @@ def memory_budget(
 
     Args:
         device: the device; None takes the one that :func:`mpskit.get_optimal_device` chooses.
-        reserve: what to leave alone: bytes (``int``), ``"2GiB"``, or a share of the device's
+        reserve: what to leave free: bytes (``int``), ``"2GiB"``, or a share of the device's
             memory (``"10%"``, ``0.1``). None takes 5%, at least 512 MiB and at most 4 GiB.
-        live: ask the backend. That is a first use of it: on MPS the watermark variables are read
-            and frozen, CUDA makes its context. With False only a backend that is in use already
-            is asked, and the working-set rule stands in for Metal.
+        live: ask the backend, which is a first use of it: MPS reads and freezes the watermark
+            variables, CUDA creates its context. With False only a backend in use is asked, and the
+            working-set rule replaces Metal's figures.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
@@ -277,7 +278,7 @@ def _elsewhere(chip: str) -> list[str]:
     return [text for text, holds in said.items() if holds]
 
 
-# What a rule finds out: some of MemoryBudget's fields.
+# What a rule returns: some of MemoryBudget's fields.
 _Known: TypeAlias = dict[str, Any]
 
 
@@ -333,13 +334,13 @@ def _metal(asked: Backend) -> _Known:
 
 
 def _own_memory(asked: Backend, _host: Host, ask: bool) -> _Known:
-    """Return the figures of a device with memory of its own: CUDA, XPU and whatever comes."""
+    """Return the figures of a device with its own memory: CUDA, XPU and plug-ins."""
     device = asked.device
     if not ask:
-        return {"notes": (f"{device} was not asked: that would be its first use",)}
+        return {"notes": (f"{device} was not queried, because that would be its first use",)}
     total = asked.total_bytes()
     if total is None:
-        return {"notes": (f"{device} does not tell its memory",)}
+        return {"notes": (f"{device} does not report its memory",)}
     notes = {
         f"{device} is {asked.name()}, used through {asked.label}": asked.name() is not None,
         f"{device} is an integrated GPU: its memory is the machine's": asked.shares_ram(),
@@ -400,11 +401,11 @@ def _least(*sizes: int | None) -> int | None:
 
 
 def _notes(budget: MemoryBudget) -> list[str]:
-    """Return what a person should know about a budget; pure."""
+    """Return the remarks about a budget; pure."""
     total, limit = budget.total_bytes or 0, budget.limit_bytes
     metal = kind_of(budget.device).memory is MemoryClass.UNIFIED
     said = {
-        "PyTorch's own limit is above the physical memory, so that a job swaps before it fails; "
+        "PyTorch's own limit is above the physical memory, so a job swaps before it fails; "
         "limit_memory() sets a lower one": limit is not None and limit > total,
         "PYTORCH_MPS_HIGH_WATERMARK_RATIO is 0: PyTorch has no limit here": limit is None
         and budget.recommended_source == "live",
@@ -414,6 +415,6 @@ def _notes(budget: MemoryBudget) -> list[str]:
         "iogpu.wired_limit_mb overrides Metal's own figure": budget.wired_limit_bytes is not None,
         "Metal does not say how much memory it recommends here": metal
         and budget.recommended_bytes is None,
-        "nothing is left beside the reserve": budget.usable_bytes == 0 < budget.reserve_bytes,
+        "nothing is left besides the reserve": budget.usable_bytes == 0 < budget.reserve_bytes,
     }
     return [text for text, holds in said.items() if holds]

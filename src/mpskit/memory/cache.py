@@ -1,14 +1,14 @@
-"""Giving cached memory back: once at a time, only where something is in use, told in figures.
+"""Returns torch's cached memory to the system, one clear at a time, and reports how much.
 
-Torch keeps freed memory for the next allocation. Emptying that cache makes it the system's again,
-but waits for all the work in flight, so it is done at the right moments and not in every step:
-see ``empty_cache_scope`` and ``CacheKeeper`` in ``mpskit.memory.cache_scope``.
+Torch keeps freed memory for the next allocation. Emptying that cache returns it to the system, but
+waits for all work in flight, so it belongs between phases and not in every step: see
+``empty_cache_scope`` and ``CacheKeeper`` in ``mpskit.memory.cache_scope``.
 
-Which device? The one named, or those this process uses already, never what the machine has.
+It clears the named device or those that this process uses, never others that the machine has.
 Nothing here initialises a backend. CUDA, XPU and, from torch 2.13, MPS can be asked whether they
 are in use. MPS before 2.13 cannot, and its ``empty_cache`` would be a first use: it allocates
-nothing, but freezes the watermark variables. There it is cleared if it is named, if it is torch's
-default device, or once an MPS tensor has been seen (looked for when ``collect`` is on).
+nothing, but freezes the watermark variables. It is then cleared if it is named, if it is torch's
+default device, or once an MPS tensor has been seen (searched for when ``collect`` is on).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 __all__ = ["CacheReport", "check_device", "clear", "devices_in_use", "empty_cache"]
 
 _NAME = re.compile(rf"(?:{'|'.join(KINDS)})(?::\d{{1,2}})?", re.ASCII)
-# After an out-of-memory error a clear that another thread has begun is waited for, so long.
+# How long a clear after an out-of-memory error waits for one in another thread.
 _PATIENCE_SECONDS = 30.0
-_BUSY = "another clear was under way, so this one was left out"
+_BUSY = "another clear was running, so this one was skipped"
 
-# A lock for each process: one that was held during a fork would stay locked in the child.
+# One lock per process, because a lock held during a fork would stay locked in the child.
 _locks: dict[int, threading.Lock] = {}
-# Devices that cannot be asked whether they are in use, and were seen to be.
+# Devices seen in use that cannot be asked whether they are.
 _seen: set[str] = remembered(set())
 
 
@@ -55,13 +55,13 @@ class CacheReport(Value):
     Attributes:
         devices: the devices whose cache was emptied; none if nothing is in use.
         before_bytes: what the process held of them before (MPS: the driver's total; others: what
-            torch's allocator had reserved); None where it cannot be known.
+            torch's allocator had reserved); None if unknown.
         after_bytes: the same afterwards.
         graph_cache: the MPS graph cache was cleared too, which torch does from 2.13 on.
-        notes: what was left out, and why.
+        notes: what was skipped, and why.
     """
 
-    # Its own JSON, which has freed_bytes too, can be read back.
+    # Ignored extras let its own JSON, which also has ``freed_bytes``, be read back.
     model_config = ConfigDict(extra="ignore")
 
     devices: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class CacheReport(Value):
 
     @computed_field
     def freed_bytes(self) -> int:
-        """Bytes given back to the system; 0 if there were none or they cannot be known."""
+        """Bytes returned to the system; 0 if there were none or they are unknown."""
         return max(0, (self.before_bytes or 0) - (self.after_bytes or 0))
 
     def __str__(self) -> str:
@@ -86,17 +86,16 @@ class CacheReport(Value):
 
 
 def empty_cache(device: DeviceLike | None = None, *, collect: bool = True) -> CacheReport:
-    """Give the memory that torch has cached back to the system, and say how much it was.
+    """Return the memory that torch has cached to the system, and report how much it was.
 
-    It waits for all the work given to the device, so it belongs between phases (after loading,
-    after training, after unloading a model), not into every step. One clear runs at a time: a
-    second caller returns at once, and its report says so. On the CPU there is no cache: only
-    Python's garbage is collected. Of several CUDA cards torch empties all, and the figures are
-    those of the one named, or of the current one.
+    It waits for all the device's work, so it belongs between phases (after loading, after training,
+    after unloading a model), not in every step. One clear runs at a time: a second caller returns
+    at once, and its report says so. The CPU has no cache: only Python's garbage is collected. With
+    several CUDA cards torch clears all, and the figures are those of the named or the current one.
 
     Args:
-        device: which device; None for those that this process uses. A device that is not in use
-            is left alone, and so is everything as long as torch is not imported.
+        device: which device; None for those that this process uses. A device that is not in use is
+            left alone; if torch is not imported, nothing is done.
         collect: collect Python's garbage first, so that tensors in reference cycles go too.
 
     Returns:
@@ -116,13 +115,13 @@ def _nothing(device: DeviceLike | None) -> str:
         return "no accelerator is in use"
     if "torch" in sys.modules and backend(device).is_initialized() is None:
         return (
-            f"this torch cannot say whether {device} is in use, and to ask would be its first use"
+            f"this torch cannot say whether {device} is in use, and asking would be its first use"
         )
-    return f"{device} is not in use or keeps none"
+    return f"{device} is not in use or has no cache"
 
 
 def check_device(device: object) -> None:
-    """Refuse what cannot be a device, without importing torch for the usual names.
+    """Check a device argument, without importing torch for the usual names.
 
     Raises:
         ArgumentTypeError: it is neither a device nor a string.
@@ -132,7 +131,7 @@ def check_device(device: object) -> None:
         return
     if not isinstance(device, str):
         raise ArgumentTypeError(
-            f"a device is 'mps', 'cuda:0' or such, not {device!r}", given=device
+            f"device must be one such as 'mps' or 'cuda:0', got {device!r}", given=device
         )
     if not _NAME.fullmatch(device):
         as_device(device)
@@ -145,14 +144,14 @@ def clear(
     above: Amount | None = None,
     wait: bool = False,
 ) -> CacheReport | None:
-    """Empty the cache of the devices in use; None if there is none, or too little to gain.
+    """Empty the cache of the devices in use; None if there is none or too little to free.
 
     Args:
         device: as :func:`empty_cache` takes it.
-        collect: collect Python's garbage first; on the CPU that is all there is to do.
-        above: leave it if less than this could come back: what the process holds of the device
-            without a live tensor in it. A share is of the device's memory.
-        wait: wait for a clear that is under way, instead of leaving this one out.
+        collect: collect Python's garbage first, which is all that the CPU needs.
+        above: do nothing if less than this could be freed: memory that the process holds on the
+            device without a live tensor in it. A share is of the device's memory.
+        wait: wait for a running clear instead of skipping this one.
     """
     devices = devices_in_use(device, look=collect)
     if above is not None:
@@ -171,7 +170,7 @@ def clear(
 def devices_in_use(device: DeviceLike | None, *, look: bool = False) -> tuple[DeviceLike, ...]:
     """Return the devices with a cache that this process uses: the one named, or all.
 
-    ``look`` searches for a live tensor where a backend cannot be asked.
+    ``look`` searches for a live tensor if a backend cannot be asked.
     """
     if "torch" not in sys.modules:
         return ()
@@ -197,13 +196,13 @@ def _is_default(kind: str) -> bool:
 
 def _has_tensor(kind: str) -> bool:
     torch = sys.modules["torch"]
-    # Exact types only: asking a stranger for its device may run anything.
+    # Exact types only, because reading an unknown object's device may run any code.
     types = (torch.Tensor, torch.nn.Parameter)
     return any(type(one) in types and one.device.type == kind for one in gc.get_objects())
 
 
 def _held(device: DeviceLike, above: Amount) -> bool:
-    """Return whether the process holds ``above`` of the device at all: cheap, and asked first."""
+    """Return whether the process holds ``above`` of the device at all, a cheap first check."""
     held = backend(device).reserved_bytes()
     return held is not None and held >= _threshold(device, above)
 

@@ -1,4 +1,4 @@
-"""Clearing the cache around a piece of work, and now and then in a loop."""
+"""Clears the cache around a block of work, or periodically in a loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ANY_SIZE = 2**50
 
 
 class empty_cache_scope:  # noqa: N801 - used like a function, as contextlib's own managers are
-    """Empty the cache before or after a piece of work; ``with``, ``async with`` or decorator.
+    """Empty the cache before or after a block; ``with``, ``async with`` or decorator.
 
         with empty_cache_scope(above="2GiB"):
             evaluate(model)
@@ -36,21 +36,21 @@ class empty_cache_scope:  # noqa: N801 - used like a function, as contextlib's o
         @empty_cache_scope("mps", before=True)
         def load(): ...
 
-    What the body raises is never hidden nor replaced: an error of the clearing itself becomes a
-    note on it. If the body ran out of memory, the local variables of its finished frames are let
-    go first (not those of generators that can be resumed) and the garbage is collected, so that the
-    memory really comes back. On the CPU it does nothing but collect. One object may be used many
-    times, nested, in threads and inside generators. ``async with`` clears in the event loop's
-    thread, which waits: in a server give ``above``, so that it seldom happens.
+    The body's exception is never hidden or replaced: an error of the clearing itself becomes a note
+    on it. If the body ran out of memory, the local variables of its finished frames are released
+    first (not those of generators that can be resumed) and the garbage is collected, so that the
+    memory is really freed. On the CPU it only collects. One object may be used many times, nested,
+    in threads and inside generators. ``async with`` clears in the event loop's thread and blocks
+    it: in a server, pass ``above`` so that this is rare.
 
     Args:
         device: which device; None for those this process uses when the clear is due.
         before: clear on entry.
         after: clear on exit, also after an error.
         collect: collect Python's garbage too, which takes about 0.1 s in a process with many
-            modules: False for a scope that is entered often.
-        above: clear only if at least so much could come back: bytes, ``"2GiB"``, ``"25%"`` or a
-            fraction of the device's memory. After an out-of-memory error it does not count.
+            modules; False suits a scope that is entered often.
+        above: clear only if at least this much could be freed: bytes, ``"2GiB"``, ``"25%"`` or a
+            fraction of the device's memory. It is ignored after an out-of-memory error.
 
     Attributes:
         report: what the last clear did; None before the first.
@@ -115,7 +115,9 @@ class empty_cache_scope:  # noqa: N801 - used like a function, as contextlib's o
         A generator's scope lasts until it ends or is closed.
         """
         if not callable(function):
-            raise ArgumentTypeError(f"this decorates functions, not {function!r}", given=function)
+            raise ArgumentTypeError(
+                f"only functions are decorated, not {function!r}", given=function
+            )
         wrapper: Any = functools.wraps(function)(self._wrapped(function))
         return wrapper  # type: ignore[no-any-return]
 
@@ -141,14 +143,14 @@ class empty_cache_scope:  # noqa: N801 - used like a function, as contextlib's o
             self.report = report
 
     def _clear_after(self, exc: BaseException) -> None:
-        """Clean up behind the body's error, which wins over any error in here."""
+        """Clean up after the body's error, which takes precedence over any error in here."""
         try:
             oom = is_oom(exc)
             if oom:
                 release_frames(exc)
             if self._after:
                 self._clear(oom=oom)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the body's error goes first
+        except Exception as error:  # noqa: BLE001 - the body's error takes precedence
             exc.add_note(f"mpskit could not clear the cache after this: {error!r}")
 
 
@@ -180,7 +182,7 @@ def _around_async_generator(
     scope: empty_cache_scope, function: Callable[..., Any]
 ) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        # asend() reaches the inner generator; what athrow() brings closes it instead.
+        # asend() reaches the inner generator; athrow() closes it instead.
         async with scope, aclosing(function(*args, **kwargs)) as inner:
             sent = None
             while True:
@@ -194,7 +196,7 @@ def _around_async_generator(
 
 
 class CacheKeeper:
-    """Empty the cache now and then in a loop, instead of in every step.
+    """Empty the cache periodically in a loop, not in every step.
 
         keeper = CacheKeeper("mps", every=100)
         for batch in loader:
@@ -203,9 +205,9 @@ class CacheKeeper:
 
     Args:
         device: which device; None for those this process uses.
-        every: look at each such step only; every step if not given.
-        above: clear only if at least so much could come back: bytes, ``"2GiB"``, ``"25%"`` or a
-            fraction of the device's memory. With neither argument a quarter of it.
+        every: check only every so many steps; each step if not given.
+        above: clear only if at least this much could be freed: bytes, ``"2GiB"``, ``"25%"`` or a
+            fraction of the device's memory. Without both arguments a quarter of it.
         collect: collect Python's garbage before clearing.
 
     Raises:
@@ -241,7 +243,7 @@ def _checked_every(every: int | None) -> int:
     if every is None:
         return 1
     if isinstance(every, bool) or not isinstance(every, int):
-        raise ArgumentTypeError(f"every is a number of steps, not {shown(every)}", given=every)
+        raise ArgumentTypeError(f"every must be a number of steps, got {shown(every)}", given=every)
     if every < 1:
-        raise ArgumentError(f"every is a number of steps from 1, not {shown(every)}", given=every)
+        raise ArgumentError(f"every must be at least 1 step, got {shown(every)}", given=every)
     return every

@@ -1,4 +1,4 @@
-"""What a step on the CPU takes of the process's data limit, by the kernel's own peak."""
+"""How much of the process's data limit a CPU step uses, by the kernel's peak counter."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["CpuUse"]
 
 
 class CpuUse(NamedTuple):
-    """The process before a step, in bytes.
+    """The process's memory before a step, in bytes.
 
-    The limit counts what is mapped, of which the kernel keeps no peak. It does of what is resident,
-    and a tensor that is written is, so a step needs what the resident peak grows by. What the heap
-    keeps after a step stays mapped, and is no room for the tensors of the next.
+    The limit counts mapped memory, for which the kernel keeps no peak. It keeps one for resident
+    memory, which includes every written tensor, so a step needs the growth of the resident peak.
+    Memory that the heap keeps after a step stays mapped and is no room for the next step's tensors.
 
     Attributes:
-        room: what the soft ``RLIMIT_DATA`` leaves beside what is mapped.
-        resident: what is resident of the process.
+        room: the soft ``RLIMIT_DATA`` less what is mapped.
+        resident: the process's resident size.
     """
 
     room: int
@@ -29,19 +29,19 @@ class CpuUse(NamedTuple):
 
     @classmethod
     def now(cls) -> CpuUse | None:
-        """Look, and let the peak start anew; None where there is no limit or no peak (Linux)."""
+        """Read the figures and reset the peak; None without a limit or a peak (Linux only)."""
         if not sys.platform.startswith("linux"):
             return None
         limit, mapped = data_limit().soft, status_bytes("VmData")
         if limit is None or mapped is None:
             return None
-        trim_heap()  # or what a step takes of its free pages would not be seen
+        trim_heap()  # else a step's use of the heap's free pages would not be seen
         if not restart_peak():
             return None
         resident = status_bytes("VmRSS")
         return None if resident is None else cls(max(0, limit - mapped), resident)
 
     def needed(self) -> int | None:
-        """Return by how much the process was larger at most since then."""
+        """Return how far the process has grown at its peak since then."""
         peak = status_bytes("VmHWM")
         return None if peak is None else max(0, peak - self.resident)

@@ -1,8 +1,8 @@
-"""Letting go of the tensors that an exception's traceback keeps alive.
+"""Releases the tensors that an exception's traceback keeps alive.
 
-A traceback holds its frames, and each frame its local variables: after an out-of-memory error
-every activation of the failed step stays alive for as long as somebody holds the exception, so
-that emptying the cache frees nothing.
+A traceback holds its frames, and each frame its local variables: after an out-of-memory error every
+activation of the failed step stays alive as long as the exception does, so emptying the cache frees
+nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["release_frames"]
 
 _RESUMABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _RESUMABLE |= inspect.CO_ITERABLE_COROUTINE
-# The objects that own a frame until they finish, and the attribute that tells it.
+# Types that own a frame until they finish -> the attribute that holds it.
 _OWNERS = {
     GeneratorType: "gi_frame",
     CoroutineType: "cr_frame",
@@ -27,16 +27,16 @@ _OWNERS = {
 def release_frames(exc: BaseException) -> int:
     """Clear the local variables of an exception's finished frames; return how many.
 
-    The exceptions that led to it (causes, contexts, members of a group) are cleared too. Frames
-    that still run are left alone, and so are generators and coroutines that can be resumed; one
-    that raised is finished, and its frame is cleared. The traceback keeps its files and lines;
-    only a debugger that looks at it afterwards finds no variables.
+    The exceptions that led to it (causes, contexts, members of a group) are cleared too. Running
+    frames are left alone, and so are generators and coroutines that can be resumed; one that raised
+    is finished, and its frame is cleared. The traceback keeps its files and lines, but a debugger
+    finds no variables in it.
     """
     return sum(_clear(frame) for member in _family(exc) for frame in _frames(member))
 
 
 def _family(exc: BaseException) -> Iterator[BaseException]:
-    """Yield the exception and all that hang on it, each once."""
+    """Yield the exception and all those linked to it, each once."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [exc]
     while waiting:
@@ -63,7 +63,7 @@ def _clear(frame: FrameType) -> bool:
     try:
         frame.clear()
     except RuntimeError:
-        # It still runs: this is the frame of the `with`, or one above it.
+        # A running frame: that of the `with`, or one above it.
         return False
     return True
 
@@ -71,8 +71,8 @@ def _clear(frame: FrameType) -> bool:
 def _is_owned(frame: FrameType) -> bool:
     """Return whether a generator or coroutine may still be resumed with this frame.
 
-    Clearing such a frame would close its owner (Python 3.13 refuses). An owner that has finished
-    knows its frame no more.
+    Clearing such a frame would close its owner (Python 3.13 refuses). An owner that has finished no
+    longer refers to its frame.
     """
     return any(
         getattr(one, _OWNERS[type(one)]) is frame

@@ -1,7 +1,7 @@
-"""What a failed step leaves in ``.grad``, and taking it back.
+"""Detects and undoes what a failed step leaves in ``.grad``.
 
-A step that runs out of memory in its backward pass has added to some gradients already. If the next
-try adds to them again, the sum is wrong without a word.
+A step that runs out of memory in its backward pass has already added to some gradients. If the next
+try adds to them again, the sum is silently wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Changes", "Gradients"]
 
 
 class _Seen(NamedTuple):
-    """A gradient as it was: its storage, known weakly, and how often it had been written."""
+    """A gradient's earlier state: a weak reference to its storage, and its version counter."""
 
     storage: Any
     version: int
@@ -29,8 +29,8 @@ class _Seen(NamedTuple):
 class Gradients:
     """The gradients of all leaf tensors at one moment.
 
-    Looking for the tensors takes about 10 ms in a process of 200,000 objects; ``leaves``, those
-    that an earlier one found, spares it.
+    Searching for the tensors takes about 10 ms in a process of 200,000 objects; ``leaves`` from an
+    earlier search avoids it.
     """
 
     def __init__(self, leaves: Iterable[weakref.ref[torch.Tensor]] | None = None) -> None:
@@ -44,11 +44,11 @@ class Gradients:
 
     @property
     def are_none(self) -> bool:
-        """No gradient was there, so none of before can be written into."""
+        """Whether there was no gradient, so that none can be overwritten."""
         return not self._before
 
     def changes(self) -> Changes:
-        """Return what has come since, and whether something of before was written into."""
+        """Return the gradients added since, and whether an earlier one was written to."""
         new: list[torch.Tensor] = []
         written = False
         for leaf in _leaves():
@@ -56,7 +56,7 @@ class Gradients:
                 continue
             before, now = self._before.get(id(leaf)), _seen(leaf.grad)
             if before is None or before.storage != now.storage:
-                # In the place of one that the step itself has dropped, perhaps.
+                # It may replace a gradient that the step itself dropped.
                 new.append(leaf)
             elif before.version != now.version:
                 written = True
@@ -67,8 +67,8 @@ class Changes(NamedTuple):
     """Gradients that a step left.
 
     Attributes:
-        new: the tensors that had none before, or another.
-        written: one of before was added to; what is new in it cannot be told from what was there.
+        new: the tensors that had no gradient before, or another one.
+        written: an earlier gradient was added to, which cannot be undone.
     """
 
     new: list[torch.Tensor]
@@ -85,7 +85,7 @@ def _seen(grad: torch.Tensor) -> _Seen:
 
 
 class _Storage:
-    """A storage by identity, without keeping its memory; a freed one equals no other."""
+    """A storage's identity without its memory; a freed one equals no other."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         from torch.multiprocessing.reductions import StorageWeakRef
@@ -116,7 +116,7 @@ def _leaves() -> list[torch.Tensor]:
         return []
     import torch
 
-    # type(), because asking a stranger for its class may run anything.
+    # type(), because reading an unknown object's __class__ may run any code.
     tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     with torch._C.DisableTorchFunctionSubclass():
         return [one for one in tensors if one.is_leaf and one.requires_grad]

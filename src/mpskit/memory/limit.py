@@ -1,4 +1,4 @@
-"""A cap on what this process may use of a device, so that a job fails before the machine swaps.
+"""Caps what this process may use of a device, so that a job fails before the machine swaps.
 
 MPS: a ratio of the recommended working set; PyTorch's default of 1.7 is above the physical memory
 of every Mac. CUDA and XPU: a share of the device. CPU: the soft ``RLIMIT_DATA``, where there is one
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryLimit", "high_watermark", "limit_memory"]
 
-# The caps set here, by device: MPS never tells the one in force, CUDA only in newer torches.
+# The caps set here, by device: MPS never reports the one in force, CUDA only in newer torch.
 _caps: dict[str, float] = remembered({})
 _lock = threading.RLock()
 _NO_COLLECTION = (
@@ -47,14 +47,14 @@ Kind: TypeAlias = Literal["working-set", "device", "data"]
 
 
 class _Change:
-    """A cap that is set, and taken back once; it is taken back too if a block forgets it.
+    """A cap to set and undo once; garbage collection of it undoes it too.
 
-    An interrupt may come between any two lines, so what is to be undone stands here before it is
-    done, and undoing it twice does no harm.
+    An interrupt may come between any two lines, so the undo is recorded before the change, and
+    undoing twice is harmless.
     """
 
     on = False
-    # In a `with`: if an interrupt ends even __exit__, the last reference undoes it.
+    # Set in a `with`: if an interrupt ends even __exit__, dropping the last reference undoes it.
     armed = False
 
     def __init__(self, put: Callable[[Any], None], value: Any, before: Any) -> None:
@@ -76,16 +76,16 @@ class _Change:
 
 
 class MemoryLimit(Value):
-    """A cap that is in force; ``with`` it, or call :meth:`restore`, to bring the previous one back.
+    """A cap in force; leaving its ``with`` block, or :meth:`restore`, restores the previous one.
 
     Attributes:
-        device: the device it holds for.
+        device: the device it applies to.
         limit_bytes: the cap in bytes.
         kind: what it is a cap on: ``working-set`` (MPS), ``device`` (CUDA, XPU) or ``data``
             (the process's private writable memory, on the CPU).
         ratio: the cap as the backend takes it; None on the CPU.
         previous_bytes: the cap before; None where there was none.
-        notes: what it cannot do.
+        notes: its limitations.
     """
 
     device: str
@@ -106,14 +106,14 @@ class MemoryLimit(Value):
         return "\n".join([first, *(f"  note: {note}" for note in self.notes)])
 
     def restore(self) -> None:
-        """Bring the previous cap back; a second call does nothing."""
+        """Restore the previous cap; a second call does nothing."""
         try:
             run_locked(_lock, self._change.undo, None)
         except Exception:
             self._change.on = False
             raise
         except BaseException:
-            # Interrupted, perhaps before it was done.
+            # Interrupted, perhaps before the undo was complete.
             with suppress(Exception):
                 run_locked(_lock, self._change.undo, None)
             raise
@@ -155,12 +155,12 @@ class MemoryLimit(Value):
 
 
 def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit:
-    """Cap what this process may use of a device: at once, and for a ``with`` block if it is one.
+    """Cap what this process may use of a device: at once, and until the end of a ``with`` block.
 
-    On a Mac ``"80%"`` is 80% of the machine's RAM, and becomes the ratio of the recommended
-    working set that means it (1.2 on 8 GiB with macOS 15, not 0.8). Allocations beyond the cap
-    raise the backend's out-of-memory error, as :func:`mpskit.is_oom` knows it. Caps that are
-    nested have to be restored in the reverse order.
+    On a Mac ``"80%"`` is 80% of the machine's RAM, translated into a ratio of the recommended
+    working set (1.2 on 8 GiB with macOS 15, not 0.8). Allocations beyond the cap raise the
+    backend's out-of-memory error, which :func:`mpskit.is_oom` recognises. Nested caps must be
+    restored in reverse order.
 
     On MPS torch has no Python call to set the low watermark, where garbage collection starts: with
     a cap below it (1.4 x recommended unless set) nothing is collected before the error, and a note
@@ -178,7 +178,7 @@ def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit
     Raises:
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: the limit is zero, more than the device has, or cannot be understood.
-        DeviceUnavailableError: the device has no cap that works (the CPU outside Linux).
+        DeviceUnavailableError: the device cannot be capped (the CPU outside Linux).
     """
     from mpskit.backends.memory import as_device, backend
     from mpskit.device import get_optimal_device
@@ -189,7 +189,7 @@ def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit
         run_locked(_lock, lambda: _set(asked, limit, made), None)
         return made[0]
     except BaseException:
-        # It does not hold, or an interrupt came before anybody else could take it back.
+        # The cap failed, or an interrupt came before the caller had the means to undo it.
         for cap in made:
             with suppress(Exception):
                 cap._change.undo()
@@ -204,7 +204,7 @@ def _set(asked: Backend, limit: Amount, made: list[MemoryLimit]) -> None:
 
 
 def high_watermark() -> float:
-    """Return the MPS ratio in force as far as one can know: the cap set here, else the variable's.
+    """Return the MPS ratio in force as far as known: the cap set here, else the variable's.
 
     0.0 is no limit. A cap set by ``torch.mps.set_per_process_memory_fraction`` itself is not seen.
     """
@@ -212,7 +212,7 @@ def high_watermark() -> float:
 
 
 def _wanted(limit: Amount, whole: int | None, device: DeviceLike) -> int:
-    """Return the limit in bytes, once it is known to be one that the device can have."""
+    """Return the limit in bytes, checked against the device's memory."""
     if whole is None:
         raise DeviceUnavailableError(
             f"{device} cannot be limited: it is not available here", given=str(device)
@@ -255,11 +255,11 @@ def _low_notes(ratio: float) -> tuple[str, ...]:
 def _full_notes(held: int, size: int) -> tuple[str, ...]:
     if held <= size:
         return ()
-    return (f"{format_bytes(held)} are held already: until that falls, every allocation fails",)
+    return (f"{format_bytes(held)} are held already: every allocation fails until that falls",)
 
 
 def _limit_share(asked: Backend, limit: Amount) -> MemoryLimit:
-    """Cap CUDA, XPU and whatever has torch's per-process fraction."""
+    """Cap CUDA, XPU and any backend with torch's per-process fraction."""
     total = asked.total_bytes()
     size = _wanted(limit, total, asked.device)
     before = asked.memory_fraction() or _caps.get(_key(asked), 1.0)
@@ -296,7 +296,7 @@ def _key(asked: Backend) -> str:
 
 
 def _limit_cpu(asked: Backend, limit: Amount) -> MemoryLimit:
-    """Lower the soft ``RLIMIT_DATA``; child processes started under it have it too."""
+    """Lower the soft ``RLIMIT_DATA``; child processes inherit it."""
     from mpskit.host import detect_host
 
     if sys.platform != "linux":
@@ -341,5 +341,5 @@ def _soft_limit(size: int, given: Amount) -> int | None:
 
 
 def _mapped() -> int:
-    """Return the private writable memory of this process (``VmData``), 0 where it is not told."""
+    """Return this process's private writable memory (``VmData``); 0 where unknown."""
     return status_bytes("VmData") or 0

@@ -1,4 +1,4 @@
-"""Watching memory while something runs: samples on a thread, peaks, a timeline, a warning."""
+"""Samples memory on a thread while code runs: peaks, a timeline, a warning of growth."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _GROWTH = (
 
 
 class ScalarWriter(Protocol):
-    """What is used of TensorBoard's ``SummaryWriter``."""
+    """The used part of TensorBoard's ``SummaryWriter``."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
         """Record one value."""
@@ -60,16 +60,16 @@ class MemoryMonitor:
         print(monitor)
         monitor.plot("memory.png")
 
-    The thread ends with the block, whatever the body does, or when the monitor is forgotten. A
-    sample that fails lacks a figure; it never disturbs the body. Before torch 2.13 asking is a
-    first use of the MPS allocator (see :func:`mpskit.memory_snapshot`).
+    The thread ends with the block, whatever the body does, or when the monitor is garbage
+    collected. A failed sample lacks figures but never disturbs the body. Before torch 2.13 a sample
+    is a first use of the MPS allocator (see :func:`mpskit.memory_snapshot`).
 
     If the driver's memory keeps growing while the tensors' stays flat, a line is logged at once
     and a :class:`~mpskit.errors.MemoryGrowthWarning` given at the end of the block.
 
     Args:
-        device: the device; None takes the accelerator that comes into use, else the CPU.
-        interval: seconds between samples, 0.01 at least.
+        device: the device; None takes the accelerator once one is in use, else the CPU.
+        interval: seconds between samples, at least 0.01.
         writer: a TensorBoard ``SummaryWriter`` or anything with its ``add_scalar``; it is called
             on the sampling thread, in GiB, with the number of the sample as the step.
 
@@ -110,7 +110,7 @@ class MemoryMonitor:
             raise ArgumentError("this monitor is already running", given=self)
         self._begin(time.monotonic())
         self._sample()
-        # The thread knows the monitor weakly: one that is forgotten stops by itself.
+        # The thread has a weak reference to the monitor, so an abandoned one stops by itself.
         self._thread = threading.Thread(
             target=_run,
             args=(weakref.ref(self), self._stop, self.interval),
@@ -136,7 +136,7 @@ class MemoryMonitor:
             warnings.warn(text, MemoryGrowthWarning, stacklevel=2)
 
     def _end(self) -> None:
-        """Stop the thread, wait for the sample it may be taking, and take the last one."""
+        """Stop the thread, wait for a sample in progress, and take the last one."""
         thread, self._thread = self._thread, None
         self._stop.set()
         if thread is not None and thread.ident is not None:
@@ -145,7 +145,7 @@ class MemoryMonitor:
 
     @property
     def timeline(self) -> tuple[Sample, ...]:
-        """The samples so far; of a long run every other one, again and again, is dropped."""
+        """The samples so far; in a long run every other one is dropped, repeatedly."""
         return self._timeline.samples()
 
     @property
@@ -157,8 +157,8 @@ class MemoryMonitor:
 
     @property
     def peak_source(self) -> PeakSource | None:
-        """``native`` if torch kept the peak, ``sampled`` if it is the highest sample."""
-        # Torch's peak counts from the process's start: it is the block's own only if it rose.
+        """``native`` if torch recorded the peak, ``sampled`` if it is the highest sample."""
+        # Torch's peak is the process's, and the block's only if it rose inside.
         if self._native_peak > self._native_before:
             return "native"
         return None if self._timeline.peak("allocated_bytes") is None else "sampled"
@@ -170,7 +170,7 @@ class MemoryMonitor:
 
     @property
     def peak_footprint_bytes(self) -> int | None:
-        """The most memory that the process had, by the samples."""
+        """The largest footprint of the process, by the samples."""
         return self._timeline.peak("footprint_bytes")
 
     def to_csv(self, path: str | Path) -> Path:
@@ -207,10 +207,10 @@ class MemoryMonitor:
         return self._device if self._device is not None else device_in_use()
 
     def _sample(self) -> None:
-        """Take a sample; what fails in it is logged, for the body is what matters."""
+        """Take a sample; log a failure instead of disturbing the body."""
         try:
             self._take(self._chosen())
-        except Exception:  # noqa: BLE001 - a figure that is lacking must not end the training
+        except Exception:  # noqa: BLE001 - a missing figure must not end the training
             log.debug("a memory sample failed", exc_info=True)
 
     def _take(self, device: torch.device) -> None:
@@ -219,7 +219,7 @@ class MemoryMonitor:
         if figures.peak is not None and figures.peak_source == "native":
             self._native_peak = max(self._native_peak, figures.peak)
         if self._count == 0:
-            # A device that only comes into use in the block starts at nothing.
+            # A device first used inside the block starts at zero.
             self._native_before = self._native_peak
         sample = Sample(
             seconds=time.monotonic() - self._started,
@@ -235,7 +235,7 @@ class MemoryMonitor:
         self._write(sample)
 
     def _judge(self) -> None:
-        """Notice growth without tensors; said once in the log, and in a warning at the end."""
+        """Detect growth without tensors; it is logged once, and warned of at the end."""
         grown = growth_without_tensors(self._timeline.latest())
         if grown is not None and self._grown is None:
             log.warning(_GROWTH.format(format_bytes(grown)))
@@ -249,7 +249,7 @@ class MemoryMonitor:
                 size = getattr(sample, field)
                 if size is not None:
                     self._writer.add_scalar(tag, size / GIB, self._count)
-        except Exception:  # noqa: BLE001 - somebody else's code, on our thread
+        except Exception:  # noqa: BLE001 - the user's code, on our thread
             self._writer = None
             log.warning("the writer failed and is no longer called", exc_info=True)
 
@@ -264,7 +264,7 @@ def _run(forgetful: weakref.ref[MemoryMonitor], stop: threading.Event, interval:
 
 
 def check_interval(interval: object) -> float:
-    """Return an interval in seconds once it is known to be one.
+    """Return a checked interval in seconds.
 
     Raises:
         ArgumentTypeError: it is not a number.

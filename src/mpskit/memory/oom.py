@@ -1,4 +1,4 @@
-"""Running out of memory: is this it, and what do the figures say?"""
+"""Recognises out-of-memory errors and parses their figures."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from mpskit.memory.oom_texts import OomText, find_sizes, recognise
 
 __all__ = ["OomFigures", "figures_of", "is_oom", "parse_oom", "text_of"]
 
-# No machine has 1 PiB for one process: a figure beyond it is a count that wrapped round.
+# No process has 1 PiB: a larger figure is a counter that wrapped around.
 _IMPOSSIBLE = MIB * GIB
 
 
 class OomFigures(Value):
-    """What an out-of-memory text says, in bytes; None for what it does not say.
+    """The figures of an out-of-memory message, in bytes; None for those it lacks.
 
     Attributes:
-        backend: ``mps``, ``cuda``, ``rocm``, ``xpu``, ``npu``, ``cpu``, or ``gpu`` where the text
-            does not tell which; None if it does not tell of a lack of memory at all.
-        kind: who refused: ``limit`` (the framework's allocator), ``buffer`` (one buffer is larger
-            than the device makes), ``driver`` (the driver or a library), ``host`` (the computer),
+        backend: ``mps``, ``cuda``, ``rocm``, ``xpu``, ``npu``, ``cpu``, or ``gpu`` if the message
+            does not say which; None if it is not about memory.
+        kind: what refused: ``limit`` (the framework's allocator), ``buffer`` (one buffer is larger
+            than the device allows), ``driver`` (the driver or a library), ``host`` (the computer),
             ``shm`` (shared memory) or ``killed`` (the system ended the process, mostly for lack of
             memory).
-        allocated: held by torch. MPS: whole heaps, so with what is cached; CUDA and others: live
-            tensors.
+        allocated: held by torch. MPS: whole heaps, cache included; CUDA and others: live tensors.
         other: MPS only: what Metal holds for this process besides torch's heaps.
         max_allowed: the limit. CUDA and others: the cap if there is one, else the device's memory.
         requested: the allocation that failed.
         pool: MPS only: ``private`` or ``shared``.
         free: CUDA and others: free on the device, all processes counted.
         cached: CUDA and others: held by torch's allocator without a tensor in it.
-        notes: figures that were printed and cannot be true.
+        notes: printed figures that cannot be true.
     """
 
     backend: str | None = None
@@ -57,14 +56,14 @@ class OomFigures(Value):
 
 
 def is_oom(exc: BaseException | str) -> bool:
-    """Return whether an exception, or its text, tells of a lack of memory, on any backend.
+    """Return whether an exception, or its message, is an out-of-memory error of any backend.
 
     That is a ``MemoryError`` (``mpskit.OutOfMemory`` and numpy's too), ``torch.OutOfMemoryError``,
     an ``OSError`` with ENOMEM, or a ``RuntimeError`` with one of the texts of
-    ``data/oom_texts.toml``: MPS has no type of its own. Some of the texts have other types too, as
-    tensorflow's ``ResourceExhaustedError``. Of an exception group, every member must be one. A
-    cause or context is not looked at: what was raised is what counts. A process that the system
-    killed is none, for it may have another reason; :func:`mpskit.explain_oom` takes it.
+    ``data/oom_texts.toml``: MPS has no type of its own. Some texts come with other types, such as
+    tensorflow's ``ResourceExhaustedError``. In an exception group, every member must be one. Causes
+    and contexts are ignored: only the raised exception counts. A process killed by the system does
+    not count, because the kill may have another reason; :func:`mpskit.explain_oom` takes it.
 
     Raises:
         ArgumentTypeError: ``exc`` is neither.
@@ -77,7 +76,7 @@ def is_oom(exc: BaseException | str) -> bool:
 
 
 def _members(exc: BaseException) -> Iterator[BaseException]:
-    """Yield the exceptions that are no group, however deep the groups are nested."""
+    """Yield the exceptions of nested groups, without the groups themselves."""
     waiting, seen = [exc], set[int]()
     while waiting:
         member = waiting.pop()
@@ -106,7 +105,7 @@ def _is_sure(row: OomText | None) -> bool:
 
 
 def _is_torch_type(exc: BaseException) -> bool:
-    """Tell ``torch.OutOfMemoryError`` (``torch.cuda``'s before 2.5) without importing torch."""
+    """Return whether it is ``torch.OutOfMemoryError`` (``torch.cuda``'s before 2.5); no import."""
     return any(
         kind.__name__ == "OutOfMemoryError" and str(kind.__module__).partition(".")[0] == "torch"
         for kind in type(exc).__mro__
@@ -114,7 +113,7 @@ def _is_torch_type(exc: BaseException) -> bool:
 
 
 def text_of(exc: BaseException) -> str:
-    """Return an exception's text, empty if it cannot tell it."""
+    """Return an exception's message; empty if its ``__str__`` fails."""
     try:
         return str(exc)
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide the error it belongs to
@@ -124,9 +123,9 @@ def text_of(exc: BaseException) -> str:
 def parse_oom(text: str | BaseException) -> OomFigures:
     """Return the figures of an out-of-memory text, of a log that contains one, or of an exception.
 
-    ``GB`` and ``GiB`` are both 2**30, as they are in torch. A text that tells of no lack of memory
-    gives figures that are all None. A count that wrapped round (``other allocations: 67108914.49
-    GiB`` has been seen on MPS) is None too, and stands in ``notes``.
+    ``GB`` and ``GiB`` are both 2**30, as they are in torch. If the text is not about memory, every
+    figure is None. A counter that wrapped around (``other allocations: 67108914.49 GiB`` has been
+    seen on MPS) is None too, and is listed in ``notes``.
 
     >>> figures = parse_oom("MPS backend out of memory (MPS allocated: 8.89 GB, other allocations: "
     ...     "172.98 MB, max allowed: 9.07 GB). Tried to allocate 6.25 MB on private pool.")
@@ -148,8 +147,8 @@ def parse_oom(text: str | BaseException) -> OomFigures:
     sizes = find_sizes(text)
     wrapped = [name for name in ("allocated", "other", "max_allowed") if _wrapped(sizes, name)]
     notes = [
-        f"{name.replace('_', ' ')} was printed as {format_bytes(sizes.pop(name))}: a count that "
-        "wrapped round, not memory"
+        f"{name.replace('_', ' ')} was printed as {format_bytes(sizes.pop(name))}: a counter that "
+        "wrapped around, not memory"
         for name in wrapped
     ]
     reserved = sizes.pop("reserved", None)
@@ -169,15 +168,15 @@ def _pool(text: str) -> str | None:
 
 
 def figures_of(exc: BaseException) -> OomFigures:
-    """Return the figures of an error; of an ``OutOfMemory`` those of what the backend raised.
+    """Return the figures of an error; for an ``OutOfMemory``, those of the backend's error.
 
-    Of a group they are those of its first member that has any.
+    For a group, they are those of its first member that has any.
 
     Raises:
         ArgumentTypeError: ``exc`` is not an exception.
     """
     if not isinstance(exc, BaseException):
-        raise ArgumentTypeError(f"this is no exception: {exc!r}", given=exc)
+        raise ArgumentTypeError(f"figures_of() takes an exception, not {exc!r}", given=exc)
     figures = OomFigures()
     for member in _members(exc):
         cause = member.__cause__

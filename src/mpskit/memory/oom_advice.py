@@ -16,16 +16,16 @@ from mpskit.system.process import MemoryUser, largest_users
 
 __all__ = ["OomExplanation", "explain_oom"]
 
-# A program that holds less than this is no help when it is closed.
+# Closing a program that holds less than this does not help.
 _WORTH_CLOSING = 512 * MIB
-# The memory that torch counts is this far below its limit when it was not torch that refused.
+# If torch's memory is this far below its limit, it was not torch that refused.
 _FAR_BELOW = 0.9
 # A printed size has two decimals of its unit.
 _ROUNDING = 0.006
 
 
 class _Step(NamedTuple):
-    """Something to do, and where it helps: in training or inference (both if None), by kind."""
+    """A piece of advice, and where it applies: training or inference (both if None), by kind."""
 
     text: str
     phase: str | None = None
@@ -48,8 +48,7 @@ _STEPS = (
         "training",
     ),
     _Step(
-        "Train LoRA adapters instead of all weights: gradients and optimizer states all but "
-        "vanish.",
+        "Train LoRA adapters instead of all weights: gradients and optimizer states become tiny.",
         "training",
     ),
     _Step("Run under torch.inference_mode(), which keeps no activations.", "inference"),
@@ -61,8 +60,8 @@ _STEPS = (
     _Step("Use a smaller model.", kinds=_MEMORY),
     _Step("Close other programs{users}.", kinds=_MEMORY),
     _Step(
-        "Restart this process (a notebook's kernel too), then the computer: what leaked comes "
-        "back.",
+        "Restart this process (a notebook's kernel too), then the computer: this frees leaked "
+        "memory.",
         kinds=_MEMORY,
     ),
     _Step(
@@ -76,7 +75,7 @@ _NOTHING_YET = (
     "batch size helps; use the CPU (MPSKIT_DEVICE=cpu)."
 )
 _METAL_REFUSED = (
-    "It held {} of {}, so not the limit but Metal refused the memory. The GPU of a virtual machine "
+    "It held {} of {}, so Metal refused the memory, not the limit. The GPU of a virtual machine "
     "or hosted runner cannot be used: use the CPU (MPSKIT_DEVICE=cpu). On a Mac of your own other "
     "programs hold the memory."
 )
@@ -90,7 +89,7 @@ _METALS_OWN = (
     "lengths, use scaled_dot_product_attention instead of eager attention, clear between lengths "
     "(mpskit.empty_cache(), graphs too from torch 2.13), and use a newer torch."
 )
-# What the names in a traceback or a log tell of the work.
+# What names in a traceback or a log reveal about the work.
 _SIGNS = {
     "training": re.compile(
         r"backward\b|optimizer|\btrain(?:er|ing|_|\b)|zero_grad|loss\b", re.IGNORECASE
@@ -110,7 +109,7 @@ class OomExplanation(Value):
         summary: what happened, with the figures.
         holders: who holds the memory, one sentence each.
         steps: what to do, the cheapest first.
-        notes: what is special about this one.
+        notes: what is special about this error.
         figures: the figures themselves, in bytes.
         users: the largest other programs, which on unified memory take from the GPU too.
     """
@@ -133,17 +132,17 @@ class OomExplanation(Value):
 def explain_oom(exc: BaseException | str, *, gave_up: bool = False) -> OomExplanation:
     """Return what an out-of-memory error means, who holds the memory, and what to do.
 
-    Advice for training is left out if the traceback or the text tells of inference, and the other
-    way round. The programs of this machine are named for an exception only: a text may come from
-    another.
+    Advice for training is left out if the traceback or the text shows inference, and vice versa.
+    This machine's programs are named for an exception only, because a text may come from another
+    machine.
 
     Args:
-        exc: the exception, or its text. Of an ``OutOfMemory`` the original is explained.
-        gave_up: smaller batches have been tried already, down to the smallest.
+        exc: the exception, or its text. For an ``OutOfMemory``, the original error is explained.
+        gave_up: smaller batches have already failed, down to the smallest.
 
     Raises:
         ArgumentTypeError: it is neither.
-        ArgumentError: it does not tell of a lack of memory.
+        ArgumentError: it is not about memory.
     """
     figures = parse_oom(exc)
     if figures.backend is None:
@@ -166,7 +165,7 @@ def _users() -> tuple[MemoryUser, ...]:
 
 
 def _phase(exc: BaseException | str) -> str | None:
-    """Return whether this was training or inference, if the traceback or the text tells one."""
+    """Return ``training`` or ``inference`` if the traceback or the text shows which, else None."""
     if isinstance(exc, str):
         text = exc
     else:
@@ -216,7 +215,7 @@ def _rest(figures: OomFigures) -> int | None:
     parts = (figures.max_allowed, figures.free, figures.allocated, figures.cached)
     known = [part for part in parts if part is not None]
     rest = known[0] - sum(known[1:]) if len(known) == len(parts) else -1
-    # Less than nothing: the text told a cap instead of the device's memory.
+    # A negative remainder means the message reported a per-process cap.
     return rest if rest >= 0 else None
 
 
@@ -230,7 +229,7 @@ def _steps(
     retry = "" if gave_up else ", or let mpskit.run_with_batch_size() find one that fits"
     named = f": {_names(users)}" if users else ""
     return tuple(
-        # Where the work is not known, each step says which it is for.
+        # If the phase is unknown, each step names its own.
         (f"In {step.phase}: " if step.phase and not phase else "")
         + step.text.format(users=named, retry=retry)
         for step in _STEPS
@@ -248,14 +247,14 @@ def _notes(figures: OomFigures) -> tuple[str, ...]:
 
 
 def _held(figures: OomFigures) -> int | None:
-    """Return what the process held of an MPS device; None if the text does not say."""
+    """Return what the process held of an MPS device; None if unknown."""
     if figures.allocated is None:
         return None
     return figures.allocated + (figures.other or 0)
 
 
 def _refused(figures: OomFigures) -> list[str]:
-    """Tell that it was not the limit that refused, as on the GPU of a virtual machine."""
+    """Return a note if the limit was not what refused, as on a virtual machine's GPU."""
     held, limit = _held(figures), figures.max_allowed
     if held == 0:
         return [_NOTHING_YET]
@@ -273,14 +272,14 @@ def _above(figures: OomFigures) -> list[str]:
 
 def _metals_own(figures: OomFigures) -> list[str]:
     held, other = _held(figures), figures.other or 0
-    # Below that it is what every process has.
+    # Below this, every process has as much.
     if not held or other < max(held / 2, GIB):
         return []
     return [_METALS_OWN.format(other / held)]
 
 
 def _limit(figures: OomFigures) -> str:
-    """Tell what PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0, which torch advises, would do."""
+    """Explain what PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0, which torch advises, would do."""
     limit, text = figures.max_allowed, "PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 is no cure: "
     if limit is None or any(abs(limit - one) <= _ROUNDING * one for one in default_limits()):
         return (

@@ -1,4 +1,4 @@
-"""The texts of running out of memory: which one it is, and the sizes printed in it.
+"""Patterns of out-of-memory messages: which one matches, and the sizes printed in it.
 
 The texts are data (``data/oom_texts.toml``, each with the thread that shows it); the phrases in
 which they print a size are here. Everything is a pure function of the text.
@@ -18,7 +18,7 @@ __all__ = ["OomText", "find_sizes", "oom_texts", "recognise"]
 # torch counts in powers of two under either name: "GB" and "GiB" are both 2**30 (c10's
 # format_size; the letter i came with torch 2.8).
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB, "P": MIB * GIB, "E": GIB * GIB}
-# Not from the middle of a number: each digit of a long one would be tried as a start.
+# It never starts inside a number, where each digit of a long one would be tried.
 _NUMBER = r"(?<![\d.])\d{1,24}(?:\.\d{0,12})?"
 _SIZE = rf"({_NUMBER}) ?(bytes?|[KMGTPE]i?B|B)\b"
 # numpy and Metal leave the unit out where the figure is in bytes.
@@ -53,12 +53,12 @@ _PHRASES = {
     "cached": (rf"{_SIZE} is reserved by PyTorch but", rf"{_SIZE} cached"),
     "reserved": (rf"{_SIZE} reserved in total by PyTorch",),
 }
-# A log wraps lines anywhere, and a quotation begins them with a sign.
+# Logs wrap lines anywhere, and quotations prefix them with a sign.
 _GAP = r"[\s#>|]"
 
 
 class OomText(NamedTuple):
-    """One way of saying that memory ran out: a row of ``data/oom_texts.toml``."""
+    """One out-of-memory message: a row of ``data/oom_texts.toml``."""
 
     backend: str
     kind: str
@@ -70,7 +70,7 @@ class OomText(NamedTuple):
 
 @functools.cache
 def oom_texts() -> tuple[OomText, ...]:
-    """Return every known text; the first whose pattern is found is the one."""
+    """Return every known message, in the order of matching."""
     rows = read_toml("oom_texts.toml")["text"]
     return tuple(_row(**row) for row in rows)
 
@@ -80,7 +80,7 @@ def _row(*, pattern: str, types: tuple[str, ...] = (), **cells: str) -> OomText:
 
 
 def recognise(text: str) -> OomText | None:
-    """Return the row whose pattern is in ``text``, or None if it tells of no lack of memory."""
+    """Return the first row whose pattern is in ``text``; None if it is not about memory."""
     return next((row for row in oom_texts() if row.pattern.search(text)), None)
 
 
@@ -102,7 +102,7 @@ def _phrases() -> dict[str, tuple[re.Pattern[str], ...]]:
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
-    # Possessive: a gap that is followed by something else is not tried shorter.
+    # Possessive, so that a gap is never retried shorter.
     spaced = pattern.replace(" ?", f"{_GAP}*+").replace(" ", f"{_GAP}++")
     return re.compile(spaced, re.IGNORECASE | re.DOTALL | re.ASCII)
 

@@ -1,7 +1,7 @@
-"""Noticing the first optimizer step of a call, and leaving the call there.
+"""Detects the first optimizer step of a call, and leaves the call there.
 
-At its first ``optimizer.step()`` a training step has done its forward and backward pass, and no
-weight has changed yet. What may still come is memory for the optimizer's states.
+At its first ``optimizer.step()`` a training step has finished its forward and backward pass, and no
+weight has changed yet. Only the optimizer's states may still need memory.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["Left", "OptimizerWatch", "states_to_come"]
 
 
 class Left(BaseException):
-    """Leaves a call at its optimizer's step; no ``Exception``, so that nobody handles it."""
+    """Leaves a call at its optimizer's step; not an ``Exception``, so no handler catches it."""
 
 
 class OptimizerWatch:
-    """Around a call: ask ``goes_on`` at an optimizer's step, and raise `Left` if it says no.
+    """Context of a call: asks ``goes_on`` at an optimizer's step, and raises `Left` if it says no.
 
     Only steps of the thread that entered it count, and only if torch was imported by then.
 
     Attributes:
         stepped: a step was allowed.
-        left: one was not; whatever the call does afterwards does not count.
+        left: a step was refused; what the call does afterwards does not count.
     """
 
     _handle: Any = None
@@ -44,7 +44,7 @@ class OptimizerWatch:
         if "torch" in sys.modules:
             from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-            # Weakly: if an interrupt ends __exit__, the hook goes with the watch all the same.
+            # A weak reference: if an interrupt ends __exit__, the hook still goes with the watch.
             self._handle = register_optimizer_step_pre_hook(_weakly(self))
         return self
 
@@ -56,7 +56,7 @@ class OptimizerWatch:
         self.__exit__()
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        """Judge now, or after the closure that does the passes: torch takes the arguments back."""
+        """Judge now, or after the closure that runs the passes, by returning new arguments."""
         if self._to_pass < 0 or threading.get_ident() != self._thread:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -94,9 +94,9 @@ def _weakly(watch: OptimizerWatch) -> Callable[[Any, Any, Any], Any]:
 
 
 def states_to_come(optimizer: Any) -> int:
-    """Return the bytes of states that the first steps of a ``torch.optim`` optimizer will make.
+    """Return the bytes of states that a ``torch.optim`` optimizer's first steps will allocate.
 
-    Zero for one that has them already, or is not in ``data/optimizers.toml``.
+    It is zero if it has them already or is not in ``data/optimizers.toml``.
     """
     row = read_toml("optimizers.toml").get(type(optimizer).__name__.lower())
     if row is None:

@@ -1,4 +1,4 @@
-"""Finding the batch size that fits by trying: a step that reaches its optimizer has fitted."""
+"""Finds a batch size that fits by trying: a step that reaches its optimizer fits."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ _S = TypeVar("_S")
 _NAME, _ACCUMULATE = "batch_size", "accumulate"
 # The caller of run_with_batch_size(), or of the function that it decorated.
 _STACKLEVEL = 4
-# A call that returned after so long is worth more than a larger batch.
+# The result of a call that took this long is worth more than a larger batch.
 _LONG_SECONDS = 10.0
 _clock = time.monotonic
 _GRADIENTS = (
-    "the call that ran out of memory has added to gradients that were there before it, and a "
+    "the call that ran out of memory has added to gradients that existed before it, and a "
     "second one would add to them again: call zero_grad() first in the function, or before it"
 )
 
@@ -68,7 +68,7 @@ class _Sized(Protocol[_P, _R_co]):
 
 
 class _Decorator(Protocol):
-    """Takes the batch size out of a function's signature; in a method it comes after ``self``."""
+    """Removes the batch size from a function's signature; in a method it follows ``self``."""
 
     @overload
     def __call__(self, function: Callable[Concatenate[int, _P], _T], /) -> _Sized[_P, _T]: ...
@@ -114,7 +114,7 @@ def run_with_batch_size(
     fallback: Literal["cpu"] | None = None,
     device: DeviceLike | None = None,
 ) -> Any:
-    """Call ``fn(batch_size)`` with the largest batch that fits, or nearly: 90% of it at least.
+    """Call ``fn(batch_size)`` with at least 90% of the largest batch that fits.
 
         result = run_with_batch_size(train, 64)
 
@@ -125,28 +125,28 @@ def run_with_batch_size(
         @run_with_batch_size(effective=32)
         def train(batch_size, model, *, accumulate): ...
 
-    After an out-of-memory error the failed call's tensors are let go, the gradients it added taken
-    back, the garbage collected and the cache emptied; then a smaller size is tried. Any other error
-    is raised at once, untouched.
+    After an out-of-memory error the failed call's tensors are released, the gradients it added
+    removed, the garbage collected and the cache emptied; then a smaller size is tried. Any other
+    error propagates at once, unchanged.
 
-    A size has fitted as soon as the call comes to its first ``optimizer.step()``. If a larger one
-    may fit, the call is left there, before any weight has changed, by an exception that is no
-    ``Exception``, and what it took says which size to try. A call without an optimizer has fitted
-    when it returns; it is called again with a larger size, unless it took over 10 s. So ``fn``
-    starts from the beginning each time, as it has to after an error.
+    A size fits as soon as the call reaches its first ``optimizer.step()``. If a larger one may fit,
+    the call is aborted there, before any weight has changed, by a ``BaseException``, and its memory
+    use says which size to try. A call without an optimizer fits when it returns; it is repeated
+    with a larger size unless it took over 10 s. So ``fn`` starts from the beginning each time, as
+    it must after an error.
 
     Args:
         fn: called with the batch size as its argument ``batch_size``, or as its first one (after
-            ``self`` or ``cls``) if it has none of that name. Left out, a decorator is returned:
-            every argument of the decorated function is kept, and a caller may give
-            ``batch_size=`` to start from.
-        start: the first size to try, and the largest; ``effective`` if it is left out.
+            ``self`` or ``cls``) if it has none of that name. If omitted, a decorator is returned:
+            the decorated function keeps its other arguments, and a caller may pass ``batch_size=``
+            to start from.
+        start: the first and largest size to try; ``effective`` if omitted.
         min: the smallest size to try.
         effective: the batch size to keep by accumulating gradients: only sizes that divide it are
             tried, and ``fn`` is given ``accumulate=effective // batch_size``.
-        repeat: False: the first size that fits is final, and no call is left or repeated.
-        fallback: ``"cpu"``: if even ``min`` does not fit, call ``fn`` once more with
-            ``device="cpu"`` and the first size, and warn. ``fn`` must take ``device``.
+        repeat: False makes the first size that fits final; no call is aborted or repeated.
+        fallback: ``"cpu"`` calls ``fn`` once more with ``device="cpu"`` and the first size if even
+            ``min`` does not fit, and warns. ``fn`` must take ``device``.
         device: whose cache to empty (default: those in use). Passed on as ``device`` if ``fn``
             takes one and the caller gave none.
 
@@ -154,8 +154,8 @@ def run_with_batch_size(
         What ``fn`` returned.
 
     Raises:
-        OutOfMemory: not even ``min`` fits, or a failed call has written into gradients that were
-            there before it; the backend's error is its ``__cause__``.
+        OutOfMemory: not even ``min`` fits, or a failed call has written to gradients that existed
+            before it; the backend's error is its ``__cause__``.
         ArgumentError: a size is below 1, ``min`` above ``start``, ``start`` does not divide
             ``effective``, or the fallback is not possible.
         ArgumentTypeError: an argument has the wrong type, or ``fn`` is async or a generator.
@@ -215,8 +215,8 @@ class _Target:
             )
         if settings.effective is not None and not self.takes(_ACCUMULATE):
             raise ArgumentError(
-                "effective= needs a function that takes accumulate=, the batches to add up before "
-                "a step",
+                "effective= needs a function that takes accumulate=, the batches to accumulate per "
+                "step",
                 given=function,
             )
 
@@ -224,7 +224,7 @@ class _Target:
         return self._any or name in self._names
 
     def gradients(self) -> Gradients:
-        """Return the gradients of now; of a decorated function the leaves are looked for once."""
+        """Return the present gradients; a decorated function's leaves are searched for once."""
         known = None if self._gradients is None else self._gradients.leaves
         self._gradients = Gradients(known)
         return self._gradients
@@ -264,13 +264,14 @@ class _Search:
         self._search = BatchSearch(self._sizes, measured=measured and settings.repeat)
         # The next size that fits is final: a call with it runs to its end.
         self._settled = not settings.repeat
-        # An optimizer's first step makes its states: what fails then is judged at the second.
+        # An optimizer's first step allocates its states; after a failure there, the second is
+        # judged.
         self._judged_step = 1
         self._base = 0
         self._error: Exception | None = None
 
     def run(self) -> Any:
-        """Return what the function returns with the size that is found."""
+        """Return the function's result with the size found."""
         with contextlib.nullcontext() if self._cpu is None else returning_large_blocks():
             size, kept = self._sizes[-1], _Outcome()
             while True:
@@ -293,13 +294,13 @@ class _Search:
                 log.info("batch size %d %s, trying %d", before, state, size)
 
     def _look(self) -> None:
-        """Read what the CPU's limit leaves for the next try, where no device is used."""
+        """Read what the CPU's limit leaves for the next try if no device is used."""
         self._cpu = None if self._on_device else CpuUse.now()
         if self._cpu is not None:
             self._search.limited(self._cpu.room)
 
     def _attempt(self, size: int, **overrides: Any) -> _Outcome:
-        """Call the function with a size, and clean up behind it unless this was the last call."""
+        """Call the function with a size, and clean up after it unless it was the last call."""
         gradients = self._target.gradients()
         self._base = _live_bytes(self._settings.device)
         began = _clock()
@@ -319,7 +320,7 @@ class _Search:
             if not watch.left and (long or self._is_final(size, gradients)):
                 return _Outcome(result=result, returned=True, final=True)
             return self._left(_Outcome() if watch.left else _Outcome(None, result, True), gradients)
-        # Out here nothing refers to the failed call but the error itself.
+        # Here only the error itself refers to the failed call.
         release_frames(ended)
         if watch.left or not isinstance(ended, Exception):
             return self._left(_Outcome(), gradients)
@@ -340,7 +341,7 @@ class _Search:
         return self._target.call(size, self._args, kwargs)
 
     def _is_final(self, size: int, gradients: Gradients, to_come: int = 0) -> bool:
-        """Take note that a size fits; return whether the call goes on, and is the last one."""
+        """Record that a size fits; return whether the call continues as the last one."""
         if self._settled:
             return True
         held = _held_bytes(self._settings.device) if self._cpu is None else self._cpu.needed()
@@ -350,7 +351,7 @@ class _Search:
         return not gradients.are_none and gradients.changes().written
 
     def _left(self, outcome: _Outcome, gradients: Gradients) -> _Outcome:
-        """Take back what a call did that is not the last; keep a result that takes no memory."""
+        """Undo a call that is not the last; keep a result that holds no memory."""
         changes = gradients.changes()
         keeps = not self._on_device and not changes.new
         changes.take_back()
@@ -360,7 +361,7 @@ class _Search:
     def _clean(self, error: Exception | None) -> None:
         try:
             clear(self._settings.device, collect=True, wait=True)
-        except Exception as trouble:  # noqa: BLE001 - the next try, or the error itself, will tell
+        except Exception as trouble:  # noqa: BLE001 - the next try or the error itself will show it
             log.debug("the cache could not be cleared", exc_info=True)
             if error is not None:
                 error.add_note(f"mpskit could not clear the cache after this: {trouble!r}")
@@ -374,7 +375,7 @@ class _Search:
         self._search.fails(size, share, limit=limit_of(figures), exact=buffer)
 
     def _give_up(self) -> Any:
-        """Use the fallback if there is one, else raise what the backend raised, explained."""
+        """Use the fallback if there is one, else raise the backend's error with an explanation."""
         fallback, size = self._settings.fallback, self._sizes[0]
         if fallback is not None:
             warnings.warn(
@@ -394,12 +395,12 @@ class _Search:
 
 
 def _live_bytes(device: DeviceLike | None) -> int:
-    """Return the bytes of live tensors on the devices in use: what does not grow with a batch."""
+    """Return the bytes of live tensors on the devices in use, which do not grow with a batch."""
     return sum(backend(one).allocated_bytes() or 0 for one in devices_in_use(device))
 
 
 def _held_bytes(device: DeviceLike | None) -> int | None:
-    """Return what the backend holds for this process: after a step, the most that it needed."""
+    """Return what the backend holds for this process; after a step, its peak need."""
     held = [backend(one).reserved_bytes() for one in devices_in_use(device)]
     return sum(size or 0 for size in held) if held and None not in held else None
 
@@ -413,9 +414,9 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 def _place(parameters: Mapping[str, inspect.Parameter]) -> int | None:
-    """Return where the batch size goes among the positional arguments; None: by keyword."""
+    """Return the batch size's position among the arguments; None for a keyword."""
     if _NAME not in parameters:
-        # A method that is decorated in its class has not got its object yet.
+        # A method decorated in its class is not bound yet.
         return int(next(iter(parameters), "") in ("self", "cls"))
     by_keyword = parameters[_NAME].kind is inspect.Parameter.KEYWORD_ONLY
     return None if by_keyword else list(parameters).index(_NAME)
@@ -424,7 +425,7 @@ def _place(parameters: Mapping[str, inspect.Parameter]) -> int | None:
 def _check_function(function: object) -> None:
     if not callable(function):
         raise ArgumentTypeError(
-            f"fn is a function, not {function!r}; a decorator is written @run_with_batch_size(64)",
+            f"fn must be a function, got {function!r}; decorate as @run_with_batch_size(64)",
             given=function,
         )
     kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
@@ -447,8 +448,8 @@ def _sizes(start: Any, settings: _Settings) -> Sequence[int]:
         return range(least, start + 1)
     if effective % start:
         raise ArgumentError(
-            f"start={start} does not divide effective={effective}: no whole number of batches "
-            "makes one step",
+            f"start={start} does not divide effective={effective}: a step needs a whole "
+            "number of batches",
             given=start,
         )
     return [size for size in range(least, start + 1) if effective % size == 0]
@@ -457,17 +458,17 @@ def _sizes(start: Any, settings: _Settings) -> Sequence[int]:
 def _check_size(name: str, size: Any) -> None:
     if isinstance(size, bool) or not isinstance(size, int):
         raise ArgumentTypeError(
-            f"{name} is a batch size such as 64, not {shown(size)}: "
+            f"{name} must be a batch size such as 64, got {shown(size)}:  "
             "run_with_batch_size(fn, 64) or @run_with_batch_size(64)",
             given=size,
         )
     if size < 1:
-        raise ArgumentError(f"{name} is a batch size from 1, not {shown(size)}", given=size)
+        raise ArgumentError(f"{name} must be a batch size from 1, got {shown(size)}", given=size)
     if size > sys.maxsize:
         raise ArgumentError(f"{name} is more than any batch has: {shown(size)}", given=size)
 
 
 def _checked_fallback(fallback: Any) -> Literal["cpu"] | None:
     if fallback not in (None, "cpu"):
-        raise ArgumentError(f"fallback is 'cpu' or None, not {fallback!r}", given=fallback)
+        raise ArgumentError(f"fallback must be 'cpu' or None, got {fallback!r}", given=fallback)
     return "cpu" if fallback else None

@@ -1,4 +1,4 @@
-"""Memory at this moment: the device's, the process's and the machine's figures side by side."""
+"""Memory now: the device's, the process's and the machine's figures side by side."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ _ROWS = {
     "swap in use": "swap_used_bytes",
 }
 
-# The most that any snapshot or monitor saw, by device: the peak of backends that keep none.
+# The maximum over all snapshots and monitors, by device: the peak of backends that keep none.
 _seen: dict[str, int] = remembered({})
 _lock = threading.Lock()
 
 
 class MemorySnapshot(Value):
-    """Memory at one moment; sizes in bytes, None where the system or torch does not tell.
+    """Memory at one moment; sizes in bytes, None where the system or torch reports none.
 
     Attributes:
         device: the device that was asked.
-        time_s: when, in seconds since 1970.
+        time_s: the time in seconds since 1970.
         allocated_bytes: what live tensors hold, as the allocator rounds it. None on the CPU, whose
             allocator keeps no count.
         reserved_bytes: what the backend holds for this process, caches included. MPS: the Metal
-            driver's total, with what Metal's own libraries hold.
+            driver's total, including what Metal's own libraries hold.
         peak_bytes: the most that live tensors held.
         peak_source: ``native`` if torch keeps it (CUDA, XPU; MPS from 2.13), ``sampled`` if it is
             the most that a snapshot or a monitor of this process has seen.
@@ -53,8 +53,8 @@ class MemorySnapshot(Value):
             shared pages on Linux, private bytes on Windows.
         available_bytes: RAM that can be had without swapping.
         swap_used_bytes: swap in use on the machine.
-        pressure: how short of memory the system says it is.
-        notes: what could not be asked, and why.
+        pressure: the memory pressure that the system reports.
+        notes: what could not be read, and why.
     """
 
     device: str
@@ -81,7 +81,7 @@ class MemorySnapshot(Value):
 
 
 class DeviceFigures(NamedTuple):
-    """What a backend says of its memory; see :class:`MemorySnapshot`."""
+    """A backend's memory figures; see :class:`MemorySnapshot`."""
 
     allocated: int | None
     reserved: int | None
@@ -91,10 +91,10 @@ class DeviceFigures(NamedTuple):
 
 
 def memory_snapshot(device: DeviceLike | None = None) -> MemorySnapshot:
-    """Return the memory figures of this moment; a figure that is lacking is None, never an error.
+    """Return the present memory figures; a missing one is None, never an error.
 
-    CUDA and XPU are not initialised by it, nor is MPS from torch 2.13 on (what is not in use holds
-    0 bytes). Before 2.13 it is a first use of the MPS allocator, which freezes its watermarks.
+    It does not initialise CUDA or XPU, nor MPS from torch 2.13 on (an unused device holds 0 bytes).
+    Before 2.13 it is a first use of the MPS allocator, which freezes its watermarks.
 
     Args:
         device: the device; None takes the accelerator in use, else the CPU.
@@ -123,7 +123,7 @@ def memory_snapshot(device: DeviceLike | None = None) -> MemorySnapshot:
 
 
 def device_figures(device: torch.device) -> DeviceFigures:
-    """Ask a backend for its figures; what it raises becomes a note."""
+    """Return a backend's figures; its errors become notes."""
     from mpskit.backends.memory import backend
 
     asked = backend(device)

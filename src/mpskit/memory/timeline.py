@@ -1,4 +1,4 @@
-"""Samples of memory over time: kept, judged, written as CSV and drawn."""
+"""Memory samples over time: stored, checked for growth, written as CSV and plotted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpskit._base.sizes import GIB, MIB, format_bytes
 __all__ = ["Sample", "Timeline", "growth_without_tensors", "plot_samples", "write_csv"]
 
 _MOST = 20_000
-# The rule of `growth_without_tensors`: enough samples, and a growth that is no rounding.
+# The rule of `growth_without_tensors`: enough samples, and growth beyond rounding.
 _WINDOW = 60
 _LEAST_SAMPLES = 16
 _LEAST_GROWTH = 256 * MIB
@@ -25,15 +25,15 @@ _PARTS = 4
 
 
 class Sample(NamedTuple):
-    """One moment; sizes in bytes, None where a figure is lacking.
+    """The figures of one moment; sizes in bytes, None where missing.
 
     Attributes:
-        seconds: since the start.
+        seconds: time since the start.
         allocated_bytes: what live tensors hold.
         reserved_bytes: what the backend holds, caches included.
-        footprint_bytes: the process's own memory (of a command: with all its children).
+        footprint_bytes: the process's own memory (for a command: with all its children).
         available_bytes: RAM that can be had without swapping.
-        gpu_percent: how busy the GPU is, for all programs.
+        gpu_percent: the GPU's utilization by all programs.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ class Sample(NamedTuple):
 
 
 class Timeline:
-    """Samples in order, thinned to every other one when they are many, and the peaks of all."""
+    """Samples in order, thinned to every other one when there are many, and the peaks of all."""
 
     def __init__(self, most: int = _MOST) -> None:
         self._samples: list[Sample] = []
@@ -82,12 +82,12 @@ class Timeline:
 
 
 def growth_without_tensors(samples: Sequence[Sample]) -> int | None:
-    """Return by how much the driver's memory grew while the tensors' did not; None if it did not.
+    """Return how much the driver's memory grew while the tensors' did not; None for no growth.
 
-    The newest 60 samples, since the driver last gave memory back, are cut into four parts. The
-    driver's highest figure has to rise in every part, by 256 MiB and a tenth altogether, while the
-    tensors' highest differs by no more than a tenth of that. One step up, as when an allocator
-    warms up, is not growth; nor is a retry with another batch size, which clears the cache between.
+    The newest 60 samples since the driver last released memory are split into four parts. The
+    driver's maximum must rise in every part, by 256 MiB and a tenth in total, while the tensors'
+    maximum changes by at most a tenth of that. A single step up, as when an allocator warms up, is
+    not growth; nor is a retry with another batch size, which clears the cache in between.
     """
     rows = [
         (sample.reserved_bytes, sample.allocated_bytes)
@@ -108,7 +108,7 @@ def growth_without_tensors(samples: Sequence[Sample]) -> int | None:
 
 
 def _last_drop(rows: Sequence[tuple[int, int]]) -> int:
-    """Return where the driver's figure last fell by more than a tenth of itself."""
+    """Return the index where the driver's figure last fell by more than a tenth."""
     held = [reserved for reserved, _ in rows]
     drops = (i for i in range(len(held) - 1, 0, -1) if held[i] < held[i - 1] * 9 // 10)
     return next(drops, 0)
@@ -132,7 +132,7 @@ def write_csv(samples: Iterable[Sample], path: str | Path) -> Path:
     return target
 
 
-# From this share of the machine's memory on, its line is drawn: below, it would flatten the curves.
+# The machine's memory is drawn from this share on; below, its line would flatten the curves.
 _NEAR = 0.25
 _LINES = {
     "footprint_bytes": "process",
@@ -149,7 +149,7 @@ def plot_samples(
     Args:
         samples: in order.
         path: the file.
-        title: stands above.
+        title: the plot's title.
         ram_bytes: the machine's memory, drawn as a line where the samples come near it.
 
     Raises:
@@ -182,12 +182,12 @@ def _draw(axes: Any, samples: Sequence[Sample], title: str, ram: int | None) -> 
         right.plot(*zip(*busy, strict=True), color="grey", linestyle=":", label="GPU")
         right.set(ylabel="GPU in use (%)", ylim=(0, 100))
     if axes.get_legend_handles_labels()[0]:
-        # Beside the curves, so that it hides none.
+        # Beside the curves, so that it covers none.
         axes.figure.legend(loc="outside right upper", frameon=False)
 
 
 def _mark_peak(axes: Any, samples: Sequence[Sample], unit: int) -> None:
-    """Put a dot and the size at the highest sample of the first line that there is."""
+    """Mark the highest sample of the first line drawn, with a dot and its size."""
     for field in _LINES:
         size = _most(samples, field)
         if size:

@@ -1,9 +1,9 @@
-"""How much memory Metal recommends to use, for when it cannot be asked.
+"""Metal's recommended working set as a rule, for when Metal cannot be asked.
 
 ``device.recommendedMaxWorkingSetSize``, which ``torch.mps.recommended_max_memory()`` returns, as a
-pure function of the machine's memory and macOS version. The rule was fitted to public reports of
-84 Macs and meets each one that gives exact bytes; no influence of the chip was seen from M1 to M5.
-The table and its sources are in ``data/working_set.csv``. A live figure always wins.
+pure function of the machine's memory and macOS version. The rule was fitted to public reports of 84
+Macs and matches each one that gives exact bytes; the chip, M1 to M5, showed no influence. The table
+and its sources are in ``data/working_set.csv``. A live figure always takes precedence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Confidence: TypeAlias = Literal["high", "medium", "low"]
 _PAGE = 16384
 _WIRED = "sysctl iogpu.wired_limit_mb"
 _MOST_KEPT_BACK = 48 * GIB
-# macOS 26 calls itself 16 to programs that were built before it.
+# macOS 26 reports itself as 16 to programs built before it.
 _COMPATIBILITY = {16: 26}
 _VERSION = re.compile(r"\s*(\d{1,3})(?:\.\d{1,3}){0,2}\s*", re.ASCII)
 
@@ -50,7 +50,7 @@ class WorkingSet(Value):
     Attributes:
         recommended_bytes: the recommended working set, ``recommendedMaxWorkingSetSize``.
         max_buffer_bytes: the largest single buffer, ``maxBufferLength``; None for a discrete GPU,
-            for which no report was seen.
+            for which there is no report.
         limit_bytes: PyTorch's default hard limit, 1.7 times the recommended working set.
         confidence: ``high`` where this size was reported, ``medium`` where the rule was applied
             to another, ``low`` where there is one report at most.
@@ -118,7 +118,7 @@ def recommended_bytes(
 
 
 def rule_of(host: Host) -> WorkingSet | None:
-    """Apply the rule to a machine; None if it is no Mac, or its GPU has memory of its own."""
+    """Apply the rule to a machine; None if it is not a Mac, or its GPU has memory of its own."""
     if not host.is_mac or host.kind is HostKind.INTEL_MAC or host.memory_total_bytes is None:
         return None
     wired, macos = host.wired_limit_bytes, host.os_version or DEFAULT_MACOS
@@ -129,7 +129,7 @@ def rule_of(host: Host) -> WorkingSet | None:
 def default_limits() -> tuple[int, ...]:
     """Return PyTorch's default hard limits, in bytes, on Macs of every size that is sold.
 
-    Hosted runners are among them (7 and 14 GiB), and the AMD cards of Intel Macs.
+    They include hosted runners (7 and 14 GiB) and the AMD cards of Intel Macs.
     """
     sizes = {*(gib for row in _table() for gib in row.reported), 7, 14}
     rules = {str(row.macos) for row in _table()}
@@ -155,7 +155,7 @@ def _keep(keep: str, ram: int) -> int:
     """Apply one cell of the table: a fraction of the memory, or all but a quarter of it."""
     if keep == "quarter":
         return ram - min(ram // 4, _MOST_KEPT_BACK)
-    # In single precision and up to a whole page: exact in integers, where floats would round.
+    # Single precision, rounded up to a page: exact in integers, where floats would round.
     (single,) = struct.unpack("f", struct.pack("f", float(Fraction(keep))))
     return -(-ram * Fraction(single) // _PAGE) * _PAGE
 
@@ -168,7 +168,7 @@ def _confidence(row: _Row, ram: int, version: int) -> Confidence:
 
 
 def _row(version: int, ram: int) -> _Row:
-    """Return the last row whose macOS and memory are reached; an older macOS gets the oldest."""
+    """Return the last row whose macOS and memory are reached; an older macOS gets the first."""
     table = _table()
     era = max((row.macos for row in table if row.macos <= version), default=table[0].macos)
     return [row for row in table if row.macos == era and row.gib * GIB <= ram][-1]

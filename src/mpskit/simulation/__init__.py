@@ -1,16 +1,16 @@
-"""A Mac you do not have: CPU tensors that behave as ``mps:0``, with a Mac's errors and memory.
+"""Simulates a Mac: CPU tensors behave as ``mps:0``, with a Mac's errors and memory.
 
 >>> import mpskit, torch
 >>> with mpskit.simulate("m1-8gb") as mac:
 ...     print(torch.ones(2, device="mps").device, torch.mps.driver_allocated_memory())
 mps:0 8388608
 
-What it cannot show: speed, Metal's numerics, the temporaries and caches of MPSGraph, bugs of Metal
-kernels, aborts of the process, asynchrony (a missing synchronise or a non-blocking copy is always
-right here), and other programs that want the same unified memory.
+It cannot show speed, Metal's numerics, the temporaries and caches of MPSGraph, bugs of Metal
+kernels, process aborts, asynchrony (a missing synchronise or a non-blocking copy is always right
+here), or other programs that compete for the unified memory.
 
-Names bound before entry escape where only a name was replaced (``from torch import Generator``);
-functions and methods do not. Threads that ran before entry are outside.
+Names bound before entry are not simulated if only a name was replaced (``from torch import
+Generator``); functions and methods are. Threads started before entry are outside.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def simulate(
     rng: Literal["cpu", "separate"] = "cpu",
     fallback: bool | None = None,
 ) -> SimulatedMac:
-    """Return a simulated Mac, to be entered by ``with`` or used as a decorator.
+    """Return a simulated Mac, to use in a ``with`` or as a decorator.
 
     Args:
         machine: a profile's name (``m1-8gb``, ``macbook-air-m1-8gb``) or a ``Machine``.
         macos: another macOS version than the profile's, ``"14.5"``.
-        rng: ``"cpu"`` gives CPU and GPU one random stream, so that a run is bit-equal to the same
-            run on the CPU; ``"separate"`` gives the GPU its own, as on a Mac.
+        rng: ``"cpu"`` gives CPU and GPU one random stream, so that a run equals the same run on the
+            CPU bit for bit; ``"separate"`` gives the GPU its own, as on a Mac.
         fallback: whether operators that MPS lacks run on the CPU with a warning; by default what
             ``PYTORCH_ENABLE_MPS_FALLBACK`` says on entry.
 
@@ -63,7 +63,8 @@ def simulate(
     if macos is not None:
         found = Machine(**found.model_dump() | {"macos": macos})
     require("simulation")
-    # First: in a simulated Mac's child, importing torch enters the machine by way of lifecycle.
+    # First, because in a simulated Mac's child importing torch enters the machine, through
+    # lifecycle.
     import torch  # noqa: F401
 
     from mpskit.simulation.lifecycle import SimulatedMac
@@ -72,7 +73,7 @@ def simulate(
 
 
 def _none_active() -> None:
-    """Stand for ``active`` on a torch too old for a simulated Mac: there is none."""
+    """Replace ``active`` on a torch too old for the simulation: always None."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Limits of MPS kernels that depend on the arguments of a call.
 
 Each rule is a pure function of the arguments by name; it returns torch's text, or None where the
-kernel takes them. Which operators a rule belongs to, from which torch to which, and its source
-stand in ``data/mps_coverage.toml``.
+kernel takes them. The operators of a rule, its torch versions and its source are in
+``data/mps_coverage.toml``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def bind(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, A
     """Return an operator's arguments by name, defaults included."""
     schema = op._schema.arguments
     bound = {part.name: part.default_value for part in schema if part.has_default_value()}
-    # Keyword-only arguments stand after the others in a schema, so that a plain zip is right.
+    # Keyword-only arguments come last in a schema, so a plain zip is right.
     bound |= {part.name: value for part, value in zip(schema, args, strict=False)}
     return bound | dict(kwargs)
 
@@ -44,7 +44,7 @@ def _adaptive(arguments: Arguments, *, average: bool) -> str | None:
     gradient = arguments.get("grad_output")
     target = arguments["output_size"] if gradient is None else gradient.shape[-2:]
     if len(target) != 2:
-        return None  # the operator's own check, which is the same on every device, says so
+        return None  # the operator's own check, the same on every device, raises
     pairs = list(zip(source, target, strict=True))
     shrinks = all(a >= b for a, b in pairs)
     if not shrinks and not all(a <= b for a, b in pairs):

@@ -1,6 +1,6 @@
-"""What autograd's engine would know of devices, which sees the CPU everywhere.
+"""Autograd on the simulated device: its engine sees only CPU tensors.
 
-Its check of the first gradients, the device of each node, and calls of Python code from it.
+Patched here: the check of the first gradients, each node's device, and Python code it calls.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["install", "runs_on_mac"]
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Check the first gradients, know each node's device, and let Python code see the Mac."""
+    """Patch the check of the first gradients, nodes' devices, and Python code in the engine."""
     checked = _checked(simulation, torch.autograd.graph._engine_run_backward)
     patches.set(torch.autograd.graph, "_engine_run_backward", checked)
     patches.set(torch.autograd, "_engine_run_backward", checked)
@@ -49,10 +49,10 @@ def install(simulation: Simulation, patches: Patches) -> None:
 def runs_on_mac(tags: Tags, node: Any) -> bool:
     """Return whether a node's backward runs on the simulated device; False without a node.
 
-    A node lies where its inputs lay, and so where the outputs of the nodes behind it lie: only an
-    ``autograd.Function`` may lead from one device to another, and each remembers its outputs'
-    devices. So the way goes on to one of those, or to a leaf; what it finds is kept in the nodes
-    on the way, which keeps the cost of a whole backward in proportion to its nodes.
+    A node is on the device of its inputs, which are the outputs of the nodes behind it: only an
+    ``autograd.Function`` may change the device, and each records its outputs' devices. So the
+    search goes back to one of those or to a leaf and caches the answer in the nodes on its path,
+    which keeps the cost of a whole backward linear in its nodes.
     """
     way: list[dict[int | None, bool]] = []
     on_mac, position = False, None
@@ -98,8 +98,8 @@ def _outside(simulation: Simulation, hook: Callable[[Any], Any]) -> Callable[[An
 def _backward(simulation: Simulation, backward: Callable[..., Any]) -> Callable[..., Any]:
     """Return the engine's call of an ``autograd.Function`` with the function mode on.
 
-    The mode is off in the engine, which runs in a handler of it, and has to be: its C++ nodes call
-    operators whose handler asks tensors this and that.
+    The engine runs in a handler of the mode, so the mode is off there. It has to be, because the
+    engine's C++ nodes call operators whose handler queries tensors.
     """
 
     def apply(self: Any, *gradients: Any) -> Any:

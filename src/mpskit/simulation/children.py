@@ -1,12 +1,12 @@
-"""Child processes of a simulated Mac are simulated too.
+"""Carries a simulated Mac into child processes.
 
 One variable carries the machine (``MPSKIT_SIMULATE``) and a folder goes to the front of
 ``PYTHONPATH``. Its ``sitecustomize`` waits for the import of torch, enters the same machine, and
 runs the user's own ``sitecustomize``. So spawned and forkserver workers, ``subprocess``, torchrun
-and pytest-xdist are all inside. A child that is given another environment, starts Python with
-``-I``, ``-E`` or ``-S``, or whose Python has no mpskit, is outside.
+and pytest-xdist are all inside. A child with another environment, a Python started with ``-I``,
+``-E`` or ``-S``, or one without mpskit is outside.
 
-This file imports neither torch nor pydantic when it is loaded: every child loads it.
+This file imports neither torch nor pydantic at load time, because every child loads it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def environment(
         machine: the machine.
         rng: as ``simulate`` takes it.
         fallback: as ``simulate`` takes it.
-        early: look like the machine from the child's first line on, not from its import of torch.
+        early: simulate from the child's first line on, not only from its import of torch.
     """
     request = {
         "machine": machine.model_dump(mode="json", exclude_none=True),
@@ -62,7 +62,7 @@ def environment(
 
 @contextlib.contextmanager
 def carried(machine: Machine, *, rng: str = "cpu", fallback: bool | None = None) -> Iterator[None]:
-    """Let the children that are started inside the block be on ``machine`` too."""
+    """Put children started inside the block on ``machine`` too."""
     variables = environment(machine, rng=rng, fallback=fallback)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -83,7 +83,7 @@ def _put_back(environ: MutableMapping[str, str], before: dict[str, str | None]) 
 
 
 def _stop_forkserver() -> None:
-    """Stop an idle forkserver: its children would have the variables it was started with.
+    """Stop an idle forkserver, whose children would inherit the variables of its own start.
 
     One that still has children is left alone, because stopping it would wait for them.
     """
@@ -124,12 +124,12 @@ class TorchFinder:
 
 
 def at_startup() -> None:
-    """Do what the parent asked for; called by our ``sitecustomize`` in every child."""
+    """Carry out the parent's request; our ``sitecustomize`` calls it in every child."""
     text = simulated()
     if text is None:
         return
-    # mpskit is a pytest plugin, and pytest warns of one that was imported before pytest, because
-    # it cannot rewrite its assertions any more. This is how a module says that there is no need.
+    # mpskit is a pytest plugin, and pytest warns about plugins imported before it, because it can
+    # no longer rewrite their assertions. This marker says that there is no need.
     mpskit.__doc__ = f"{mpskit.__doc__}\nPYTEST_DONT_REWRITE"
     with _refusing():
         request = _parsed(text)
@@ -141,7 +141,7 @@ def at_startup() -> None:
                 looks.undo()
             _enter(request)
 
-    # Torch itself is left to the script, which may have variables to set before.
+    # The script imports torch itself, because it may set variables first.
     sys.meta_path.insert(0, TorchFinder(enter))
 
 
@@ -159,7 +159,7 @@ def _refusing() -> Iterator[None]:
 
 
 def looks_like(machine: Machine) -> Patches:
-    """Look like the machine to code that asks before it imports torch, until this is undone."""
+    """Simulate the machine for code that asks before it imports torch, until this is undone."""
     from mpskit.dispatch.patches import Patches
     from mpskit.simulation import host_patch
 

@@ -1,4 +1,4 @@
-"""``torch.compile`` inside a simulation: what it is given runs eagerly, and that is said once.
+"""``torch.compile`` inside a simulation: code runs eagerly, with one warning.
 
 A module still becomes an ``OptimizedModule``, because ``_orig_mod`` is part of its state's keys.
 """
@@ -43,5 +43,5 @@ def install(patches: Patches) -> None:
 def _eager(model: Any) -> Any:
     if not isinstance(model, torch.nn.Module):
         return model
-    # torch.compile imports it too; it is no part of `import torch`.
+    # `import torch` does not import it, but torch.compile does.
     return importlib.import_module("torch._dynamo").disable(model)

@@ -1,4 +1,4 @@
-"""What one simulation knows: the machine, its memory, its tagged storages and its rules."""
+"""The state of one simulation: the machine, its memory, its tagged storages and its rules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Simulation:
         handler: makes a thread's handler of operators; None for that of real numbers.
         refuse: gets each error that a Mac raises and the operator it is about. Where it returns
             instead of raising, the run goes on as if the script had been right.
-        closed: the simulation is over; modes that are still on somewhere do nothing.
+        closed: the simulation has ended; modes that are still on do nothing.
     """
 
     machine: Machine
@@ -69,7 +69,7 @@ class Simulation:
 
 
 class ThreadState:
-    """What the two modes of one thread tell each other.
+    """State shared by the two modes of one thread.
 
     Attributes:
         call: arguments of the C++ function that the function mode is inside of; None between.
@@ -95,7 +95,7 @@ def asks_mps(device: object) -> bool:
 
 
 def device_of(given: Any) -> Any:
-    """Return a device argument with an integer as torch reads it: an accelerator's index.
+    """Return a device argument, with an integer read as an accelerator's index, as torch does.
 
     Source: deviceFromLong in torch/csrc/utils/python_arg_parser.h.
     """

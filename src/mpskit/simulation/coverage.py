@@ -1,4 +1,4 @@
-"""Whether MPS has an operator: the installed torch's yaml, and one table of corrections to it."""
+"""Which operators MPS has: the installed torch's yaml, and a table of corrections to it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Call:
         inner: the called operator's name.
         argument: the argument that decides whether it is called, or "" for any.
         value: what the argument has to be for that.
-        callers: the torch functions that come this way, or none for every one.
+        callers: the torch functions that make the call; empty for all.
     """
 
     inner: str
@@ -78,7 +78,7 @@ class Table:
     """The rows that apply, by operator (``"add.Tensor"``, ``"torchvision::nms"``).
 
     Attributes:
-        named: the operator that torch speaks of in place of one.
+        named: operator -> the one that torch's messages name instead.
         narrowed: torch functions and autograd nodes whose C++ takes float32 on MPS, not float64.
     """
 
@@ -159,9 +159,9 @@ class Coverage:
     Args:
         torch_version: the installed torch, whose yaml is read.
         macos: the simulated machine's macOS, as ``"15.6"``.
-        fallback: whether PYTORCH_ENABLE_MPS_FALLBACK was on at entry: what a kernel calls inside
-            is then never missing. The caller looks after operators that are.
-        index: the yaml's operators, where they are not to be the installed torch's.
+        fallback: whether PYTORCH_ENABLE_MPS_FALLBACK was on at entry: operators that a kernel calls
+            are then never missing. The caller handles those that are.
+        index: the yaml's operators; by default the installed torch's.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Coverage:
         self._layouts: set[torch.layout] = set()
 
     def status(self, op: OpOverload) -> Status:
-        """Return how the operator runs on MPS (kept by operator)."""
+        """Return how the operator runs on MPS (cached by operator)."""
         found = self._status.get(op)
         if found is None:
             found = self._status[op] = self._look_up(op)
@@ -240,7 +240,7 @@ class Coverage:
         return check
 
     def _narrow(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Choose float32 where C++, unlike its caller, would not ask a Mac for float64."""
+        """Choose float32 where C++ would avoid float64 on a Mac, unlike its caller."""
         dtype = kwargs.get("dtype")
         wide = dtype is not None and str(dtype) == "torch.float64"
         if wide and calling_function() in self._table.narrowed:
@@ -270,8 +270,8 @@ class Coverage:
 
         Args:
             layout: the tensor's; every one but ``torch.strided`` is looked up.
-            operator: where torch fails; by default the allocation of a moved or empty tensor. The
-                words for compressed layouts were seen nowhere and follow those of COO tensors.
+            operator: where torch fails; by default the allocation of a moved or empty tensor. No
+                report shows the text for compressed layouts, which follows that of COO tensors.
 
         Raises:
             NotImplementedError: with the beginning of torch's text (pytorch#141320, #87886).
@@ -290,7 +290,7 @@ class Coverage:
         return messages.fallback(self._full_name(op))
 
     def _full_name(self, op: OpOverload) -> str:
-        """Return the name that torch prints: of the kernel that is missing, not of the caller."""
+        """Return the name that torch prints: the missing kernel's, not the caller's."""
         name = _short_name(op)
         call = self._table.calls.get(name)
         if call is not None and call.always:

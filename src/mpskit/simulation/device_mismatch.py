@@ -1,7 +1,7 @@
-"""What a Mac says when tensors of two devices meet in one operator, and which may.
+"""Device mismatch in one operator: which CPU arguments are allowed, and a Mac's errors.
 
 The code generated for MPS checks no devices (torchgen writes those checks for CUDA only), so the
-text is that of whatever notices first: TensorIterator in pointwise operators, a check of the
+text is that of the first code to notice: TensorIterator in pointwise operators, a check of the
 kernel's own, or the MPSGraph placeholder that finds a tensor without a Metal buffer. Sources: the
 pytorch files named at each text and row, and for ``mm`` DanielAvdar/tabnet#269, for ``linear``
 Shakker-Labs/ComfyUI-IPAdapter-Flux#13, for ``cat`` callummcdougall/ARENA_2.0#21.
@@ -34,7 +34,7 @@ _STEPS = frozenset({"state_steps", "lr", "grad_scale", "found_inf"})
 
 # operator -> its arguments that may be on the CPU
 _ALLOWED: dict[str, frozenset[str]] = {
-    # Copy.cpp, mps/operations/Copy.mm, ForeachUtils.h: copying is what they are for
+    # Copy.cpp, mps/operations/Copy.mm, ForeachUtils.h: copies between devices
     "aten::copy_": _ANY,
     "aten::copy": _ANY,
     "aten::_copy_from": _ANY,
@@ -82,7 +82,7 @@ _ALLOWED: dict[str, frozenset[str]] = {
 def allowed(op: OpOverload, argument: str | int) -> bool:
     """Return whether an argument may be a CPU tensor among mps tensors.
 
-    Tensors without dimensions are not asked about: TensorIterator takes them for numbers, so the
+    Zero-dimensional tensors are never asked about: TensorIterator treats them as scalars, so the
     caller lets them pass.
 
     Args:
@@ -123,7 +123,7 @@ _TYPES = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat
 
 
 def check_mix(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has: Has) -> None:
-    """Raise torch's error if an argument is on the CPU that may not be.
+    """Raise torch's error for an argument that is on the CPU and may not be.
 
     Raises:
         RuntimeError: with the text that a Mac's torch has; NotImplementedError where the operator
@@ -138,7 +138,7 @@ def check_mix(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has: Has
 
 
 def _is_assignment(func: Any, name: str) -> bool:
-    """Return whether ``x[index] = 1.0`` came to a kernel that it takes within one device only.
+    """Return whether ``x[index] = 1.0`` reached a kernel that it uses within one device only.
 
     With an index on the CPU it moves the index, or takes ``index_put_`` (TensorIndexing.h).
     """

@@ -1,7 +1,7 @@
-"""Events and streams of the simulated device: all work is done as soon as somebody asks.
+"""Events and streams of the simulated device, on which all work is always complete.
 
-``_Event`` and ``_Stream`` derive from torch's own classes, which they stand for, and override each
-method that would look for a Mac; a test compares the names.
+``_Event`` and ``_Stream`` derive from torch's own classes, which they replace, and override every
+method that needs a Mac; a test compares the names.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _POOL = 32  # kMPSStreamsPerPool in MPSStream.mm; stream 0 is the default and no
 
 
 class _Recorded(int):
-    """What a ``torch.mps.Event`` holds as its number, with the time it was recorded at.
+    """A ``torch.mps.Event``'s number, with the time when it was recorded.
 
-    The number is 0, which torch never gives back: an event may outlive the simulated Mac.
+    The number is 0, which torch never releases: an event may outlive the simulated Mac.
     """
 
     _time: float | None = None

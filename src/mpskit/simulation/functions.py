@@ -1,7 +1,7 @@
-"""Layer 3, the function mode: what would fail in C++ before any dispatch, and autocast.
+"""Layer 3, the function mode: calls that fail in C++ before any dispatch, and autocast.
 
 Functions that make a tensor from Python data refuse ``device="mps"`` in C++ at once: each is called
-for the CPU, and what it made is moved.
+for the CPU, and its result is moved.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _from_tensor(func: Any, data: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-    """Make one from data that are on the Mac already: only ``as_tensor`` and the like share."""
+    """Make a tensor from data on the Mac already; only ``as_tensor`` and the like share storage."""
     if func in {torch.as_tensor, torch.asarray}:
         return data.to(dtype=kwargs.get("dtype"), copy=bool(kwargs.get("copy")))
     copy = data.detach().to(dtype=kwargs.get("dtype"), copy=True)
@@ -117,7 +117,7 @@ _TENSORS: frozenset[Any] = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class FunctionMode(TorchFunctionMode):
-    """One thread's function mode; it keeps state, so every thread has its own."""
+    """The function mode of one thread; it has state, so every thread has its own."""
 
     def __init__(self, simulation: Simulation, state: ThreadState) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class FunctionMode(TorchFunctionMode):
             args, kwargs = self._simulation.autocast.apply(func, args, kwargs)
         for value in args:
             if type(value) in _TENSORS and value.requires_grad and not value.dim():
-                args = self._numbers_moved(args)
+                args = self._moved_scalars(args)
                 break
         state = self._state
         before = state.call
@@ -153,10 +153,10 @@ class FunctionMode(TorchFunctionMode):
         except RuntimeError as error:
             self._simulation.refuse(error, "linear")
 
-    def _numbers_moved(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Move CPU numbers that need a gradient, so that it comes back to the CPU.
+    def _moved_scalars(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Move CPU scalars that need a gradient, so that the gradient returns to the CPU.
 
-        Torch's engine does that move on a Mac; here it sees no two devices.
+        Torch's engine does so on a Mac; here it sees only one device.
         """
         has = self._simulation.tags.has
         tensors = [value for value in args if type(value) in _TENSORS]

@@ -1,8 +1,8 @@
-"""The simulated machine as a program sees it beside torch: readings, ``platform``, ``psutil``.
+"""The simulated machine outside torch: mpskit's readings, ``platform`` and ``psutil``.
 
 ``sys.platform``, ``os.name``, ``platform.system()``, ``platform.platform()`` and
-``platform.uname()`` stay what they are. Programs ask those how to talk to the operating system
-(which libraries to load, how to start a process), and that is still the one underneath.
+``platform.uname()`` are unchanged. Programs use them to choose how to call the operating system
+(which libraries to load, how to start a process), which is still the real one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["install", "simulated_readings"]
 
 
 def simulated_readings(machine: Machine) -> Readings:
-    """Return the machine's readings with the Python and torch that really run."""
+    """Return the machine's readings, with the real Python and torch."""
     real = read_readings()
     own = {"python_version": real.python_version, "torch_version": real.torch_version}
     return machine.readings().model_copy(update=own)
@@ -29,9 +29,9 @@ def install(machine: Machine, driver_bytes: Callable[[], int], patches: Patches)
     """Make mpskit's readings, ``platform`` and ``psutil`` those of ``machine``.
 
     Args:
-        machine: the machine to look like.
-        driver_bytes: what the simulated GPU holds now: it comes out of the same RAM.
-        patches: where the way back is kept.
+        machine: the simulated machine.
+        driver_bytes: returns what the simulated GPU holds now, which is part of the RAM.
+        patches: records how to undo it.
     """
     readings = simulated_readings(machine)
     before = replace_readings(readings)

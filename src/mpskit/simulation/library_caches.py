@@ -1,8 +1,8 @@
-"""What libraries remember about the device, emptied when a simulation begins and ends.
+"""Clears libraries' caches about the device when a simulation begins and ends.
 
 A Trainer that ran on the CPU before leaves "there is no MPS" in a cache, and one that ran inside
 leaves the opposite. Only modules that are already imported are touched. mpskit's own modules
-register what they remember in ``mpskit._base.state``.
+register their state in ``mpskit._base.state``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CACHES: tuple[tuple[str, str], ...] = (
     ("pytorch_lightning.accelerators.mps", r"MPSAccelerator\.is_available"),
 )
 
-# (module, path of a mapping): emptied on entry, on exit put back to what it was before.
+# (module, path of a mapping): emptied on entry, restored on exit.
 STATES: tuple[tuple[str, str], ...] = (
     ("accelerate.state", "PartialState._shared_state"),
     ("accelerate.state", "AcceleratorState._shared_state"),
@@ -48,7 +48,7 @@ def install(patches: Patches) -> None:
 
 
 def _restore(saved: _Saved) -> None:
-    """Put back what was there before; a module imported since then remembers nothing."""
+    """Restore the earlier contents; a module imported since then had none."""
     _forget()
     for place, kept in _states():
         kept.update(saved.get(place, {}))

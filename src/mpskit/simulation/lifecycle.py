@@ -1,4 +1,4 @@
-"""Builds a simulated machine, enters it and leaves it."""
+"""Builds, enters and leaves a simulated machine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def active() -> SimulatedMac | None:
 
 
 class SimulatedMac:
-    """A Mac you do not have, as context manager and as decorator; ``simulate`` makes it.
+    """A simulated Mac, as context manager and as decorator; ``simulate`` makes it.
 
     Attributes:
         machine: the machine that is simulated.
@@ -86,7 +86,7 @@ class SimulatedMac:
             with deferred_signals():
                 self._switch_on()
             return self
-        except BaseException:  # perhaps Ctrl-C, which waited: then no `__exit__` will be called
+        except BaseException:  # perhaps a deferred Ctrl-C, after which no `__exit__` is called
             self._switch_off()
             raise
 
@@ -115,7 +115,7 @@ class SimulatedMac:
             _active = self
 
     def _switch_off(self) -> None:
-        """Leave the machine, if it is this one that is on."""
+        """Leave the machine if it is the active one."""
         global _active
         with deferred_signals(), _lock:
             if _active is self:
@@ -179,7 +179,7 @@ class SimulatedMac:
         return 0 if model is None else model.peak_driver_bytes
 
     def reset_peaks(self) -> None:
-        """Start both peaks again from what is held now."""
+        """Reset both peaks to what is held now."""
         model = self._entered.memory.peek()
         if model is not None:
             model.reset_peaks()
@@ -206,7 +206,7 @@ def _is_deferred(function: Callable[..., Any]) -> bool:
 
 
 def _entered(simulation: Simulation, carried: AbstractContextManager[None]) -> contextlib.ExitStack:
-    """Switch everything on; close what this returns to switch it off."""
+    """Switch everything on; closing the result switches it off."""
     patches = Patches()
     with contextlib.ExitStack() as stack:
         stack.callback(simulation.tags.clear)
@@ -223,7 +223,7 @@ def _close(simulation: Simulation) -> None:
 
 
 def _install(simulation: Simulation, patches: Patches) -> None:
-    _install_surroundings(simulation, patches)
+    _install_machine(simulation, patches)
     patches.on_exit(_default_device_restorer())
     tensor_patches.install(simulation, patches)
     operators.install(simulation, patches)
@@ -241,7 +241,7 @@ def _install(simulation: Simulation, patches: Patches) -> None:
 
 
 def _default_device_restorer() -> Callable[[], None]:
-    """Return what takes back a default device of ``mps``: after the exit nothing could be made."""
+    """Return a callback that resets a default device of ``mps``, which would break factories."""
     before = _device.CURRENT_DEVICE
 
     def restore() -> None:
@@ -252,8 +252,8 @@ def _default_device_restorer() -> Callable[[], None]:
     return restore
 
 
-def _install_surroundings(simulation: Simulation, patches: Patches) -> None:
-    """Look like the machine, and let nothing remember the one before."""
+def _install_machine(simulation: Simulation, patches: Patches) -> None:
+    """Replace the machine's readings, and clear caches about the previous one."""
     memory = simulation.memory
 
     def driver_bytes() -> int:
@@ -265,7 +265,7 @@ def _install_surroundings(simulation: Simulation, patches: Patches) -> None:
 
 
 def _install_threads(simulation: Simulation, patches: Patches) -> None:
-    """Make every new thread enter modes of its own, whatever its class does in ``run``."""
+    """Give every new thread its own modes, whatever its class does in ``run``."""
     original: Any = vars(threading.Thread)["_bootstrap_inner"]
 
     def _bootstrap_inner(self: threading.Thread) -> None:
@@ -303,10 +303,10 @@ def _build(
 
 
 def reads_fallback(environ: Mapping[str, str]) -> bool:
-    """Return whether missing operators fall back, by the variable as torch reads it (``stoi``).
+    """Return whether missing operators fall back; the variable is parsed as by torch (``stoi``).
 
     Raises:
-        SettingsError: it does not begin with an int, with which a Mac's torch does not import.
+        SettingsError: it does not begin with an int, so a Mac's torch would not import.
     """
     text = environ.get(FALLBACK, "0")
     if (problem := int_problem(text)) is not None:

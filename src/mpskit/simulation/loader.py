@@ -37,8 +37,8 @@ def install(simulation: Simulation, patches: Patches) -> None:
 def _checked(simulation: Simulation, original: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse an mps tensor that a worker is about to send.
 
-    A Mac's worker fails in the thread that feeds the queue: it prints this error and the training
-    process waits for ever. Here the training process gets the error.
+    A Mac's worker fails in the thread that feeds the queue: it prints this error, and the training
+    process hangs. Here the training process gets the error.
     """
 
     def fetch(self: Any, indices: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Charges live storages to the model of the Mac's allocator, from the first use on.
+"""Charges live storages to a model of the Mac's allocator.
 
-The model is built when it is first used, as torch builds its allocator: only then are the
-watermark variables read, once. A storage may die anywhere, also inside the model's own code when
-the garbage collector runs there, so frees are queued and taken out before the next figure.
+The model is built when it is first used, as torch builds its allocator: only then are the watermark
+variables read, once. A storage may die anywhere, even inside the model's own code when the garbage
+collector runs there, so frees are queued and applied before the next figure.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Memory:
 
     Args:
         torch_version: whose allocator it is.
-        recommended_bytes: what ``recommended_max_memory()`` answers.
+        recommended_bytes: what ``recommended_max_memory()`` returns.
         max_buffer_bytes: the largest single buffer.
         broken: every allocation fails, as on a hosted runner's virtual machine.
-        refusal: what torch says where it cannot use the GPU at all; None where it can.
+        refusal: torch's error if it cannot use the GPU at all; None if it can.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Memory:
         """The model with every queued free applied; building it counts as the first use.
 
         Raises:
-            RuntimeError: the watermark variables make a wrong pair; torch's own text.
+            RuntimeError: the watermark ratios are invalid; torch's own text.
         """
         with self._lock:
             if self._model is None:
@@ -69,7 +69,7 @@ class Memory:
             return self._settled(self._model)
 
     def use(self) -> None:
-        """Count as a use of the allocator: the variables are read now, if they were not before."""
+        """Count as a use of the allocator, which reads the variables unless it has already."""
         self.model  # noqa: B018 - building it is the use
 
     def peek(self) -> MpsAllocator | None:
@@ -77,7 +77,7 @@ class Memory:
         return None if self._model is None else self.model
 
     def charge(self, size: int) -> int | None:
-        """Allocate and return the block; None where torch would ask for no buffer.
+        """Allocate and return the block; None where torch would request no buffer.
 
         Raises:
             RuntimeError: it does not fit; torch's own text.
@@ -106,7 +106,7 @@ class Memory:
         )
 
     def release(self, block: int) -> None:
-        """Queue a block to be freed; safe from any place a storage can die in."""
+        """Queue a block to be freed; safe wherever a storage can die."""
         self._freed.append(block)
 
     def _settled(self, model: MpsAllocator) -> MpsAllocator:
@@ -118,7 +118,7 @@ class Memory:
     def _build(self) -> MpsAllocator:
         if self._refusal is not None:
             raise RuntimeError(self._refusal)
-        # A real allocator reads the variables into statics: once wrong, wrong for the process.
+        # A real allocator reads the variables into statics, so an error lasts for the process.
         if self._failed is not None:
             raise RuntimeError(self._failed)
         watermarks = read_watermarks(os.environ)

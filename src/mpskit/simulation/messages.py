@@ -77,7 +77,7 @@ def fallback(name: str) -> str:
 def not_for_backend(name: str, backend: str) -> str:
     """Return the NotImplementedError text for an operator and a backend that it has no kernel for.
 
-    Without the list of backends that torch adds. Source: reportError in
+    It lacks the list of backends that torch appends. Source: reportError in
     aten/src/ATen/core/dispatch/OperatorEntry.cpp.
 
     Args:

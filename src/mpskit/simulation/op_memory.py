@@ -1,4 +1,4 @@
-"""MPS memory that an operator uses beyond its outputs, and factories too large to be made."""
+"""Charges operators' MPS memory beyond their outputs, and checks large factories in advance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mpskit.simulation.memory import Memory
 
 __all__ = ["blame", "charge", "foresee"]
 
-# From this size on a factory's memory is asked for before the CPU fills it with numbers.
+# From this size on, a factory's memory is requested before the CPU fills it.
 _LARGE = 256 * 1024**2
 _CPU_FAILED = re.compile(r"DefaultCPUAllocator: can't allocate memory: .*allocate (\d+) bytes")
 
 
 def charge(simulation: Simulation, rule: Rule, args: tuple[Any, ...], result: Any) -> None:
-    """Tag an operator's outputs with what MPS keeps for them, and take its workspace for a moment.
+    """Charge what MPS keeps for an operator's outputs, and briefly its workspace.
 
     Raises:
         RuntimeError: the simulated memory is full; torch's own text.
@@ -36,7 +36,7 @@ def charge(simulation: Simulation, rule: Rule, args: tuple[Any, ...], result: An
 
 
 def foresee(memory: Memory, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Ask for a large factory's memory before it runs: it may not fit, here or on the Mac.
+    """Request a large factory's memory before it runs, because it may not fit.
 
     Raises:
         RuntimeError: it does not fit on the Mac; torch's own text.

@@ -1,9 +1,9 @@
-"""Layer 2: sees every operator, checks it as a Mac would, tags what it makes.
+"""Layer 2: intercepts every operator, checks it as a Mac would, tags its results.
 
-One handler and one function mode per thread. While a mode of the user is active, or where an
-operator gets a tensor with a ``__torch_dispatch__`` of its own, torch cannot run a fallback that
-was registered from Python: from then on the handler sits on the stack of modes as well, below the
-user's, and not behind the dispatch key (``Bridge``).
+Each thread has one handler and one function mode. While a user's mode is active, or where an
+operator gets a tensor with its own ``__torch_dispatch__``, torch cannot run a fallback registered
+from Python: the handler then moves from the dispatch key to the stack of modes, below the user's
+(``Bridge``).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["Bridge", "Dispatch", "install", "modes"]
 
 
 _MOST_DIMENSIONS = 16
-# empty_mps counts dimensions and empty_strided_mps, which these come down to, does not
+# empty_mps checks the number of dimensions; empty_strided_mps, which these call, does not
 # (EmptyTensor.cpp).
 _STRIDED = frozenset({"_to_copy", "clone", "empty_like", "empty_strided", "new_empty_strided"})
 
 
 class Dispatch:
-    """One thread's handler of operators; it keeps state, so every thread has its own."""
+    """The operator handler of one thread; it has state, so every thread has its own."""
 
     def __init__(self, simulation: Simulation, state: ThreadState) -> None:
         self._simulation = simulation
@@ -50,7 +50,7 @@ class Dispatch:
         self._refused = simulation.rules.refused
 
     def decomposed(self, func: Any) -> bool:  # noqa: ARG002
-        """Return whether an operator has to be taken apart: none has."""
+        """Return whether an operator has to be decomposed: none has."""
         return False
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -75,12 +75,12 @@ class Dispatch:
         return func(*args, **kwargs)
 
     def _again(self) -> AbstractContextManager[object]:
-        """Let the operators of a block be seen although this handler is running."""
+        """Intercept the operators of a block although this handler is running."""
         bridge = self._state.bridge
         return bridge.again() if bridge is not None and bridge.is_open else seen_again()
 
     def _inside(self, body: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run a kernel written in Python with both modes on, which are off in this handler."""
+        """Run a Python kernel with both modes on, which this handler has off."""
         before, self._state.call = self._state.call, None
         try:
             with self._again(), FunctionMode(self._simulation, self._state):
@@ -121,7 +121,7 @@ class Dispatch:
             raise
 
     def _draw(self, func: Any, on_mac: bool, args: Any, kwargs: dict[str, Any]) -> Any:
-        # C++ wraps a generator anew, so which one was given only the caller's arguments show.
+        # C++ wraps a generator anew, so only the caller's arguments show which one was given.
         call = self._state.call
         given = None if call is None else call[1].get("generator")
         return self._simulation.randomness.run(func, on_mac, given, args, kwargs)
@@ -140,7 +140,7 @@ class Dispatch:
                 self._tag(part)
 
     def _target(self, facts: OpFacts, where: int, kwargs: dict[str, Any]) -> bool:
-        """Return whether the result is to be on the Mac; put CPU in place of ``mps``."""
+        """Return whether the result belongs on the Mac; replace ``mps`` by the CPU."""
         if self._state.target is not None and facts.moves:
             return self._state.target.type == "mps"
         if kwargs.get("pin_memory"):
@@ -161,9 +161,9 @@ class Dispatch:
     def _made_inside(self, where: int) -> bool:
         """Return whether C++ code that works on mps tensors asked for a tensor "on the CPU".
 
-        It copies the options of its arguments, whose device it takes for the CPU. A call from
-        Python always carries ``pin_memory``, one from C++ never does. Between calls from Python it
-        is autograd's engine that runs C++ code: the side is then that of the node under execution.
+        Such code copies the options of its arguments, which it sees on the CPU. A call from Python
+        always has ``pin_memory``, one from C++ never does. Between calls from Python, autograd's
+        engine runs C++ code on the device of its current node.
         """
         if where:
             return bool(where & ON_MAC)
@@ -175,7 +175,7 @@ class Dispatch:
 
 
 def _is_scratch(facts: OpFacts, result: Any, kwargs: dict[str, Any]) -> bool:
-    """Return whether C++ made a float64 number of its own, as no Mac's would.
+    """Return whether C++ made a float64 scalar of its own, which it would not on a Mac.
 
     ``linalg_pinv`` takes float32 for its tolerances on MPS and float64 elsewhere, and asks the
     device in C++ (get_atol_rtol in LinearAlgebra.cpp).
@@ -192,7 +192,7 @@ _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class Bridge(TorchDispatchMode):
-    """One thread's handler as a mode; off until something needs it."""
+    """The handler of one thread as a mode; off until needed."""
 
     def __init__(self, dispatch: Dispatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -202,14 +202,14 @@ class Bridge(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Torch asks: yes would wrap the handler and import all of dynamo at the first operator.
+        # True would wrap the handler and import all of dynamo at the first operator.
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Hand the operator to the thread's handler; a subclass has to unwrap itself first."""
         if not all(kind in _PLAIN or kind.__name__ == "FakeTensor" for kind in types):
             return NotImplemented
-        if func.namespace == "prim":  # a question about a subclass, which no dispatcher knows
+        if func.namespace == "prim":  # a query about a subclass, unknown to the dispatcher
             return func(*args, **(kwargs or {}))
         return self._dispatch.answer(func, args, kwargs or {})
 
@@ -270,7 +270,7 @@ def install(simulation: Simulation, patches: Patches) -> None:
     def make_wrapper(*args: Any, **kwargs: Any) -> Any:
         bridge = simulation.state().bridge
         if bridge is not None:
-            bridge.open()  # for as long as the thread is inside: the tensor may live that long
+            bridge.open()  # until the thread leaves, because the tensor may live that long
         return _make_wrapper(*args, **kwargs)
 
     patches.set(TorchDispatchMode, "__enter__", enter)

@@ -1,4 +1,4 @@
-"""What MPS kernels compute where the CPU has no kernel, or one with other results.
+"""Replacements for MPS kernels where the CPU has none, or one with other results.
 
 Each takes CPU tensors in the place of mps ones and returns what the MPS kernel would, with its
 checks. The file named at each is pytorch's.

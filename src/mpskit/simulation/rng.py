@@ -23,7 +23,7 @@ _Base = torch._C.Generator
 
 
 class MpsGenerator(_Base):
-    """A generator that says it is on the simulated device."""
+    """A generator that reports the simulated device."""
 
     device = MPS
     _offset = 0
@@ -33,7 +33,7 @@ class MpsGenerator(_Base):
         return _with_state(self.get_state())
 
     def get_offset(self) -> int:
-        """Return what `set_offset` was given last; Philox numbers are not drawn here."""
+        """Return the offset set last, which has no effect: no Philox numbers are drawn."""
         return self._offset
 
     def set_offset(self, offset: int) -> MpsGenerator:
@@ -42,18 +42,18 @@ class MpsGenerator(_Base):
         return self
 
     def manual_seed(self, seed: int) -> _Base:
-        """Start again from a seed."""
+        """Reseed."""
         self._offset = 0
         return super().manual_seed(seed)
 
     def seed(self) -> int:
-        """Start again from a seed that nobody knows."""
+        """Reseed from entropy."""
         self._offset = 0
         return super().seed()
 
 
 class _Shared(MpsGenerator):
-    """The default generator of the simulated GPU where it has the CPU's stream."""
+    """The default generator of the simulated GPU when it shares the CPU's stream."""
 
     def manual_seed(self, seed: int) -> _Base:
         self._offset = 0
@@ -132,7 +132,7 @@ class _GeneratorMeta(type):
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Put the simulated generators in place."""
+    """Install the simulated generators."""
     replacement = _GeneratorMeta("Generator", (), {"__doc__": _Base.__doc__, "__module__": "torch"})
     default = simulation.randomness.default
     patches.set(torch, "Generator", replacement)

@@ -1,4 +1,4 @@
-"""What is known of each operator and dtype, worked out once and kept."""
+"""Facts about each operator and dtype on the simulated Mac, cached."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NEVER = {
 
 
 def dtype_refusal(dtype: torch.dtype, *, torch_version: str, macos: str) -> TypeError | None:
-    """Return the error that MPS raises for a tensor of a dtype, or None where it takes it.
+    """Return the error that MPS raises for a tensor of a dtype; None if it supports it.
 
     A tensor that moves to MPS is allocated there first, so it meets the same text as one made
     there: ``torch.ones(1, dtype=torch.float64).to("mps")`` says "Cannot convert a MPS Tensor to
@@ -55,7 +55,7 @@ def dtype_refusal(dtype: torch.dtype, *, torch_version: str, macos: str) -> Type
 
 
 def in_kernel(dtype: torch.dtype, *, torch_version: str, macos: str) -> TypeError | None:
-    """Return the error of a kernel that meets a CPU tensor of a dtype that MPS does not know."""
+    """Return the error of a kernel that gets a CPU tensor of a dtype that MPS lacks."""
     name = str(dtype).removeprefix("torch.")
     text = f"{_USED} {_WHY}" if name == "float64" else _text(name, torch_version, macos)
     return TypeError(text) if text else None
@@ -108,11 +108,11 @@ class OpFacts(OpSchema):
     Attributes:
         moves: it may read one device and write another.
         cpu_result: position of a result that stays on the CPU.
-        body: its kernel, where that is Python code, which has to see the simulation.
-        kernel: what stands for the MPS kernel, where the CPU's would not do.
-        mixes: its tensors may lie on two devices, as far as it is concerned.
-        memory: what it uses on MPS beyond its outputs; None where nothing.
-        gate: raises what a Mac raises before it runs; None where nothing can be wrong.
+        body: its kernel, if that is Python code, which must run inside the simulation.
+        kernel: the replacement for the MPS kernel, if the CPU's differs.
+        mixes: it accepts tensors on two devices.
+        memory: the rule for its MPS memory beyond its outputs; None if there is none.
+        gate: raises a Mac's errors before it runs; None if there are none.
     """
 
     moves: bool
@@ -130,7 +130,7 @@ class Rules:
     Attributes:
         fallbacks: operators that ran on the CPU instead, in order, each once.
         known: facts of the operators seen so far.
-        refused: dtypes that MPS does not take.
+        refused: dtypes that MPS does not support.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Rules:
         return dtype_refusal(dtype, torch_version=self._torch_version, macos=self._macos)
 
     def facts(self, func: Any) -> OpFacts:
-        """Work out the facts of an operator that was not seen before."""
+        """Determine the facts of a new operator."""
         name, body = func._schema.name, _body(func)
         facts = OpFacts.of(
             func,
@@ -194,7 +194,7 @@ class Rules:
         def run_on_cpu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             if check is not None:
                 check(args, kwargs)
-            # Torch warns at one place in its source, so only for the first of a process.
+            # Torch warns once per process, for the first such operator.
             if not self.fallbacks:
                 warnings.warn(self._coverage.fallback_warning(func), UserWarning, stacklevel=3)
             if name not in self.fallbacks:

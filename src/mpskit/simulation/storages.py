@@ -1,4 +1,4 @@
-"""Storages: their device, their size, their copies, and what a worker process may be sent."""
+"""Storages on the simulated device: device, resizing, copies, and sharing with processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which storages count as being on ``mps:0``, what each was charged for, and where arguments lie.
+"""Tags of the storages that count as on ``mps:0``, with the memory charged for each.
 
-A tensor's data lie on the CPU; its storage is *tagged* for as long as it lives.
+A tensor's data is on the CPU; its storage is *tagged* for as long as it lives.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["BOTH", "ON_CPU", "ON_MAC", "Scan", "Tags", "address_of", "scanner"]
 
 
-# The C++ storage's address. Unlike Tensor.untyped_storage it is no overridable function, so a
-# function mode does not see it; it raises NotImplementedError where there is no storage.
+# The C++ storage's address. Unlike Tensor.untyped_storage it cannot be overridden, so function
+# modes do not see it; without a storage it raises NotImplementedError.
 _c: Any = torch._C
 address_of: Callable[[torch.Tensor], int] = _c._storage_address
 _storage_of = torch._C.TensorBase.untyped_storage
@@ -111,10 +111,10 @@ Scan = Callable[[Iterable[Any]], int]
 
 
 def scanner(tags: Tags) -> Scan:
-    """Return a function that says where the tensors among some values lie, as a bit set.
+    """Return a function that gives the devices of the tensors among some values, as a bit set.
 
-    CPU tensors without dimensions do not count: they may go with any device. This runs for every
-    operator, so it reads the table of tags directly and looks into lists only where it meets one.
+    Zero-dimensional CPU tensors do not count, because they combine with any device. This runs for
+    every operator, so it reads the table of tags directly and searches only lists that it meets.
     """
     live, has, tensor_class = tags.live, tags.has, torch.Tensor
     address, dimensions = address_of, torch.Tensor.dim

@@ -1,4 +1,4 @@
-"""Layer 1: attributes of ``torch.Tensor``, true in every thread and mode, and moves of tensors."""
+"""Layer 1: patched attributes of ``torch.Tensor``, for every thread and mode, and device moves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LIST = "_allowed_methods"
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Put the simulated attributes on the tensor class."""
+    """Patch the simulated attributes onto the tensor class."""
     has = simulation.tags.has
     attributes = {
         "device": property(_device_getter(simulation)),
@@ -35,7 +35,7 @@ def install(simulation: Simulation, patches: Patches) -> None:
         "type": _typer(has),
         "numpy": _numpy(simulation),
     }
-    # What may be asked of a lazy module's parameters is a list of the functions themselves.
+    # A lazy module's parameters allow a list of functions, kept by identity.
     lazy: Any = next(kind for kind in UninitializedParameter.__mro__ if _LIST in vars(kind))
     allowed = list(lazy._allowed_methods)
     for name, value in attributes.items():
@@ -86,7 +86,7 @@ def _numpy(simulation: Simulation) -> Callable[..., Any]:
 def _typer(has: Callable[[torch.Tensor], bool]) -> Callable[..., Any]:
     def type_(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
         if dtype is None:
-            # Under a function mode torch comes back here for the name, with the mode off.
+            # Under a function mode torch calls this again for the name, with the mode off.
             name = _base.type(self)
             plain = name.replace("torch.mps.", "torch.")
             return plain.replace("torch.", "torch.mps.", 1) if has(self) else plain
@@ -110,7 +110,7 @@ def _by_name(tensor: torch.Tensor, kind: Any, non_blocking: bool) -> torch.Tenso
 
 
 def _copier() -> Callable[..., torch.Tensor]:
-    """Let the gradient of ``x.copy_(y)`` come back to the device of ``y``."""
+    """Let the gradient of ``x.copy_(y)`` return to the device of ``y``."""
     raw = _base.copy_
 
     def copy_(self: torch.Tensor, other: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
@@ -178,7 +178,7 @@ def move(
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """Return a copy on the other device; the gradient comes back to this one."""
+    """Return a copy on the other device; the gradient returns to this one."""
     if tensor.requires_grad and torch.is_grad_enabled():
         moved: torch.Tensor = _Move.apply(tensor, simulation, target, dtype, memory_format)  # type: ignore[no-untyped-call]
         return moved
@@ -204,7 +204,7 @@ def _copy(
 
 
 class _Move(torch.autograd.Function):
-    """Torch sees a copy from CPU to CPU, so the way back has to be told."""
+    """A differentiable move: torch sees a copy from CPU to CPU, so backward moves the gradient."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""The bindings of ``torch._C`` that a build for Macs has, over the simulated machine."""
+"""The ``torch._C`` bindings of a macOS build, backed by the simulated machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["install"]
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Put the simulated bindings into ``torch._C``."""
+    """Install the simulated bindings in ``torch._C``."""
     bindings = _machine(simulation) | _memory(simulation) | _profiler() | events.bindings()
     if simulation.usable:
         bindings |= _accelerator(simulation)

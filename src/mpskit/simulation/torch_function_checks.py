@@ -1,9 +1,9 @@
 """Lets torch's Python-level functions run their bodies with the function mode on.
 
-``F.relu``, ``Tensor.backward`` and their like ask ``has_torch_function`` first; with a function
-mode on the answer is yes, the mode's handler gets the whole call, and the body then runs with the
-mode off, so that what it calls inside would be missed. The simulation needs only C++ functions, so
-inside it the answer depends on the arguments' classes alone, as it does without a mode.
+Functions such as ``F.relu`` and ``Tensor.backward`` first call ``has_torch_function``. With a
+function mode on it returns True, the mode's handler gets the whole call, and the body runs with the
+mode off, so its inner calls would be missed. The simulation needs only C++ functions, so inside it
+the result depends on the arguments' classes alone, as without a mode.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _depth = torch._C._len_torch_function_stack
 
 
 def install(patches: Patches) -> None:
-    """Replace the three questions in every torch module that holds them."""
+    """Replace the three checks in every torch module that holds them."""
     replacements = {
         overrides.has_torch_function: _among(overrides.has_torch_function),
         overrides.has_torch_function_variadic: _variadic(overrides.has_torch_function_variadic),

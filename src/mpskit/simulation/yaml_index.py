@@ -1,4 +1,4 @@
-"""Which operators the installed torch has an MPS kernel for, read from its own yaml.
+"""The operators for which the installed torch has an MPS kernel, read from its own yaml.
 
 ``torchgen/packaged/ATen/native/native_functions.yaml`` ships inside every torch wheel; the Linux
 and the macOS file of one version are the same, byte for byte. It is 600 kB, and a yaml parser is
@@ -6,7 +6,7 @@ neither a dependency of mpskit nor quick, so a line reader takes the four keys t
 ``func``, ``structured_delegate``, ``dispatch`` and ``autogen``.
 
 What the yaml does not know (operators registered in C++, kernels that always run on the CPU,
-limits that depend on arguments) stands in ``data/mps_coverage.toml``.
+limits that depend on arguments) is in ``data/mps_coverage.toml``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
 
 def parse(lines: Iterable[str]) -> dict[str, Entry]:
-    """Return the entries of a native_functions.yaml, by name; unknown keys are passed over."""
+    """Return the entries of a native_functions.yaml, by name; unknown keys are skipped."""
     entries: dict[str, Entry] = {}
     for block in _blocks(lines):
         entry = _entry(block)
@@ -100,7 +100,7 @@ def _dispatch(names: str, kernel: str) -> dict[str, str]:
 
 
 def kind_of(entry: Entry, entries: Mapping[str, Entry]) -> Kind:
-    """Return how MPS comes by an operator: own kernel, composite, or not at all."""
+    """Return how MPS runs an operator: by its own kernel, as a composite, or not at all."""
     keys = entries[entry.delegate].keys if entry.delegate in entries else entry.keys
     if "MPS" in keys:
         return Kind.NATIVE
@@ -114,7 +114,7 @@ def kind_of(entry: Entry, entries: Mapping[str, Entry]) -> Kind:
 
 
 class Index:
-    """Every operator of one yaml with its kind, and the kernel that it ends in."""
+    """Every operator of one yaml with its kind and its final kernel."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self.kinds = {name: kind_of(entry, entries) for name, entry in entries.items()}
@@ -167,7 +167,7 @@ def _families(entries: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _distance(name: str, relation: str) -> int:
-    """Rank what an operator is likely to call: its own ``out``, its in-place form, any other."""
+    """Rank what an operator probably calls: its own ``out``, its in-place form, any other."""
     if relation.startswith((f"{name}_", f"{name}.")) and not relation.startswith(f"{name}_."):
         return 1 if relation == f"{name}_" else 0
     return 2

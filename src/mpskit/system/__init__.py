@@ -1,1 +1,1 @@
-"""The only room that asks the operating system: the machine, its memory, processes and power."""
+"""The only package that queries the operating system: machine, memory, processes, power."""

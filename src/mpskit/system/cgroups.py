@@ -1,4 +1,4 @@
-"""Control groups: the files of the groups this process is in, and what memory they still allow.
+"""Control groups: this process's limits, and how much memory they still allow.
 
 ``mpskit.host.linux`` has the rules for the limits that a :class:`Host` reports.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 
 __all__ = ["NO_LIMIT", "count", "folders_of", "memory_files", "memory_room", "read_limits"]
 
-# Version 1 says "no limit" by the largest page-aligned number; nothing near it is a limit.
+# Version 1 writes "no limit" as the largest page-aligned number; nothing near it is a limit.
 NO_LIMIT = 1 << 60
 
 _ROOT = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
-# Version 2 and version 1 names of: the limit, what is used, and the pages that can be dropped.
+# Version 2 and version 1 names of the limit, the usage, and the droppable pages.
 _MEMORY = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -50,7 +50,7 @@ def folders_of(membership: str) -> list[str]:
 
 
 def count(text: str) -> int | None:
-    """Return the number that a file holds; None for ``max`` and for what is malformed."""
+    """Return the number in a file; None for ``max`` and for malformed text."""
     text = text.strip()
     return int(text) if _COUNT.fullmatch(text) else None
 
@@ -67,7 +67,7 @@ def memory_files() -> dict[str, str]:
 
 @functools.cache
 def _limiting() -> tuple[str, ...]:
-    """Return the groups that have a memory limit at all, found once: most machines have none."""
+    """Return the groups with a memory limit, found once because most machines have none."""
     found = _read(_own_folders(), _MEMORY_LIMITS)
     return tuple({name.rpartition("/")[0]: None for name in found if _limit(found[name])})
 
@@ -94,9 +94,9 @@ def memory_room(files: Mapping[str, str]) -> int | None:
 
     Args:
         files: file name to text, with or without a folder: ``memory.max``, ``memory.current`` and
-            ``memory.stat`` (version 2), or their version 1 names. With several groups the
-            tightest counts. File pages that can be dropped are not in use. A malformed file is as
-            good as none.
+            ``memory.stat`` (version 2), or their version 1 names. With several groups the tightest
+            counts. File pages that can be dropped are not in use. A malformed file counts as
+            missing.
     """
     folders = {name.rpartition("/")[0] for name in files}
     rooms = [_room(files, f"{folder}/" if folder else "") for folder in folders]

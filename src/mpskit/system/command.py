@@ -1,10 +1,10 @@
-"""Running a user's command to its end, whatever ends it, and looking at its processes meanwhile.
+"""Runs a user's command to its end, passes signals on, and samples its processes.
 
-Signals reach the command once, not only this process: SIGTERM and SIGHUP are passed on. A first
-Ctrl-C lets it end in its own way, a second one asks it to (SIGTERM), a third kills it with its
-children. On a terminal the command gets Ctrl-C from there; elsewhere it has a process group of its
-own, so that a signal to this process's group does not reach it twice.
-Nothing but the command and its descendants is ever signalled.
+Each signal reaches the command exactly once: SIGTERM and SIGHUP are passed on. A first Ctrl-C lets
+it end in its own way, a second sends SIGTERM, a third kills it with its children. On a terminal the
+command gets Ctrl-C from there; elsewhere it has a process group of its own, so a signal to this
+process's group does not reach it twice. Nothing but the command and its descendants is ever
+signalled.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ def run_command(command: Sequence[str], environ: Mapping[str, str]) -> int:
 def watch_command(
     command: Sequence[str], interval: float, look: Callable[[int, float], None]
 ) -> Ended:
-    """Run a command and look at it now and then until it ends.
+    """Run a command and sample it at an interval until it ends.
 
     Args:
         command: the program and its arguments; input and output are this process's own.
-        interval: seconds between two looks.
+        interval: seconds between two samples.
         look: called with the process's number and the seconds since its start.
 
     Raises:
@@ -81,7 +81,7 @@ def watch_command(
 def _running(
     command: Sequence[str], environ: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command, send signals on to it during the block, and see that it ends."""
+    """Start a command, pass signals on to it during the block, and make sure that it ends."""
     child: list[subprocess.Popen[bytes]] = []
     from_terminal = _from_terminal()
     with _signals(child, from_terminal=from_terminal):
@@ -120,7 +120,7 @@ def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 @contextlib.contextmanager
 def _signals(child: list[subprocess.Popen[bytes]], *, from_terminal: bool) -> Iterator[None]:
-    """Send signals on to the command while it runs; only the main thread may say so."""
+    """Pass signals on to the command while it runs; only the main thread can set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -164,7 +164,7 @@ def _interrupting(
 
 
 def _from_terminal() -> bool:
-    """Return whether Ctrl-C reaches the command by itself, as the terminal sends it to both."""
+    """Return whether the terminal sends Ctrl-C to the command too."""
     try:
         return sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except (AttributeError, OSError, ValueError):
@@ -172,7 +172,7 @@ def _from_terminal() -> bool:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Make sure that the command has ended: nothing is done if it has."""
+    """Make sure that the command has ended."""
     if child.poll() is not None:
         return
     child.terminate()

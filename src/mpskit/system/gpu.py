@@ -1,8 +1,8 @@
-"""What the system shows of its GPUs without torch: how busy one is (macOS), how many (Linux).
+"""GPU readings without torch: utilization (macOS) and number of cards (Linux).
 
-``ioreg`` shows the accelerator without root. Its class (``IOAccelerator``) and keys
-(``PerformanceStatistics``, ``Device Utilization %``) are those that public monitors for the Mac
-read; the parser was written from them, not run on a Mac.
+``ioreg`` reports the accelerator without root. Its class (``IOAccelerator``) and keys
+(``PerformanceStatistics``, ``Device Utilization %``) are those that public Mac monitors read; the
+parser was written from them, not run on a Mac.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from mpskit.system.process import output_of
 __all__ = ["GPU_COMMAND", "card_count", "gpu_percent", "gpu_percent_in"]
 
 
-# With its whole path, so that no fork of a process that uses Metal starts it: see run_bounded.
+# The absolute path lets posix_spawn start it, without forking a process that uses Metal: see
+# run_bounded.
 GPU_COMMAND = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator", "-a")
 _KEYS = ("Device Utilization %", "GPU Activity(%)")
 _NVIDIA = "0x10de"
@@ -25,9 +26,9 @@ _TIME_LIMIT_S = 2.0
 
 
 def gpu_percent() -> float | None:
-    """Return how busy the GPU is, 0 to 100, for all programs; None where it is not told.
+    """Return the GPU's utilization by all programs, 0 to 100; None where it is unknown.
 
-    Starts ``ioreg`` on macOS, which takes some milliseconds; elsewhere there is no such figure.
+    It runs ``ioreg`` on macOS, which takes some milliseconds; elsewhere there is no such figure.
     """
     return gpu_percent_in(_asked()) if sys.platform == "darwin" else None
 
@@ -37,10 +38,10 @@ def _asked() -> bytes:
 
 
 def gpu_percent_in(plist: bytes) -> float | None:
-    """Return the busiest accelerator's share from ``ioreg -a``'s output; None if it has none."""
+    """Return the busiest accelerator's utilization from ``ioreg -a``'s output; None for none."""
     try:
         found = plistlib.loads(plist)
-    except Exception:  # noqa: BLE001 - on malformed XML plistlib raises whatever its stack does
+    except Exception:  # noqa: BLE001 - plistlib raises anything on malformed XML
         return None
     shares = [_share(entry) for entry in found] if isinstance(found, list) else []
     return max((share for share in shares if share is not None), default=None)

@@ -1,4 +1,4 @@
-"""The C library's heap: glibc's calls that say which memory goes back to the system."""
+"""glibc's heap: returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["returning_large_blocks", "trim_heap"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 1 << 20
 # The most that 64-bit glibc raises its threshold to by itself (DEFAULT_MMAP_THRESHOLD_MAX in
-# malloc/malloc.c): a process that frees large tensors is there soon.
+# malloc/malloc.c): a process that frees large tensors soon reaches it.
 _GREATEST = 32 << 20
 
 
 def trim_heap() -> None:
-    """Give free pages back; nothing happens without glibc."""
+    """Return free pages to the system; a no-op without glibc."""
     trim = _function("malloc_trim")
     if trim is not None:
         trim(0)
@@ -24,11 +24,11 @@ def trim_heap() -> None:
 
 @contextlib.contextmanager
 def returning_large_blocks() -> Iterator[None]:
-    """Give every block of 1 MiB or more back as soon as it is freed, inside the block.
+    """Return every allocation of 1 MiB or more to the system as soon as it is freed.
 
-    Else glibc keeps freed blocks of up to 32 MiB mapped, in pieces that the next larger ones do not
-    fit into. Afterwards the thresholds stand where glibc's own growth ends. Nothing happens
-    without glibc.
+    Otherwise glibc keeps freed blocks of up to 32 MiB mapped, too fragmented for larger ones. On
+    exit the thresholds are set to the maximum that glibc itself grows them to. A no-op without
+    glibc.
     """
     set_option = _function("mallopt")
     if set_option is None:

@@ -1,8 +1,8 @@
-"""Asks the operating system what machine this is, and concludes nothing.
+"""Reads from the operating system what machine this is, and draws no conclusions.
 
-Each reading has two seconds. One that fails or takes longer is None, and the others still come.
-Nothing here touches the MPS allocator or makes a CUDA context, and torch is never imported: its
-name for the Metal device is asked only if torch is already there.
+Each reading has two seconds. One that fails or takes longer is None, without affecting the others.
+Nothing here touches the MPS allocator or creates a CUDA context, and torch is never imported: it is
+asked for the Metal device's name only if it is already imported.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _NUMBER_SYSCTLS = (
     "sysctl.proc_translated",
     "iogpu.wired_limit_mb",
 )
-# Nothing that names a person or a machine: the report may end in a public issue.
+# None of these names a person or a machine, because a report may end up in a public issue.
 _ENVIRON = (
     "CI",
     "GITHUB_ACTIONS",
@@ -79,10 +79,10 @@ _replaced: Readings | None = None
 
 
 def replace_readings(readings: Readings | None) -> Readings | None:
-    """Make every later reading, in all threads, this one; None asks the machine again.
+    """Replace every later reading, in all threads; None reads the machine again.
 
     Returns:
-        What was in place before, to be put back.
+        The previous replacement, to be restored.
     """
     global _replaced
     previous, _replaced = _replaced, readings
@@ -90,12 +90,12 @@ def replace_readings(readings: Readings | None) -> Readings | None:
 
 
 def replaced_readings() -> Readings | None:
-    """Return the readings put in place of the machine's own, or None."""
+    """Return the readings that replace the machine's own, or None."""
     return _replaced
 
 
 def read_readings() -> Readings:
-    """Ask the machine; a reading that fails or takes over two seconds is None."""
+    """Read the machine; a reading that fails or takes over two seconds is None."""
     if _replaced is not None:
         return _replaced
     from mpskit.host.readings import Readings
@@ -110,9 +110,9 @@ def read_readings() -> Readings:
 def read_all(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     """Read everything; a reading that raises or takes over two seconds is None.
 
-    One thread does them all, because starting one costs more than most readings do. A reading
-    that hangs is left alone with its thread, and another thread takes the rest. Where no thread
-    can be started, this one reads, without a limit of time.
+    One thread does them all, because starting one costs more than most readings do. A reading that
+    hangs is abandoned with its thread, and another thread takes the rest. If no thread can be
+    started, the calling thread reads, without a time limit.
     """
     values: dict[str, Any] = dict.fromkeys(readers)
     names = list(readers)
@@ -140,7 +140,7 @@ def _answer(todo: list[Callable[[], Any]], answers: SimpleQueue[Any]) -> None:
 def _quiet(read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except Exception:  # noqa: BLE001 - a machine nobody has seen may fail in any way
+    except Exception:  # noqa: BLE001 - an unknown machine may fail in any way
         return None
 
 
@@ -163,7 +163,7 @@ def _sysctls() -> dict[str, str]:
 
 
 def _product_version() -> str | None:
-    """Ask the kernel, and else ``sw_vers`` (the variable makes it tell the truth to old SDKs)."""
+    """Ask the kernel, else ``sw_vers`` (the variable makes it tell old SDKs the truth)."""
     if known := _sysctls().get("kern.osproductversion"):
         return known
     environ = os.environ | {"SYSTEM_VERSION_COMPAT": "0"}

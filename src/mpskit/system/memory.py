@@ -1,7 +1,7 @@
-"""The machine's memory at this moment: RAM, swap, what a container still allows, pressure.
+"""The machine's memory now: RAM, swap, a container's limit, memory pressure.
 
-``mpskit.host`` says what machine this is and remembers it; these figures change while one looks.
-Every one is None where it cannot be read. Replaced readings (a simulated machine's) are honoured.
+``mpskit.host`` describes the machine and is cached; these figures change all the time. Each is None
+where it cannot be read. Replaced readings (a simulated machine's) are honoured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Pressure: TypeAlias = Literal["normal", "warning", "critical"]
 
 _LEVEL = "kern.memorystatus_vm_pressure_level"
 _PSI = Path("/proc/pressure/memory")
-# Our own reading of PSI: a tenth of the last ten seconds in which some, or every, task waited.
+# This library's threshold for PSI, in percent of the last ten seconds in which tasks waited.
 _STALLED = 10.0
 
 
@@ -44,7 +44,7 @@ class SystemMemory(NamedTuple):
 
 
 def system_memory() -> SystemMemory:
-    """Return RAM and swap now; ``available`` is less where a container's limit leaves less."""
+    """Return RAM and swap now; a container's limit can reduce ``available``."""
     replaced = replaced_readings()
     if replaced is not None:
         told: Any = replaced
@@ -66,7 +66,7 @@ def _psutil(function: str) -> Any:
 
     try:
         return getattr(psutil, function)()
-    except Exception:  # noqa: BLE001 - a malformed /proc makes psutil raise whatever its parser does
+    except Exception:  # noqa: BLE001 - psutil raises anything on a malformed /proc
         return None
 
 
@@ -78,7 +78,7 @@ def _text(path: Path) -> str | None:
 
 
 def memory_pressure() -> Pressure | None:
-    """Return how short of memory the system says it is; None where it does not say.
+    """Return the memory pressure that the system reports; None where it reports none.
 
     macOS: ``kern.memorystatus_vm_pressure_level``. Linux: ``/proc/pressure/memory`` (PSI), which
     containers and older kernels do not have.
@@ -101,7 +101,7 @@ def pressure_of_psi(text: str) -> Pressure | None:
     """Return the meaning of ``/proc/pressure/memory``, by the shares of the last ten seconds.
 
     ``critical``: all tasks waited for memory for at least 10% of them; ``warning``: some did. The
-    threshold is this library's, the kernel names none.
+    kernel defines no threshold; this one is the library's.
     """
     shares = {
         match[1]: float(match[2])
@@ -122,9 +122,9 @@ def status_bytes(field: str, pid: int | None = None) -> int | None:
 
 
 def restart_peak() -> bool:
-    """Let ``VmHWM``, this process's peak resident size, start anew; False where that cannot be.
+    """Reset ``VmHWM``, this process's peak resident size; return False where that is impossible.
 
-    Linux only. ``ru_maxrss`` of this process starts anew with it.
+    Linux only. ``ru_maxrss`` of this process is reset with it.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

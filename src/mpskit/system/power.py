@@ -1,4 +1,4 @@
-"""Battery and Low Power Mode, as the system tells them; ``mpskit.host.power`` judges them."""
+"""Readings of battery and Low Power Mode; ``mpskit.host.power`` judges them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LOW_POWER_MODE = ("/usr/bin/pmset", "-g", "live")
 
 
 def read_power() -> Mapping[str, str] | None:
-    """Return what the system says about its power supply; None where it says nothing.
+    """Return the system's power readings; None where there are none.
 
-    The keys, each only where it is known: ``percent`` (the battery's charge), ``plugged`` (``1``
-    or ``0``), ``live`` (what ``pmset -g live`` prints, on a Mac). Kept out of
+    The keys, each only where it is known: ``percent`` (the battery's charge), ``plugged`` (``1`` or
+    ``0``), ``live`` (what ``pmset -g live`` prints, on a Mac). They are not in
     :func:`read_readings`, because ``pmset`` is another process.
     """
     replaced = replaced_readings()
@@ -35,8 +35,7 @@ def _battery() -> dict[str, str]:
 
     found: Any = psutil.sensors_battery()  # its stub leaves None out
     if found is None:
-        # On a Mac that means that there is no power source but the mains; elsewhere it can mean
-        # that nobody knows.
+        # On a Mac this means mains power only; elsewhere it can also mean unknown.
         return {"plugged": "1"} if platform.system() == "Darwin" else {}
     plugged = {} if found.power_plugged is None else {"plugged": str(int(found.power_plugged))}
     return {"percent": f"{found.percent:.0f}", **plugged}

@@ -1,7 +1,7 @@
-"""What a report may not show, because it may end in a public issue: :func:`scrub`.
+"""Removes private data from reports, which may end up in a public issue: :func:`scrub`.
 
-The user's and the machine's names, home folders, e-mail addresses and what looks like a secret are
-replaced. Every string of every report of the command line goes through here.
+Names of the user and the machine, home folders, e-mail addresses and likely secrets are replaced.
+Every string in every report of the command line passes through here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mpskit.backends.kinds import NAMES
 
 __all__ = ["program_name", "scrub", "scrub_all"]
 
-# Accounts and hosts of these names identify nobody, and the words occur in reports. The short ones
-# would tear up any sentence.
+# Accounts and hosts of these names identify nobody, and the words occur in reports. Short ones
+# would mangle any sentence.
 _NOBODY = frozenset(
     set(NAMES)
     | {"root", "user", "admin", "runner", "ubuntu", "docker", "linux", "macos", "mac", "darwin"}
@@ -37,7 +37,7 @@ _MOST_NAME = 60
 
 
 def scrub(text: str) -> str:
-    """Return a text without names of user and host, home folders, addresses and secrets."""
+    """Return a str without names of user and host, home folders, addresses and secrets."""
     for home in _homes():
         # "/home/al" is no part of "/home/alice".
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
@@ -59,14 +59,14 @@ def scrub_all(value: Any) -> Any:
 
 
 def program_name(executable: object, name: object) -> str:
-    """Return a program's name for a report: its executable's own, without folder or arguments.
+    """Return a program's name for a report: its executable's, without folder or arguments.
 
-    A process can set its name to any text, with users, hosts and arguments in it. It counts only
-    where the executable may not be asked for, and up to the first blank or mark.
+    A process can set its name to anything, users, hosts and arguments included. It is used only if
+    the executable cannot be read, and only up to the first blank or punctuation.
 
     Args:
         executable: its path; None or empty where it is not known.
-        name: what the process calls itself.
+        name: the process's own name.
     """
     if isinstance(executable, str) and executable:
         found = re.split(r"[/\\]", executable)[-1]
@@ -92,5 +92,5 @@ def _names() -> list[str]:
 def _node() -> str:
     try:
         return platform.node()
-    except Exception:  # noqa: BLE001 - a report must come on any machine
+    except Exception:  # noqa: BLE001 - a report must work on any machine
         return ""

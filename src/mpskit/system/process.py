@@ -1,9 +1,9 @@
-"""Processes: what memory they cost, which programs hold most, and running a helper within bounds.
+"""Processes: their memory, the programs that hold most, and bounded child processes.
 
 A process's memory is its footprint. macOS: ``phys_footprint``, the figure of Activity Monitor,
-which counts what the GPU has mapped for the process; the resident size does not. It is read
-through ``proc_pid_rusage`` of libSystem, laid out after ``<sys/resource.h>``
-(``struct rusage_info_v0``) and ``<libproc.h>``: written from the headers and not run on a Mac.
+which counts memory mapped for the GPU; the resident size does not. It is read through
+``proc_pid_rusage`` of libSystem, with the layout of ``<sys/resource.h>`` (``struct
+rusage_info_v0``) and ``<libproc.h>``; this was written from the headers and not run on a Mac.
 Linux: the resident size less shared pages (``/proc/PID/statm``), close to psutil's USS and much
 cheaper to read. Windows: the private bytes. Elsewhere: the resident size.
 """
@@ -53,19 +53,19 @@ _STOP_S = 2.0
 
 
 def footprint_bytes(pid: int | None = None) -> int | None:
-    """Return the memory of a process (this one by default); None if it may not be asked."""
+    """Return the memory of a process (this one by default); None if access is denied."""
     import psutil
 
     try:
         if sys.platform == "darwin":
             return _phys_footprint(pid or os.getpid())
         return footprint_of(psutil.Process(pid).memory_info())
-    except Exception:  # noqa: BLE001 - the process ended, may not be asked, or /proc is malformed
+    except Exception:  # noqa: BLE001 - the process ended, denies access, or /proc is malformed
         return None
 
 
 def footprint_of(info: Any) -> int:
-    """Return the footprint from psutil's ``memory_info()``, by what this system puts into it."""
+    """Return the footprint from psutil's ``memory_info()``, whose fields differ by system."""
     private = getattr(info, "private", None)
     return int(private if private is not None else max(0, info.rss - getattr(info, "shared", 0)))
 
@@ -74,7 +74,7 @@ def _phys_footprint(pid: int) -> int | None:
     import ctypes
 
     size = _UUID_BYTES + _COUNTERS * 8
-    # The kernel writes as much as the flavour has; the room is for a layout that grew.
+    # The kernel writes as much as the flavour has; the extra room allows for a larger layout.
     buffer = ctypes.create_string_buffer(4 * size)
     library = ctypes.CDLL("/usr/lib/libSystem.B.dylib")
     failed = library.proc_pid_rusage(ctypes.c_int(pid), _RUSAGE_INFO_V0, ctypes.byref(buffer))
@@ -91,7 +91,7 @@ class MemoryUser(Value):
     """A program and the memory that all its processes hold together.
 
     Attributes:
-        name: of the program's executable, without its path or arguments.
+        name: the executable's name, without its path or arguments.
         resident_bytes: the sum of the resident sizes; shared pages count once per process.
         processes: how many processes have that name.
     """
@@ -105,10 +105,10 @@ class MemoryUser(Value):
 
 
 def largest_users(count: int = 5) -> tuple[MemoryUser, ...]:
-    """Return the programs other than this process that hold most memory.
+    """Return the programs, other than this process, that hold the most memory.
 
-    Processes that may not be asked, or end meanwhile, are left out. Only names are kept: no path,
-    no user, no arguments.
+    Processes that deny access or end meanwhile are left out. Only names are kept: no path, no user,
+    no arguments.
     """
     held: Counter[str] = Counter()
     number: Counter[str] = Counter()
@@ -128,9 +128,9 @@ def _others() -> list[Any]:
     import psutil
 
     try:
-        # Fields that may not be read come as None: process_iter takes AccessDenied upon itself.
+        # Unreadable fields are None, because process_iter handles AccessDenied itself.
         found = list(psutil.process_iter(["name", "exe", "memory_info"]))
-    except Exception:  # noqa: BLE001 - who else is there must not hide the error it explains
+    except Exception:  # noqa: BLE001 - listing programs must not hide the error it explains
         return []
     return [process for process in found if process.pid != os.getpid()]
 
@@ -154,14 +154,14 @@ def run_bounded(
     environ: Mapping[str, str] | None = None,
     own_session: bool = True,
 ) -> Finished:
-    """Run a child process to its end, without input, within bounds of time and output.
+    """Run a child process to its end, without input, with limits on time and output.
 
-    The first MiB of each stream is kept and the rest thrown away; bytes that are not UTF-8 are
-    replaced. Whatever ends the wait, a Ctrl-C too, ends the child.
+    The first MiB of each stream is kept and the rest discarded; bytes that are not UTF-8 are
+    replaced. Whatever ends the wait, even Ctrl-C, also ends the child.
 
     Args:
         command: the program and its arguments.
-        seconds: the child and its descendants are killed after this long.
+        seconds: the time after which the child and its descendants are killed.
         environ: its environment variables; None for this process's own.
         own_session: start it in a session of its own, so that its descendants can be killed with
             it and a Ctrl-C at the terminal does not reach it. Without, a program that is given by
@@ -204,7 +204,7 @@ def run_bounded(
 
 
 class _Stream(threading.Thread):
-    """Reads a child's output as it comes: a pipe that nobody empties would block the child."""
+    """Reads a child's output as it arrives, because a full pipe would block the child."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         super().__init__(daemon=True, name="mpskit-child-output")
@@ -230,7 +230,7 @@ def _kill(child: subprocess.Popen[bytes], *, own_session: bool) -> None:
 def output_of(
     command: Sequence[str], *, seconds: float, environ: Mapping[str, str] | None = None
 ) -> str | None:
-    """Return what a program prints, without blanks around it; None if it fails in any way."""
+    """Return a program's stripped output; None if it fails in any way."""
     try:
         done = run_bounded(command, seconds=seconds, environ=environ, own_session=False)
     except OSError:
@@ -241,7 +241,7 @@ def output_of(
 class Helper:
     """A program that runs beside this process, in a session of its own, until it is stopped.
 
-    Its own session keeps Ctrl-C from it: the computation that it serves may go on after one.
+    Its own session keeps Ctrl-C from it, because the computation that it serves may survive one.
 
     Args:
         command: the program and its arguments.
@@ -274,7 +274,7 @@ class Helper:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether it is still running."""
         return self._process is not None and self._process.poll() is None
 
     def says(self, line: str, *, within: float) -> bool:
@@ -288,7 +288,7 @@ class Helper:
         return bool(ready) and pipe.readline().strip() == line
 
     def stop(self) -> None:
-        """End it and what it started; it may be gone already."""
+        """End it and its descendants; it may have ended already."""
         import subprocess
 
         if self._process is None:

@@ -1,4 +1,4 @@
-"""Values of macOS's kernel by name: no process is started, and twenty names take microseconds."""
+"""Reads macOS kernel values by name in microseconds, without starting a process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_sysctls(texts: Iterable[str] = (), numbers: Iterable[str] = ()) -> dict
     """
     import ctypes
 
-    # Windows has no library of the process itself, and Linux no such function.
+    # Windows has no handle of the process itself, and Linux no such function.
     ask = getattr(ctypes.CDLL(None), "sysctlbyname", None) if os.name == "posix" else None
     if ask is None:
         return {}
@@ -33,7 +33,7 @@ def _text(raw: bytes) -> str:
 
 
 def _raw(ask: Any, name: str) -> bytes | None:
-    """Return the value as the kernel writes it: asked once for its size, once for its bytes."""
+    """Return the raw value, asking the kernel first for its size and then for its bytes."""
     import ctypes
 
     size = ctypes.c_size_t(0)

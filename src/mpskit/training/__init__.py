@@ -1,1 +1,1 @@
-"""What a training loop needs beside memory: loaders, transfers, precision, threads, power."""
+"""Helpers for a training loop: data loading, transfers, precision, threads, staying awake."""

@@ -1,4 +1,4 @@
-"""What a data set says about how it should be loaded: facts for the rules of ``dataloader``."""
+"""Facts of a dataset (kind, length, cost of an item) for the rules in ``loader``."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ __all__ = [
     "torch_cpu_count",
 ]
 
-# A look into a data set stops after so many items, or after the item that ends this time.
+# Reading sample items stops after this many, or after the item that exceeds ``_PEEK_S``.
 _PEEK_ITEMS = 3
-# Waiting uses next to no processor time. On a busy machine work gets only part of a processor, so
-# a share as large as a half would take work for waiting.
+# Waiting uses almost no CPU time. On a busy machine, code that computes gets only part of a CPU, so
+# a threshold of a half would mistake it for waiting.
 _WORKING_SHARE = 0.1
 _PEEK_S = 0.05
-# A data set that pickles to more than this is copied into each worker for longer than it saves.
+# Above this pickled size, copying the dataset into each worker takes longer than it saves.
 _PICKLE_LIMIT = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class ItemCost:
-    """What one item costs.
+    """What loading one item costs.
 
     Attributes:
-        seconds: from asking to having it.
-        waiting: hardly any processor was used in that time: it waits for a disk or a network.
+        seconds: the time it takes.
+        waiting: it uses hardly any CPU time, because it waits for a disk or a network.
     """
 
     seconds: float
@@ -52,13 +52,13 @@ class ItemCost:
 
 @dataclass(frozen=True, slots=True)
 class DatasetFacts:
-    """What is known of a data set; the defaults are those of one that nobody has given.
+    """What is known about a dataset; the defaults stand for none given.
 
     Attributes:
         kind: ``unknown``, ``map`` (has items), ``iterable``, or ``in-memory`` (tensors).
         on_accelerator: its tensors are not on the CPU.
-        length: items; None if it does not say.
-        cost: of an item; None if it was not looked at.
+        length: number of items; None if it has no ``len()``.
+        cost: the cost of an item; None if none was read.
     """
 
     kind: Literal["unknown", "map", "iterable", "in-memory"] = "unknown"
@@ -67,12 +67,12 @@ class DatasetFacts:
     cost: ItemCost | None = None
 
     def batches(self, batch_size: int | None) -> int | None:
-        """Return how many batches an epoch has; None if nobody can know."""
+        """Return how many batches an epoch has; None if the length is unknown."""
         return None if self.length is None else math.ceil(self.length / (batch_size or 1))
 
 
 def dataset_facts(dataset: Any, *, look: bool) -> DatasetFacts:
-    """Return what a data set is.
+    """Return the facts of a dataset.
 
     Args:
         dataset: as ``DataLoader`` takes it; None for none.
@@ -87,9 +87,9 @@ def dataset_facts(dataset: Any, *, look: bool) -> DatasetFacts:
         return DatasetFacts("iterable", length=length)
     tensors = _tensors(dataset)
     if tensors:
-        return DatasetFacts("in-memory", on_accelerator=_is_away(tensors), length=length)
-    cost, away = _peek(dataset, length) if look else (None, False)
-    return DatasetFacts("map", on_accelerator=away, length=length, cost=cost)
+        return DatasetFacts("in-memory", on_accelerator=_off_cpu(tensors), length=length)
+    cost, off_cpu = _peek(dataset, length) if look else (None, False)
+    return DatasetFacts("map", on_accelerator=off_cpu, length=length, cost=cost)
 
 
 def _length(dataset: Any) -> int | None:
@@ -100,7 +100,7 @@ def _length(dataset: Any) -> int | None:
 
 
 def _tensors(dataset: Any) -> tuple[Any, ...]:
-    """Return the tensors that a data set is a view of; empty if it is something else."""
+    """Return the tensors of an in-memory dataset; empty for any other."""
     import torch
     from torch.utils.data import Subset, TensorDataset
 
@@ -120,7 +120,8 @@ def _peek(dataset: Any, length: int | None) -> tuple[ItemCost | None, bool]:
     """Time a few items, on a shallow copy.
 
     Returns:
-        What an item costs, None if there is none or it fails; and whether it is on an accelerator.
+        The cost of an item (None if there is none or it fails), and whether it is on an
+        accelerator.
     """
     costs: list[tuple[float, float]] = []
     dataset, item = private_copy(dataset), None
@@ -133,25 +134,25 @@ def _peek(dataset: Any, length: int | None) -> tuple[ItemCost | None, bool]:
                 costs.append((time.perf_counter() - wall, time.thread_time() - cpu))
                 if time.perf_counter() > end:
                     break
-    except Exception:  # noqa: BLE001 - the loader is the one to show a data set's own error
+    except Exception:  # noqa: BLE001 - the loader will raise the dataset's own error
         return None, False
-    # The first item often opens files: the cheapest is what the others will be like.
+    # The first item often opens files, so the cheapest represents the others.
     seconds, cpu = min(costs, default=(0.0, 0.0))
     cost = ItemCost(seconds, waiting=is_waiting(cpu, seconds)) if costs else None
-    return cost, _is_away(item)
+    return cost, _off_cpu(item)
 
 
 def is_waiting(cpu: float, wall: float) -> bool:
-    """Return whether something that took so many seconds waited rather than worked."""
+    """Return whether code that took these seconds waited rather than computed."""
     return cpu < wall * _WORKING_SHARE
 
 
-def _is_away(item: Any) -> bool:
+def _off_cpu(item: Any) -> bool:
     """Return whether an item has a tensor that is not on the CPU."""
     if isinstance(item, Mapping):
-        return any(map(_is_away, item.values()))
+        return any(map(_off_cpu, item.values()))
     if isinstance(item, list | tuple):
-        return any(map(_is_away, item))
+        return any(map(_off_cpu, item))
     device = getattr(item, "device", None)
     return getattr(device, "type", "cpu") != "cpu"
 
@@ -164,13 +165,13 @@ def private_copy(dataset: Any) -> Any:
     """
     try:
         return copy.copy(dataset)
-    except Exception:  # noqa: BLE001 - what cannot be copied is used itself
+    except Exception:  # noqa: BLE001 - what cannot be copied is used as it is
         return dataset
 
 
 @contextlib.contextmanager
 def kept_random_state(generator: Any = None) -> Iterator[None]:
-    """Put the random streams of Python, torch's CPU and NumPy (if imported) back afterwards."""
+    """Restore the random states of Python, torch's CPU and NumPy (if imported) afterwards."""
     import torch
 
     numpy = sys.modules.get("numpy")
@@ -189,7 +190,7 @@ def kept_random_state(generator: Any = None) -> Iterator[None]:
 
 
 class _Sink:
-    """Counts what is written to it, and gives up at the limit."""
+    """Counts the bytes written to it, and raises beyond the limit."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -202,10 +203,10 @@ class _Sink:
 
 
 def fits_a_worker(dataset: Any) -> bool:
-    """Return whether a worker that is not forked can be given the data set: it pickles, and small.
+    """Return whether the dataset pickles to at most 64 MiB, so that a spawned worker can have it.
 
-    What is defined in ``__main__`` pickles only for scripts, not for notebooks; that is not known
-    here.
+    Classes defined in ``__main__`` reach the workers of a script but not those of a notebook; this
+    is not checked.
     """
     try:
         pickle.Pickler(_Sink()).dump(dataset)
@@ -215,5 +216,5 @@ def fits_a_worker(dataset: Any) -> bool:
 
 
 def torch_cpu_count() -> int:
-    """Return the CPUs as ``DataLoader`` counts them: it warns when the workers are more."""
+    """Return the CPUs as ``DataLoader`` counts them; it warns of more workers than that."""
     return affinity() or os.cpu_count() or 1

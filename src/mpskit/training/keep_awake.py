@@ -18,7 +18,7 @@ __all__ = ["Awake", "keep_awake"]
 
 # How long systemd-inhibit may take to ask logind for the lock.
 _START_S = 2.0
-# Says that the lock is held, and then waits for the process in $1 to end, however it ends.
+# Prints that the lock is held, then waits until the process $1 has ended in any way.
 _HELD = "held"
 _WATCH = f'echo {_HELD}; while kill -0 "$1" 2>/dev/null; do sleep 1; done'
 
@@ -27,9 +27,9 @@ class Awake:
     """Whether the machine is being kept awake, and by what.
 
     Attributes:
-        how: ``caffeinate``, ``systemd-inhibit``, or ``none``.
-        note: one sentence: what is done, or why nothing could be.
-        pid: of the process that does it; None without one.
+        how: the program: ``caffeinate``, ``systemd-inhibit``, or ``none``.
+        note: what is done, or why nothing could be, in one sentence.
+        pid: the helper's process id; None without one.
     """
 
     __slots__ = ("_helper", "how", "note")
@@ -41,16 +41,16 @@ class Awake:
 
     @property
     def active(self) -> bool:
-        """Whether it is being kept awake at this moment."""
+        """Whether the machine is being kept awake now."""
         return self._helper is not None and self._helper.running
 
     @property
     def pid(self) -> int | None:
-        """Of the process that keeps the machine awake; None without one."""
+        """The helper's process id; None without one."""
         return self._helper.pid if self._helper is not None else None
 
     def stop(self) -> None:
-        """Let the machine sleep again, before the body ends; a second call does nothing."""
+        """Let the machine sleep again before the body ends; a second call does nothing."""
         if self._helper is not None:
             self._helper.stop()
 
@@ -62,22 +62,22 @@ class Awake:
 def keep_awake(why: str = "a long computation") -> Iterator[Awake]:
     """Keep the machine from going to sleep while the body runs; also as a decorator.
 
-    On macOS ``caffeinate -i``, on Linux with logind ``systemd-inhibit``. Where there is neither,
-    or it fails, the body runs all the same: the value says so (``how`` is ``none``, ``active`` is
-    False, ``note`` says why), and so does a log line. The display may still sleep, and closing the
-    lid of a notebook still puts it to sleep.
+    It runs ``caffeinate -i`` on macOS and ``systemd-inhibit`` on Linux with logind. Without either,
+    or if it fails, the body still runs; the value says so (``how`` is ``none``, ``active`` is
+    False, ``note`` says why), and so does a log line. The display may still sleep, and closing a
+    notebook's lid still suspends it.
 
-    The helping process ends with the ``with``, and within a second or two when this process ends
+    The helper process ends with the ``with`` block, and within a second or two if this process ends
     in any other way, ``kill -9`` included.
 
     Args:
-        why: shown by ``systemd-inhibit --list``.
+        why: the reason that ``systemd-inhibit --list`` shows.
 
     Raises:
         ArgumentTypeError: ``why`` is not a str.
 
     Warns:
-        PowerWarning: the program is installed and cannot be started.
+        PowerWarning: the program is installed but cannot be started.
     """
     if not isinstance(why, str):
         raise wrong_type("why", "a str", why)
@@ -88,7 +88,7 @@ def keep_awake(why: str = "a long computation") -> Iterator[Awake]:
         finally:
             _stop(started)
     finally:
-        # An interrupt may have come on the line above.
+        # An interrupt may have cut the line above short.
         _stop(started)
 
 
@@ -102,8 +102,8 @@ class _Tool(NamedTuple):
     """A program that keeps the machine awake.
 
     Attributes:
-        name: of the program.
-        arguments: up to the process that it watches.
+        name: the program.
+        arguments: those before the pid that it watches.
         announces: whether it prints a line once it holds the lock.
     """
 
@@ -121,7 +121,7 @@ def _tools(why: str) -> tuple[_Tool, ...]:
 
 
 def _start(why: str, started: list[Helper]) -> Awake:
-    """Start the program that keeps this system awake, and put it into the list."""
+    """Start the program that keeps this system awake; ``started`` gets its helper."""
     tool = next((tool for tool in _tools(why) if shutil.which(tool.name)), None)
     if tool is None:
         return _nothing("this system has neither caffeinate nor systemd-inhibit")
@@ -129,7 +129,7 @@ def _start(why: str, started: list[Helper]) -> Awake:
         helper = Helper((tool.name, *tool.arguments, str(os.getpid())), started)
     except OSError as error:
         reason = f"{tool.name} could not be started: {error.strerror}"
-        # It is installed and broken: unlike its absence, that is worth a look.
+        # Unlike a missing program, an installed one that fails deserves a warning.
         warnings.warn(reason, PowerWarning, stacklevel=4)
         return _nothing(reason)
     if tool.announces and not helper.says(_HELD, within=_START_S):

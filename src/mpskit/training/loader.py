@@ -1,9 +1,9 @@
-"""Arguments for ``torch.utils.data.DataLoader``: :func:`dataloader_kwargs`.
+"""Rules for ``torch.utils.data.DataLoader`` arguments: :func:`dataloader_kwargs`.
 
-What suits a loader depends on the machine, and the wrong thing warns or is slow: pinned memory
-does not work on MPS (torch forces it off, with a warning, to 2.15 at least); on macOS every worker
-is a new Python that imports torch again, some seconds each (hloc#502: 5 s; hyrax#224: an epoch of
-two minutes became 15 s without workers); in a container there are fewer CPUs than it seems.
+The right arguments depend on the machine, and wrong ones warn or are slow. Pinned memory does not
+work on MPS (torch turns it off with a warning, up to 2.15 at least). On macOS every worker is a new
+Python that imports torch again, which takes seconds (hloc#502: 5 s; hyrax#224: an epoch of two
+minutes became 15 s without workers). A container has fewer CPUs than it appears to.
 
 :func:`dataloader_kwargs` decides by rule and :func:`tune_dataloader` by measuring.
 """
@@ -43,11 +43,11 @@ __all__ = [
 
 # Beyond this only a measurement can tell whether more workers help: tune_dataloader.
 _MOST_WORKERS = 4
-# Handing over a batch costs 0.7 ms on a 2-core x86-64 Linux box, however small the batch.
+# A worker takes 0.7 ms to hand over even a tiny batch (2-core x86-64 Linux machine).
 _WORTH_S = 0.002
-# What starting a worker costs: a fork, or a new Python that imports torch (hloc#502).
+# Seconds to start a worker: a fork, or a new Python that imports torch (hloc#502).
 _START_S = {"fork": 0.05, "forkserver": 5.0, "spawn": 5.0}
-# An epoch must cost this many starts before workers are given without being asked for.
+# Unless asked for, workers are used only if an epoch takes this many times their start-up.
 _STARTS_PER_EPOCH = 10
 
 _NO_DATASET = DatasetFacts()
@@ -58,7 +58,7 @@ class ExplainedKwargs(NamedTuple):
 
     Attributes:
         kwargs: for ``DataLoader``.
-        reasons: one sentence for each of them, by the same names.
+        reasons: one sentence for each argument, under the same keys.
     """
 
     kwargs: dict[str, Any]
@@ -67,15 +67,15 @@ class ExplainedKwargs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoaderFacts:
-    """All that the rule for workers looks at.
+    """The inputs of the rule for the number of workers.
 
     Attributes:
         device: type of the device that the batches go to.
-        usable_cpus: CPUs for this process, as affinity and container allow.
+        usable_cpus: CPUs that affinity and the container allow this process.
         counted_cpus: CPUs as ``DataLoader`` counts them.
         start_method: how Python starts a worker here: fork, forkserver or spawn.
-        batch_size: items of a batch.
-        dataset: what is known of the data.
+        batch_size: items per batch.
+        dataset: what is known about the data.
     """
 
     device: str
@@ -114,18 +114,19 @@ def dataloader_kwargs(
 ) -> dict[str, Any] | ExplainedKwargs:
     """Return arguments for ``DataLoader(dataset, **kwargs)`` that suit the device and the machine.
 
-    They hold for torch 2.2 to 2.15 and give no warning there. The keys are ``num_workers`` and
-    ``pin_memory``; ``batch_size`` if it was given; with workers also ``persistent_workers``,
-    ``prefetch_factor`` and, for MPS, ``multiprocessing_context``, none of which is valid without.
+    They are valid for torch 2.2 to 2.15 and cause no warnings there. The keys are ``num_workers``
+    and ``pin_memory``; ``batch_size`` if it was given; with workers also ``persistent_workers``,
+    ``prefetch_factor`` and, for MPS, ``multiprocessing_context``, which are only valid with
+    workers.
 
     Args:
         device: where the batches will be used.
-        batch_size: items of a batch; returned with the rest.
-        num_workers: how many are wanted; None lets the rule decide. Fewer are returned if there
-            are not so many CPUs or batches, or if the data lies on an accelerator.
-        dataset: the data; helps to decide. For a device other than MPS, and unless workers were
-            asked for, up to three items of a map-style data set are read to see what they cost;
-            the random streams are put back.
+        batch_size: items per batch; returned with the rest.
+        num_workers: the number wanted; None lets the rule decide. Fewer are returned if there are
+            fewer CPUs or batches, or if the data is on an accelerator.
+        dataset: the data, for a better choice. For a device other than MPS, and unless workers were
+            asked for, up to three items of a map-style dataset are read and timed; the random
+            states are restored.
         explain: return the reasons too.
 
     Returns:
@@ -149,13 +150,13 @@ def dataloader_kwargs(
     workers, why = workers_for(facts, num_workers)
     unasked = workers and num_workers is None and facts.start_method != "fork"
     if unasked and not fits_a_worker(dataset):
-        workers, why = 0, "the data set does not pickle, or only to more than 64 MiB"
+        workers, why = 0, "the dataset does not pickle, or to more than 64 MiB"
     explained = build(facts, workers, why)
     return explained if explain else explained.kwargs
 
 
 def build(facts: LoaderFacts, workers: int, why: str) -> ExplainedKwargs:
-    """Return the arguments for so many workers, with those that are valid only for some."""
+    """Return the arguments for this many workers, with those that are valid only with workers."""
     entries: dict[str, tuple[Any, str]] = {}
     if facts.batch_size is not None:
         entries["batch_size"] = (facts.batch_size, "as given")
@@ -170,19 +171,19 @@ def build(facts: LoaderFacts, workers: int, why: str) -> ExplainedKwargs:
 
 
 _WORKER_OPTIONS: dict[str, tuple[Any, str]] = {
-    "persistent_workers": (True, "workers are started once, not once an epoch"),
+    "persistent_workers": (True, "workers are started once, not once per epoch"),
     "prefetch_factor": (2, "two batches ahead for each worker, as torch does by default"),
 }
 _SPAWN = ("spawn", "a forked child of a process that used Metal may crash")
 
 
 def loader_facts(device: str, batch_size: int | None, dataset: Any, *, look: bool) -> LoaderFacts:
-    """Return the facts for the rules; ``look`` times up to three items of the data set."""
+    """Return the facts for the rules; ``look`` times up to three items of the dataset."""
     from mpskit.host import detect_host
 
     if dataset is not None and not _is_dataset(dataset):
         raise ArgumentTypeError(
-            f"a data set has __getitem__ or __iter__; {type(dataset).__name__} has neither",
+            f"a dataset has __getitem__ or __iter__; {type(dataset).__name__} has neither",
             given=dataset,
         )
     return LoaderFacts(
@@ -204,19 +205,19 @@ def _pinning(device: str, dataset: DatasetFacts) -> tuple[bool, str]:
         return False, "the data is on the accelerator already"
     kind = kind_of(device)
     if kind.pins:
-        return True, "copies from pinned memory run while the CPU goes on"
+        return True, "copies from pinned memory are asynchronous"
     if kind.memory is MemoryClass.UNIFIED:
         why = f"torch does not pin for {kind.title} (it warns), and the memory is shared anyway"
         return False, why
-    return False, f"pinned memory is of no use for {device}"
+    return False, f"pinned memory brings nothing on {device}"
 
 
 def workers_for(facts: LoaderFacts, asked: int | None = None) -> tuple[int, str]:
-    """Return the number of workers, and why, by facts alone.
+    """Return the number of workers and why, from facts alone.
 
     Args:
         facts: the device, the machine and the data.
-        asked: what the user wants; None for no wish.
+        asked: the number that the user gave; None for none.
     """
     batches = facts.dataset.batches(facts.batch_size)
     limit = min(facts.counted_cpus, facts.counted_cpus if batches is None else batches)
@@ -232,33 +233,34 @@ def workers_for(facts: LoaderFacts, asked: int | None = None) -> tuple[int, str]
 
 
 def _refusal(facts: LoaderFacts) -> str | None:
-    """Return why there should be no workers, as far as the device and the kind of data tell."""
+    """Return why the device or the kind of data rules workers out; None if neither does."""
     if not kind_of(facts.device).fork_safe:
-        return "on macOS each worker is a new Python that imports torch: seconds before it pays"
+        return "on macOS each worker is a new Python that imports torch, which takes seconds"
     if facts.dataset.kind == "iterable":
-        return "each worker would yield the whole of an iterable data set, unless it shards itself"
+        return "each worker would yield the whole iterable dataset, unless it shards itself"
     if facts.dataset.kind == "in-memory":
-        return "the data is in memory: handing it over would cost more than taking it"
+        return "the data is in memory: handing it over would cost more than indexing it"
     if facts.device == "cpu" and not (facts.dataset.cost and facts.dataset.cost.waiting):
-        return "the training itself needs the CPUs (tune_dataloader measures whether workers help)"
+        return "training itself needs the CPUs (tune_dataloader measures whether workers help)"
     return None
 
 
 def _unasked(facts: LoaderFacts, limit: int) -> tuple[int, str]:
-    """Give workers where they surely pay: the costs of handing over and of starting are known."""
+    """Use workers only where they clearly pay, given what hand-over and start-up cost."""
     cost = facts.dataset.cost
     waiting = cost is not None and cost.waiting
-    # Who only waits needs no CPU of his own; who works should leave one to the trainer.
+    # I/O-bound workers need no core of their own; CPU-bound ones must leave one for the training
+    # process.
     cpus = facts.counted_cpus if waiting else facts.usable_cpus - 1
     workers = max(0, min(_MOST_WORKERS, cpus, limit))
     if workers == 0:
         return 0, "there is no CPU to spare"
     if cost is None:
-        return workers, f"{facts.usable_cpus} usable CPUs, one left to the trainer, at most 4"
+        return workers, f"{facts.usable_cpus} usable CPUs, one left for training, at most 4"
     if cost.seconds * (facts.batch_size or 1) < _WORTH_S:
-        return 0, "a batch is made faster than a worker could hand it over"
+        return 0, "a batch loads faster than a worker could hand it over"
     starting = workers * _START_S.get(facts.start_method, max(_START_S.values()))
     if cost.seconds * (facts.dataset.length or 0) < _STARTS_PER_EPOCH * starting:
-        return 0, "an epoch is over before starting workers would have paid"
-    busy = "waits for its data" if waiting else "has work to do"
-    return workers, f"an item costs {cost.seconds * 1e3:.1f} ms and {busy}"
+        return 0, "an epoch is too short to repay starting the workers"
+    busy = "mostly waits" if waiting else "keeps a CPU busy"
+    return workers, f"an item takes {cost.seconds * 1e3:.1f} ms and {busy}"

@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 __all__ = ["LoaderMeasurement", "LoaderTuning", "tune_dataloader"]
 
-# More workers must win by this much: a measurement on a busy machine is not better than that.
+# More workers must win by this factor: measurements on a busy machine are no more exact.
 _GAIN = 1.05
 # A measurement gets this share of the time, so that each count is measured more than once.
 _SHARE = 0.1
-# Workers that only wait may be this many times more than the CPUs, and no more than so many.
+# I/O-bound workers may outnumber the CPUs by this factor, up to this many.
 _OVERSUBSCRIPTION, _MOST = 4, 16
-# The fewest seconds a loader is given to bring a batch before it counts as hanging.
+# The least time a loader has to return a batch before it counts as hanging.
 _PATIENCE_S = 30.0
 
 
 class LoaderMeasurement(Value):
-    """What one number of workers came to.
+    """The measurement of one number of workers.
 
     Attributes:
-        num_workers: how many.
-        start_seconds: until the first batch was there.
-        batches_per_second: after that; None if there was no second batch.
-        epoch_seconds: of one epoch with its start: measured if it was short enough, else computed
-            from the two figures before; None if nobody knows how long an epoch is.
-        waiting: loading used hardly any processor time (told for 0 workers only).
+        num_workers: the number.
+        start_seconds: time until the first batch.
+        batches_per_second: the rate after it; None if there was no second batch.
+        epoch_seconds: time of an epoch, start-up included: measured if it was short enough, else
+            computed from the two figures above; None if the length of an epoch is unknown.
+        waiting: loading used hardly any CPU time (known for 0 workers only).
         error: why it failed; None if it did not.
     """
 
@@ -69,9 +69,9 @@ class LoaderTuning(Value):
 
     Attributes:
         kwargs: for ``DataLoader(dataset, **kwargs)``.
-        reason: why these, in one sentence.
-        measurements: all that was measured, by number of workers.
-        seconds: what measuring took.
+        reason: why they were chosen, in one sentence.
+        measurements: every measurement, by number of workers.
+        seconds: how long measuring took.
     """
 
     kwargs: dict[str, Any]
@@ -102,24 +102,23 @@ def tune_dataloader(
 ) -> LoaderTuning:
     """Measure a few numbers of ``DataLoader`` workers and return the best.
 
-    It counts up from 0 (0, 1, 2, 4 ...) while more workers help, and then measures the same counts
-    twice more as far as there is time. The best has the shortest run of ``epochs`` epochs,
-    starting the workers included; a larger number must win by 5%. Where loading waits for a disk
-    or a network, up to four times as many workers as CPUs are tried; if such a number wins,
-    ``DataLoader`` warns about it when it is made (``reason`` says so), and ``max_workers`` avoids
-    that.
+    It counts up from 0 (0, 1, 2, 4 ...) while more workers help, then measures the same counts
+    twice more if time allows. The best has the shortest run of ``epochs`` epochs, starting the
+    workers included; a larger number must win by 5%. Where loading waits for a disk or a network,
+    up to four times as many workers as CPUs are tried; if such a number wins, creating the
+    ``DataLoader`` warns (``reason`` says so); ``max_workers`` avoids that.
 
-    The data set is read, in this process through a shallow copy; the random streams of Python,
-    NumPy and torch are put back. A worker count that fails is left out with its error.
+    The dataset is read, in this process through a shallow copy; the random states of Python, NumPy
+    and torch are restored. A worker count that fails is recorded with its error.
 
     Args:
         dataset: as ``DataLoader`` takes it.
         device: where the batches will be used.
-        batch_size: items of a batch, 1 as in ``DataLoader``; None with a ``batch_sampler`` or a
-            data set of batches.
-        seconds: how long measuring may take. The loader is not interrupted inside a batch, so it
-            may be exceeded by the time of a few batches and of starting the workers.
-        epochs: over how many epochs starting the workers is paid off.
+        batch_size: items per batch, 1 as in ``DataLoader``; None with a ``batch_sampler`` or a
+            dataset of batches.
+        seconds: how long measuring may take. Loading a batch is not interrupted, so it may take
+            longer by a few batches and the start of the workers.
+        epochs: how many epochs share the cost of starting the workers.
         max_workers: the largest number to try; None for the rule above.
         options: more arguments for ``DataLoader``: ``collate_fn``, ``shuffle``, ``sampler``...
             They are used for measuring and not returned.
@@ -127,8 +126,8 @@ def tune_dataloader(
     Raises:
         ArgumentTypeError: an argument has the wrong type.
         ArgumentError: ``seconds`` is not positive and finite, a count is too small, torch knows
-            no such device, or the data set has no items.
-        Exception: what the data set itself raises while it is read in this process.
+            no such device, or the dataset has no items.
+        Exception: whatever the dataset itself raises while it is read in this process.
     """
     from mpskit.training.loader import build, loader_facts
 
@@ -138,7 +137,7 @@ def tune_dataloader(
     bench = _Bench(facts, dataset, options, epochs, end=begin + seconds)
     with kept_random_state(options.get("generator")):
         bench.climb(seconds * _SHARE, max_workers)
-        bench.look_again(seconds * _SHARE)
+        bench.repeat(seconds * _SHARE)
     best, reason = bench.verdict()
     kwargs = build(facts, best, reason).kwargs
     if batch_size is None and "batch_sampler" not in options:
@@ -165,7 +164,7 @@ def _check(batch_size: int | None, seconds: float, epochs: int, max_workers: int
 
 @dataclass(slots=True)
 class _Bench:
-    """Measures one data set; ``found`` has the best measurement of each worker count."""
+    """Measures one dataset; ``found`` has the best measurement of each worker count."""
 
     facts: LoaderFacts
     dataset: Any
@@ -187,10 +186,11 @@ class _Bench:
             if worse > 1:
                 return
 
-    def look_again(self, share: float) -> None:
-        """Measure twice more, the best first, as far as there is time.
+    def repeat(self, share: float) -> None:
+        """Measure twice more, the best first, while time remains.
 
-        The best measurement of each count is kept: other work on the machine only makes one worse.
+        The best measurement of each count is kept: other load on the machine can only make one
+        worse.
         """
         good = sorted(
             (count for count in self.found if self._cost(count) < math.inf), key=self._cost
@@ -205,7 +205,7 @@ class _Bench:
         least = min(map(self._cost, self.found))
         best = min(count for count in self.found if self._cost(count) <= least * _GAIN)
         if best == 0:
-            return 0, "0 workers: more of them are no faster"
+            return 0, "0 workers: more are no faster"
         reason = f"{best} workers: {self._cost(0) / self._cost(best):.1f} times as fast as 0"
         cpus = self.facts.counted_cpus
         if best > cpus:
@@ -223,14 +223,14 @@ class _Bench:
             yield limit
 
     def _limit(self, max_workers: int | None) -> int:
-        """Ask after 0 workers were measured: then it is known whether loading waits."""
+        """Return the largest count; valid after 0 workers, which tell whether loading waits."""
         limit = self.facts.counted_cpus if max_workers is None else max_workers
         if max_workers is None and self.found[0].waiting:
             limit = max(limit, min(limit * _OVERSUBSCRIPTION, _MOST))
         return limit if self.batches is None else min(limit, self.batches)
 
     def _start(self) -> float:
-        """Return the longest start so far: the next one will take as long."""
+        """Return the longest start so far, which the next one is expected to take."""
         return max((found.start_seconds or 0.0 for found in self.found.values()), default=0.0)
 
     def _left(self) -> float:
@@ -251,8 +251,8 @@ class _Bench:
             if count == 0:
                 raise
             measured = LoaderMeasurement(num_workers=count, error=_first_line(error))
-            # The frames hold the loader's iterator. Freed now it stops its workers; left to the
-            # garbage collector it loses the queue to them first, and waits 5 s for each.
+            # The frames hold the loader's iterator. Freed now, it stops its workers; freed later by
+            # the garbage collector, it has lost their queue already and waits 5 s for each.
             traceback.clear_frames(error.__traceback__)
         before = self.found.get(count)
         if before is None or _seconds(measured) < _seconds(before):
@@ -264,7 +264,7 @@ class _Bench:
         wall, cpu = time.perf_counter(), time.thread_time()
         arrivals, complete = _arrivals(loader, limit, least=count + 2)
         if not arrivals:
-            raise ArgumentError("the data set yields no batch", given=self.dataset)
+            raise ArgumentError("the dataset yields no batch", given=self.dataset)
         waiting = is_waiting(time.thread_time() - cpu, time.perf_counter() - wall)
         start, rate = arrivals[0] - wall, _rate(arrivals, count)
         epoch = arrivals[-1] - wall if complete else None
@@ -297,7 +297,7 @@ class _Bench:
 
 @contextlib.contextmanager
 def _allowing_many_workers() -> Iterator[None]:
-    """DataLoader warns of more workers than CPUs when it is made and when it starts them."""
+    """Silence the warning about more workers than CPUs, which creation and start both give."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         yield
@@ -311,10 +311,10 @@ def _length(loader: Any) -> int | None:
 
 
 def _arrivals(loader: Any, limit: float, *, least: int) -> tuple[list[float], bool]:
-    """Take batches until the time since the first is up and there are enough to tell a rate.
+    """Take batches until ``limit`` seconds after the first, and enough of them for a rate.
 
     Returns:
-        When each came, and whether those were all.
+        The time of each, and whether the loader is exhausted.
     """
     arrivals: list[float] = []
     with _allowing_many_workers():
@@ -327,14 +327,14 @@ def _arrivals(loader: Any, limit: float, *, least: int) -> tuple[list[float], bo
 
 
 def _rate(arrivals: list[float], workers: int) -> float | None:
-    """Return batches a second; the workers' first round, which comes at once, does not count."""
+    """Return batches per second, without the workers' first round, which comes at once."""
     first = max(0, min(workers - 1, len(arrivals) - 2))
     count, span = len(arrivals) - 1 - first, arrivals[-1] - arrivals[first]
     return count / span if count > 0 and span > 0 else None
 
 
 def _seconds(found: LoaderMeasurement) -> float:
-    """Return what tells the better of two measurements: of an epoch, else of a batch."""
+    """Return the seconds that rank a measurement: of an epoch, else of a batch."""
     rate = found.batches_per_second
     return found.epoch_seconds or (1 / rate if rate else math.inf)
 

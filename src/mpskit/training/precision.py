@@ -1,11 +1,11 @@
-"""Which numbers to compute in: :func:`precision_for`, :func:`autocast`, :func:`grad_scaler`.
+"""Which dtypes to compute in: :func:`precision_for`, :func:`autocast`, :func:`grad_scaler`.
 
 Weights stay float32. Mixed precision (autocast) keeps float32 master weights and computes in a half
 type, so it saves activation memory and time, not weights, gradients or optimizer states. Weights
 that are float16 themselves are unsafe to train with Adam: an update smaller than 2**-11 of a
-weight is lost, and ``eps=1e-8`` is 0 in float16. That is never advised here.
+weight is lost, and ``eps=1e-8`` is 0 in float16. They are never advised here.
 
-What each backend can do stands in ``data/precision.toml``; whether an Apple chip computes in
+What each backend can do is in ``data/precision.toml``; whether an Apple chip computes in
 bfloat16 or emulates it (M1 and M2 do) is in ``data/apple_chips.csv``.
 """
 
@@ -33,20 +33,20 @@ __all__ = ["Precision", "autocast", "choose", "grad_scaler", "precision_for"]
 
 _COSTS_MEMORY = (
     "This chip emulates bfloat16, and autocast to float16 costs memory: the float32 weights stay "
-    "and half-precision copies come to them (LoRA of a small model: an estimate of 114.8 MiB, "
-    "82.9 in float32). autocast(device, 'float16') gives it all the same."
+    "and half-precision copies are added (LoRA of a small model: an estimated 114.8 MiB, "
+    "82.9 in float32). autocast(device, 'float16') still uses it."
 )
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 class Precision(Value):
-    """The numbers to use on one device; dtypes by name, such as ``"bfloat16"``.
+    """The dtypes to use on one device, by name, such as ``"bfloat16"``.
 
     Attributes:
         device: the device's type.
-        dtype: of the weights while training.
-        autocast_dtype: to compute in while training; None means no autocast.
-        inference_dtype: of the weights for inference.
+        dtype: the weights' dtype in training.
+        autocast_dtype: the dtype to compute in while training; None means no autocast.
+        inference_dtype: the weights' dtype for inference.
         grad_scaler_needed: gradients would underflow without a ``GradScaler``.
         grad_scaler_possible: this torch has a ``GradScaler`` that works on the device.
         storage_dtypes: floating dtypes that tensors on the device may have.
@@ -71,17 +71,17 @@ class Precision(Value):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """:attr:`dtype` as torch's own."""
+        """:attr:`dtype` as a ``torch.dtype``."""
         return _torch_dtype(self.dtype)
 
     @property
     def torch_autocast_dtype(self) -> torch.dtype | None:
-        """:attr:`autocast_dtype` as torch's own; None for no autocast."""
+        """:attr:`autocast_dtype` as a ``torch.dtype``; None for no autocast."""
         return _torch_dtype(self.autocast_dtype) if self.autocast_dtype else None
 
     @property
     def torch_inference_dtype(self) -> torch.dtype:
-        """:attr:`inference_dtype` as torch's own."""
+        """:attr:`inference_dtype` as a ``torch.dtype``."""
         return _torch_dtype(self.inference_dtype)
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ class Precision(Value):
 def precision_for(
     device: str | torch.device, host: Host | None = None, *, torch_version: str | None = None
 ) -> Precision:
-    """Return the numbers to train and infer with on a device.
+    """Return the dtypes for training and inference on a device.
 
     Args:
         device: ``"mps"``, ``"cuda:0"``, ``"cpu"`` or a ``torch.device``.
@@ -105,7 +105,7 @@ def precision_for(
         ArgumentTypeError: ``device`` is neither a device nor a string, or ``host`` not a host.
         ArgumentError: torch knows no such device.
 
-    On CUDA and XPU it asks what the card computes in, which initialises them; MPS is not touched.
+    On CUDA and XPU it asks the card, which initialises the backend; MPS is not touched.
     """
     place = as_device(device)
     check_host(host)
@@ -128,12 +128,12 @@ def _for_mps(host: Host | None, torch_text: str) -> Precision:
 def choose(
     device: str, torch_version: str, *, macos: str | None = None, bf16_native: bool | None = None
 ) -> Precision:
-    """Return the precision by facts alone.
+    """Return the precision from facts alone.
 
     Args:
         device: device type.
-        torch_version: of the torch that will run.
-        macos: version of macOS, for MPS; None is unknown and taken for new enough.
+        torch_version: the version of the torch that will run.
+        macos: version of macOS, for MPS; None is unknown and counts as new enough.
         bf16_native: whether the chip or card computes in bfloat16; None is unknown.
     """
     table = read_toml("precision.toml")
@@ -181,7 +181,7 @@ def _autocast_dtype(
     if "bfloat16" in casts and native:
         return "bfloat16", "bfloat16 has float32's range, so gradients need no scaling."
     if "float16" in casts and scaler:
-        seen = "is emulated or unknown on this GPU" if "bfloat16" in casts else "is not to be had"
+        seen = "is emulated or unknown on this GPU" if "bfloat16" in casts else "is not available"
         return "float16", f"bfloat16 {seen}; float16 with a GradScaler is safe."
     if "bfloat16" in casts:
         return "bfloat16", (
@@ -220,8 +220,8 @@ def _remarks(
     remarks = []
     if device == "mps" and bf16_native is None:
         remarks.append(
-            "The Mac's chip is not known here and taken for an M3 or later: M1 and M2 emulate "
-            "bfloat16, so that float32 is advised for them. host= names the Mac."
+            "The Mac's chip is unknown and assumed to be an M3 or later: M1 and M2 emulate "
+            "bfloat16, so float32 is advised for them. Pass host= to name the Mac."
         )
     if device == "mps" and "bfloat16" not in storage:
         remarks.append("bfloat16 needs torch 2.3 and macOS 14 (any macOS from torch 2.9).")
@@ -245,12 +245,12 @@ def autocast(
 
     Args:
         device: the device that the model is on.
-        dtype: float16 or bfloat16; None takes :func:`precision_for`'s, and no autocast where it
-            has none. float32 is no autocast either.
+        dtype: float16 or bfloat16; None takes :func:`precision_for`'s choice, which may be no
+            autocast. float32 means no autocast too.
         host: the machine; None is this one.
 
-    Where autocast cannot do it (MPS before torch 2.5; bfloat16 on 2.5) the context does nothing,
-    so the computation runs in the weights' own dtype, and a warning is logged.
+    Where autocast lacks the dtype (MPS before torch 2.5; bfloat16 on 2.5) the context does nothing:
+    the computation runs in the weights' own dtype, and a warning is logged.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
@@ -282,7 +282,7 @@ def grad_scaler(
 
     Args:
         device: the device that the model is on.
-        dtype: what :func:`autocast` was given; None takes :func:`precision_for`'s.
+        dtype: what :func:`autocast` was given; None takes :func:`precision_for`'s choice.
         host: the machine; None is this one.
 
     Raises:
@@ -293,7 +293,7 @@ def grad_scaler(
     name = _dtype_name(dtype) or precision.autocast_dtype
     needed = name == "float16"
     if needed and not precision.grad_scaler_possible:
-        log.warning("float16 on %s needs a GradScaler, and has none", precision.device)
+        log.warning("float16 on %s needs a GradScaler, which torch lacks there", precision.device)
     enabled = needed and precision.grad_scaler_possible
     scaler: torch.amp.GradScaler = backend(device).grad_scaler(enabled=enabled)
     return scaler
@@ -306,12 +306,12 @@ def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
         return None
     if not isinstance(dtype, str | torch.dtype):
         raise ArgumentTypeError(
-            f"a dtype is torch.float16 or 'float16', not {dtype!r}", given=dtype
+            f"dtype must be one such as torch.float16 or 'float16', got {dtype!r}", given=dtype
         )
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES[1:]:
         raise ArgumentError(
-            f"autocast computes in float16 or bfloat16 (float32: not at all), not {dtype}",
+            f"autocast takes float16 or bfloat16 (float32 for none), not {dtype}",
             given=dtype,
         )
     return name

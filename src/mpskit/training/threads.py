@@ -1,8 +1,8 @@
 """How many CPU threads suit a training process: :func:`cpu_threads`, :func:`set_cpu_threads`.
 
-Torch starts a thread for every core it sees. On an Apple chip that includes the efficiency cores,
-and since a parallel loop ends with its slowest thread they hold the fast ones back; in a container
-it may be more than the quota pays for; and it does not know of the ``DataLoader``'s workers.
+Torch starts a thread for every core it sees. On an Apple chip these include the efficiency cores,
+which slow every parallel loop down, because it ends with its slowest thread. In a container they
+may exceed the quota, and torch does not account for the ``DataLoader``'s workers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def cpu_threads(
 
     That is the performance cores of an Apple chip, or the cores (not hyper-threads) of another
     processor, as far as affinity and the container's quota allow, less one for each
-    ``DataLoader`` worker. On an accelerator one more is left to the thread that feeds it.
+    ``DataLoader`` worker. With an accelerator one more is left for the thread that feeds it.
 
     Args:
         device: the device that trains; None is the CPU.
@@ -49,12 +49,12 @@ def cpu_threads(
 
 
 def suitable_threads(cores: int | None, usable: int, *, workers: int, on_cpu: bool) -> int:
-    """Return the thread count by facts alone.
+    """Return the thread count from facts alone.
 
     Args:
         cores: fast physical cores of the machine; None if unknown.
         usable: CPUs that this process may use.
-        workers: ``DataLoader`` workers beside it.
+        workers: ``DataLoader`` workers that run at the same time.
         on_cpu: whether the model itself runs on the CPU.
     """
     busy = workers + (0 if on_cpu else 1)
@@ -62,7 +62,7 @@ def suitable_threads(cores: int | None, usable: int, *, workers: int, on_cpu: bo
 
 
 def _cores(host: Host | None) -> tuple[int | None, int]:
-    """Return the fast cores and the usable CPUs; a host does not tell cores from hyper-threads."""
+    """Return fast cores and usable CPUs; a ``Host`` does not tell cores from hyper-threads."""
     if host is not None:
         return host.performance_cores, host.usable_cpus
     from mpskit.host import Host as HostClass
@@ -76,7 +76,7 @@ def _cores(host: Host | None) -> tuple[int | None, int]:
 def set_cpu_threads(n: int | None = None) -> ThreadSetting:
     """Make torch use ``n`` threads on the CPU, at once; None takes :func:`cpu_threads`.
 
-    A function, and a context manager that puts the former count back:
+    Also a context manager that restores the previous count:
 
     >>> with set_cpu_threads(1) as setting:
     ...     setting.threads
@@ -97,11 +97,11 @@ def set_cpu_threads(n: int | None = None) -> ThreadSetting:
 
 
 class ThreadSetting:
-    """A thread count that is in force, and the one before it.
+    """The thread count in force, and the one before it.
 
     Attributes:
         threads: what torch uses now.
-        previous: what :meth:`restore`, or leaving the ``with``, puts back.
+        previous: what :meth:`restore`, or leaving the ``with``, restores.
     """
 
     __slots__ = ("previous", "threads")
@@ -114,7 +114,7 @@ class ThreadSetting:
         return f"ThreadSetting(threads={self.threads}, previous={self.previous})"
 
     def restore(self) -> None:
-        """Put the former count back."""
+        """Restore the previous count."""
         import torch
 
         torch.set_num_threads(self.previous)

@@ -1,9 +1,9 @@
 """Moving a batch to a device: :func:`to_device`.
 
-Two facts about MPS make this more than a loop over ``.to``. There is no float64 on it, so float64
-(which NumPy and many datasets produce without being asked) raises; here it becomes float32 and one
-warning says so. And a ``non_blocking`` copy from or to MPS silently corrupts its data when the
-source is freed or reused before the copy is done (pytorch#139550, pytorch#189690), so none is made.
+Two facts about MPS make this more than a loop over ``.to``. It has no float64, so float64 data
+(NumPy's default) raises; here it becomes float32, with one warning. And a ``non_blocking`` copy
+from or to MPS silently corrupts its data when the source is freed or reused before the copy is done
+(pytorch#139550, pytorch#189690), so none is made.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | Non
 
     Lists, tuples, named tuples, mappings, dataclasses (frozen ones too), ``UserDict`` and its kin
     (a Hugging Face ``BatchEncoding``), ``PackedSequence``, and anything else with a ``.to`` are
-    gone through, however nested; each keeps its type. What holds nothing to move is returned
-    itself, not a copy. A tensor that stands at two places is moved once. Everything else (texts,
-    numbers, NumPy arrays, None) is passed through. A module is moved as a whole by its own
-    ``.to``, which by torch's convention works in place.
+    traversed, however nested; each keeps its type. A container with nothing to move is returned
+    itself, not a copy. A tensor that occurs twice is moved once. Everything else (str, numbers,
+    NumPy arrays, None) is passed through. A module is moved as a whole by its own ``.to``, which by
+    torch's convention works in place.
 
     On MPS float64 becomes float32 and complex128 becomes complex64.
 
     Args:
         batch: what a ``DataLoader`` yields.
-        device: where to.
-        non_blocking: let copies run while the CPU goes on. None does so where it is safe and of
-            use: to CUDA or XPU from pinned memory. True is taken only where it is safe: never
-            from or to MPS, never from unpinned memory, never back to the CPU.
+        device: the target.
+        non_blocking: copy asynchronously. None does so where it is safe and useful: to CUDA or XPU
+            from pinned memory. True is honoured only where it is safe: never from or to MPS, never
+            from unpinned memory, never back to the CPU.
 
     Raises:
         ArgumentTypeError: ``device`` is neither a device nor a string, or ``non_blocking`` neither
@@ -58,7 +58,7 @@ def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | Non
         DeviceUnavailableError: the machine has no such device.
 
     Warns:
-        PrecisionWarning: once a call, if numbers were narrowed for MPS.
+        PrecisionWarning: once per call, if a dtype was narrowed for MPS.
     """
     if non_blocking is not None and not isinstance(non_blocking, bool):
         raise wrong_type("non_blocking", "True, False or None", non_blocking)
@@ -67,7 +67,7 @@ def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | Non
         moved: _T = move(batch)
     except RecursionError:
         raise ArgumentError(
-            "the batch contains itself, or is nested too deep to go through", given=batch
+            "the batch contains itself, or is nested too deeply", given=batch
         ) from None
     except (RuntimeError, AssertionError) as error:
         if backend(move.target).is_available():
@@ -85,8 +85,8 @@ def to_device(batch: _T, device: str | torch.device, *, non_blocking: bool | Non
 def _warn(narrowed: Mapping[str, int]) -> None:
     counts = " and ".join(f"{count} {change}" for change, count in narrowed.items())
     warnings.warn(
-        f"{counts}: MPS has no 64-bit floating point. Make the data float32 where it is made to "
-        "save the conversion on every step.",
+        f"{counts}: MPS has no 64-bit floating point. Create the data as float32 to save the "
+        "conversion on every step.",
         PrecisionWarning,
         stacklevel=3,
     )
@@ -99,25 +99,25 @@ def copy_is_asynchronous(source: str, target: str, *, pinned: bool, asked: bool 
         source: device type that the tensor is on.
         target: device type that it goes to.
         pinned: whether the tensor is in page-locked memory.
-        asked: what the caller wants; None if nothing.
+        asked: the caller's ``non_blocking``.
     """
     kinds = kind_of(source), kind_of(target)
     if asked is False or not all(kind.non_blocking for kind in kinds) or not kinds[1].caches:
         return False
     if source == "cpu" and kinds[1].pins:
-        # From other memory such a copy is a blocking one that costs an extra check.
+        # From pageable memory the copy blocks anyway, after an extra check.
         return pinned
     return bool(asked)
 
 
 @dataclass(slots=True)
 class _Move:
-    """One call's work: what has been moved, and what had to be narrowed."""
+    """The state of one call: what has been moved, and what was narrowed."""
 
     target: torch.device
     asked: bool | None
     narrowed: dict[str, int] = field(default_factory=dict)
-    # The source is kept beside its copy so that its id is not given to another object meanwhile.
+    # The source is kept beside its copy so that its id is not reused meanwhile.
     done: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
@@ -149,7 +149,7 @@ class _Move:
             return self._rebuilt(value)
         if dataclasses.is_dataclass(value):
             return self._fields(value)
-        return self._once(value, self._own_way) if callable(getattr(value, "to", None)) else value
+        return self._once(value, self._by_own_to) if callable(getattr(value, "to", None)) else value
 
     def _once(self, value: Any, move: Callable[[Any], Any]) -> Any:
         if id(value) not in self.done:
@@ -161,18 +161,18 @@ class _Move:
         return narrowed.to(self.target, non_blocking=self._asynchronous(tensor))
 
     def _packed(self, packed: Any) -> Any:
-        """``batch_sizes`` stays on the CPU, where torch wants it: the type's own ``to`` knows."""
+        """Use the type's own ``to``, which leaves ``batch_sizes`` on the CPU as torch requires."""
         narrowed = self._narrow(packed, packed.data.dtype)
         return narrowed.to(self.target, non_blocking=self._asynchronous(packed.data))
 
     def _asynchronous(self, tensor: torch.Tensor) -> bool:
-        """Ask for pinnedness only where the answer matters: it may cost a call to the driver."""
+        """Check for pinned memory only where it matters, because the check may call the driver."""
         source, target = tensor.device.type, self.target.type
         pinned = source == "cpu" and kind_of(target).pins and tensor.is_pinned()
         return copy_is_asynchronous(source, target, pinned=pinned, asked=self.asked)
 
     def _narrow(self, value: Any, dtype: torch.dtype) -> Any:
-        """Return a tensor or packed sequence as MPS can hold it, and count it if that changed."""
+        """Return a tensor or packed sequence in a dtype that MPS has; count it if that changed."""
         narrower = None if self.kind.float64 else _narrower(dtype)
         if narrower is None:
             return value
@@ -194,7 +194,7 @@ class _Move:
         moved = {key: self(value) for key, value in mapping.items()}
         if _same(moved.values(), mapping.values()):
             return mapping
-        fresh = copy.copy(mapping)  # keeps the type and what else it carries, a default factory say
+        fresh = copy.copy(mapping)  # keeps the type and its state, such as a default factory
         for key, value in moved.items():
             fresh[key] = value
         return fresh
@@ -209,14 +209,14 @@ class _Move:
         return fresh
 
     def _rebuilt(self, values: Any) -> Any:
-        """Tuples and sets cannot be changed, so a new one is made as their type makes them."""
+        """Build a new tuple or set, which cannot be changed in place, of the same type."""
         moved = [self(value) for value in values]
         if _same(moved, values):
             return values
         return values._make(moved) if hasattr(values, "_make") else type(values)(moved)
 
     def _fields(self, value: Any) -> Any:
-        """Fields are set past a frozen class's guard, on a copy that nobody has seen yet."""
+        """Set the fields on a fresh copy, past a frozen class's guard."""
         names = [each.name for each in dataclasses.fields(value) if hasattr(value, each.name)]
         old = [getattr(value, name) for name in names]
         moved = [self(item) for item in old]
@@ -227,12 +227,12 @@ class _Move:
             object.__setattr__(fresh, name, item)
         return fresh
 
-    def _own_way(self, value: Any) -> Any:
-        """Many a ``.to`` works in place and returns itself, so it is given a shallow copy."""
+    def _by_own_to(self, value: Any) -> Any:
+        """Call the object's ``.to`` on a shallow copy, because many work in place."""
         try:
             value = copy.copy(value)
         except (TypeError, copy.Error):
-            pass  # what cannot be copied is moved itself
+            pass  # what cannot be copied is moved as it is
         if self.asked and self.kind.non_blocking and _takes_non_blocking(value.to):
             return value.to(self.target, non_blocking=True)
         return value.to(self.target)
@@ -247,7 +247,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _narrower(dtype: torch.dtype) -> torch.dtype | None:
-    """Return what MPS holds instead of a dtype that it has not; None if it needs no change."""
+    """Return the dtype that MPS has instead of this one; None if it needs no change."""
     import torch
 
     return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(dtype)
