@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from interrupting import interrupted_at_each_line
 from mpskit.dispatch import patches as module
 from mpskit.dispatch.patches import Patches, in_place
 from mpskit.errors import SimulationError
@@ -206,3 +207,23 @@ def test_an_interrupt_at_any_line_leaves_nothing_changed():
             lambda: module._LOCK.acquire(blocking=False) and not module._LOCK.release()
         )
     assert lines > 50
+
+
+def test_an_interrupt_anywhere_leaves_the_lock_free():
+    """Also on the way out of a block, where a lock that a ``with`` holds would stay held."""
+
+    class Owner:
+        def method(self):
+            return "method"
+
+    def change(patches):
+        patches.bind(Owner, "method", in_place(lambda self: "mine"))
+
+    places = 0
+    for place in interrupted_at_each_line(lambda: Patches.around(change)):
+        places += 1
+        free = elsewhere(
+            lambda: module._LOCK.acquire(blocking=False) and not module._LOCK.release()
+        )
+        assert free, place
+    assert places > 40

@@ -7,7 +7,14 @@ import json
 import pytest
 import torch
 
-from mpskit import TensorSpec, Workload, get_optimal_device, known_issues, simulate
+from mpskit import (
+    TensorSpec,
+    Workload,
+    get_optimal_device,
+    known_issues,
+    memory_budget,
+    simulate,
+)
 from mpskit.device.codes import Basis, ReasonCode
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
 from mpskit.memory import budget
@@ -123,7 +130,7 @@ def test_a_large_one_goes_to_mps():
 
 def test_what_does_not_fit_mps_goes_to_the_cpu():
     with simulate("m1-8gb"):
-        mps, cpu = (cascade.memory_budget(d, live=False).usable_bytes for d in ("mps", "cpu"))
+        mps, cpu = (memory_budget(d, live=False).usable_bytes for d in ("mps", "cpu"))
         assert mps < cpu
         between = LARGE.model_copy(update={"peak_bytes": (mps + cpu) // 2})
         info = get_optimal_device(workload=between).info

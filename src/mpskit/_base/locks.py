@@ -6,14 +6,31 @@ lock: the line that ends the block. Two nested ``finally`` have none.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar, cast
 
-__all__ = ["run_locked"]
+__all__ = ["locked", "run_locked"]
 
 _T = TypeVar("_T")
 _D = TypeVar("_D")
+_P = ParamSpec("_P")
+
+
+def locked(
+    lock: threading.Lock | threading.RLock,
+) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Return a decorator: the function runs with the lock held."""
+
+    def decorate(work: Callable[_P, _T]) -> Callable[_P, _T]:
+        @functools.wraps(work)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            return cast("_T", run_locked(lock, functools.partial(work, *args, **kwargs), None))
+
+        return call
+
+    return decorate
 
 
 def run_locked(

@@ -26,15 +26,15 @@ _EXAMPLES = """examples:
   mpskit rehearse m1-8gb m2-16gb -- train.py
   mpskit rehearse all --steps 2 -- -m my_package.train
 
-It needs torch 2.6 or newer. Files that the script writes go to a temporary
-folder that is removed (--write lets them through). Names of machines:
-mpskit simulate --list. Exit codes: 0 it runs and fits, 1 it does not,
-2 wrong usage."""
+It needs torch 2.6 or newer. Files that the script writes go
+to a temporary folder that is removed (--write lets them
+through). Names of machines: mpskit simulate --list. Exit
+codes: 0 it runs and fits, 1 it does not, 2 wrong usage."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.usage = "mpskit rehearse MACHINE [MACHINE ...] [options] -- SCRIPT ..."
+    parser.usage = "mpskit rehearse MACHINE ... [options] -- SCRIPT"
     parser.epilog = _EXAMPLES
     _add_options(parser)
     # argparse cannot tell where the script's own options begin: see _own_options.

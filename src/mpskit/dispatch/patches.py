@@ -17,6 +17,7 @@ from collections.abc import Callable, MutableMapping
 from threading import get_ident
 from typing import Any, Self, TypeVar
 
+from mpskit._base.locks import locked
 from mpskit.errors import SimulationError
 
 __all__ = ["Patches", "in_place"]
@@ -58,21 +59,22 @@ class Patches:
         """
         self.derive(owner, name, lambda _: value)
 
+    @locked(_LOCK)
     def derive(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """As ``set``, to what ``make`` returns for the value that is there."""
-        with _LOCK:
-            slot = _slot(owner, name)
-            if slot.bound:
-                raise SimulationError(
-                    f"a model is being traced on {_names(slot.bound)}, and a simulated Mac would "
-                    "change torch below it: enter it before, or after the estimate has ended",
-                    given=name,
-                )
-            layer = [make(getattr(owner, name, None))]
-            self._undo.append(functools.partial(slot.drop, layer))
-            slot.layers = (*slot.layers, layer)
-            slot.show()
+        slot = _slot(owner, name)
+        if slot.bound:
+            raise SimulationError(
+                f"a model is being traced on {_names(slot.bound)}, and a simulated Mac would "
+                "change torch below it: enter it before, or after the estimate has ended",
+                given=name,
+            )
+        layer = [make(getattr(owner, name, None))]
+        self._undo.append(functools.partial(slot.drop, layer))
+        slot.layers = (*slot.layers, layer)
+        slot.show()
 
+    @locked(_LOCK)
     def bind(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
         """Replace a function on this thread only.
 
@@ -81,13 +83,12 @@ class Patches:
             name: its name there.
             make: gets the function to call in its place, and returns the replacement.
         """
-        with _LOCK:
-            slot, thread = _slot(owner, name), get_ident()
-            entries = slot.bound.get(thread, ())
-            entry = [make(entries[-1][0] if entries else slot.call_below)]
-            self._undo.append(functools.partial(slot.drop, entry))
-            slot.bound = {**slot.bound, thread: (*entries, entry)}
-            slot.show()
+        slot, thread = _slot(owner, name), get_ident()
+        entries = slot.bound.get(thread, ())
+        entry = [make(entries[-1][0] if entries else slot.call_below)]
+        self._undo.append(functools.partial(slot.drop, entry))
+        slot.bound = {**slot.bound, thread: (*entries, entry)}
+        slot.show()
 
     def item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set a key of a mapping (``os.environ`` say); a key it did not have goes away again."""
@@ -98,20 +99,20 @@ class Patches:
             self._undo.append(lambda: mapping.__setitem__(key, before))
         mapping[key] = value
 
+    @locked(_LOCK)
     def share(self, change: Callable[[Patches], None]) -> None:
         """Make a change of the whole process unless another holder has: the last one undoes it.
 
         Args:
             change: a module's function; it registers how it is undone.
         """
-        with _LOCK:
-            held = _SHARED.setdefault(change, _Shared())
-            holder = object()
-            self._undo.append(functools.partial(held.release, holder))
-            held.holders.add(holder)
-            if not held.made:
-                held.made = True
-                change(held.patches)
+        held = _SHARED.setdefault(change, _Shared())
+        holder = object()
+        self._undo.append(functools.partial(held.release, holder))
+        held.holders.add(holder)
+        if not held.made:
+            held.made = True
+            change(held.patches)
 
     def on_exit(self, callback: Undo) -> None:
         """Call something when this point of the stack is undone."""
@@ -169,18 +170,18 @@ class _Slot:
         """Call what a thread without a binding sees."""
         return (self.layers[-1][0] if self.layers else self.original)(*args, **kwargs)
 
+    @locked(_LOCK)
     def drop(self, entry: _Entry) -> None:
         """Take one value away, wherever it stands; nothing where it is gone already."""
         key = (id(self.owner), self.name)
-        with _LOCK:
-            if _SLOTS.get(key) is not self:
-                return
-            self.layers = tuple(other for other in self.layers if other is not entry)
-            left = {t: tuple(e for e in own if e is not entry) for t, own in self.bound.items()}
-            self.bound = {thread: own for thread, own in left.items() if own}
-            self.show()
-            if not (self.layers or self.bound):
-                del _SLOTS[key]
+        if _SLOTS.get(key) is not self:
+            return
+        self.layers = tuple(other for other in self.layers if other is not entry)
+        left = {t: tuple(e for e in own if e is not entry) for t, own in self.bound.items()}
+        self.bound = {thread: own for thread, own in left.items() if own}
+        self.show()
+        if not (self.layers or self.bound):
+            del _SLOTS[key]
 
     def show(self) -> None:
         """Set the attribute to its present value."""
@@ -211,13 +212,13 @@ class _Shared:
         self.holders: set[object] = set()
         self.made = False
 
+    @locked(_LOCK)
     def release(self, holder: object) -> None:
         """Undo the change when the last holder is gone."""
-        with _LOCK:
-            self.holders.discard(holder)
-            if not self.holders:
-                self.patches.undo()
-                self.made = False
+        self.holders.discard(holder)
+        if not self.holders:
+            self.patches.undo()
+            self.made = False
 
 
 _SLOTS: dict[tuple[int, str], _Slot] = {}

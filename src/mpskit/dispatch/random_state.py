@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mpskit._base.locks import run_locked
 from mpskit.dispatch.patches import Patches, in_place
 
 __all__ = ["draw", "isolate"]
@@ -30,7 +31,8 @@ def draw(generator: torch.Generator, func: Any, args: Any, kwargs: dict[str, Any
     if keyword:
         return func(*args, **{**kwargs, "generator": generator})
     default = torch.default_generator
-    with _LENDING:
+
+    def on_default() -> Any:
         before = default.get_state()
         default.set_state(generator.get_state())
         try:
@@ -38,6 +40,8 @@ def draw(generator: torch.Generator, func: Any, args: Any, kwargs: dict[str, Any
         finally:
             generator.set_state(default.get_state())
             default.set_state(before)
+
+    return run_locked(_LENDING, on_default, None)
 
 
 def isolate(patches: Patches, generator: torch.Generator) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mpskit._base.locks import run_locked
 from mpskit.dispatch.dataless_tensors import dataless_storage
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import EstimateError
@@ -38,7 +39,8 @@ def claim(patches: Patches, what: str, parts: Iterable[object]) -> None:
     ids = {id(part) for part in parts}
     mine: set[int] = set()
     patches.on_exit(lambda: [_claimed.pop(mine.pop(), None) for _ in tuple(mine)])
-    with _LOCK:
+
+    def reserve() -> None:
         for thread in (_claimed[part] for part in ids & _claimed.keys()):
             raise EstimateError(
                 f"{what}, or a part of it, is being estimated already on thread {thread}: its "
@@ -46,8 +48,10 @@ def claim(patches: Patches, what: str, parts: Iterable[object]) -> None:
                 "and an optimizer of its own",
                 given=what,
             )
-        mine |= ids
+        mine.update(ids)
         _claimed.update(dict.fromkeys(ids, threading.current_thread().name))
+
+    run_locked(_LOCK, reserve, None)
 
 
 def exchange(
