@@ -14,13 +14,14 @@ from mpskit import (
     Workload,
     compare_devices,
     diagnose,
+    get_optimal_device,
     simulate,
 )
 from mpskit.errors import DeviceUnavailableError
 from mpskit.speed import compare
 from mpskit.speed.compare import Comparison
 from mpskit.speed.count import count_running
-from mpskit.speed.evidence import find_evidence
+from mpskit.speed.evidence import find_evidence, keep_evidence
 from mpskit.speed.steps import step_on
 from mpskit.speed.timing import Timing
 
@@ -155,3 +156,12 @@ def test_a_failing_step_says_itself_what_is_wrong():
 def test_seconds_are_above_zero(call, seconds, error):
     with pytest.raises(error, match="seconds"):
         call(make_step, seconds=seconds)
+
+
+def test_new_times_count_in_the_process_that_took_them(monkeypatch, tmp_path):
+    monkeypatch.delenv("MPSKIT_NO_CACHE", raising=False)
+    monkeypatch.setenv("MPSKIT_CACHE_DIR", str(tmp_path))
+    before = get_optimal_device().info
+    assert get_optimal_device().info is before
+    assert keep_evidence(Workload(flops=1e9), {"cpu": 1.0, "mps": 2.0}, "2.13.0")
+    assert get_optimal_device().info is not before

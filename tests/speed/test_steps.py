@@ -41,7 +41,10 @@ class TestStepOn:
 
     def test_half_precision_weights_and_integers(self):
         model = torch.nn.Sequential(torch.nn.Embedding(10, 8), torch.nn.Linear(8, 8))
+        seen: list[torch.dtype] = []
+        model[1].register_forward_hook(lambda _, __, result: seen.append(result.dtype))
         step_on("cpu", model, TensorSpec((2, 3), dtype="int64"), precision="bf16")()
+        assert seen == [torch.bfloat16]
 
     def test_what_cannot_be_copied_is_refused(self):
         model = torch.nn.Linear(2, 2)

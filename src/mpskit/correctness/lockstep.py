@@ -195,7 +195,7 @@ class Watch(TorchDispatchMode):
         lift: bool = False,
         check: Check | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no types there
         self.record = Record()
         self._draws, self._lift, self._check = draws, lift, check
         self._stack: list[str] = [""]

@@ -195,7 +195,7 @@ class Bridge(TorchDispatchMode):
     """The handler of one thread as a mode; off until needed."""
 
     def __init__(self, dispatch: Dispatch) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no types there
         self._dispatch = dispatch
         self._guard: Any = None
         self._users = 0

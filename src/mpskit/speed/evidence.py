@@ -14,6 +14,7 @@ from typing import Any
 
 from mpskit._base.files import read_small, write_whole
 from mpskit._base.values import Value
+from mpskit.device.choice import forget_decisions
 from mpskit.device.probe import cache_folder, machine_key
 from mpskit.host import Host, detect_host
 from mpskit.settings import read_settings
@@ -71,6 +72,7 @@ def keep_evidence(workload: Workload, seconds: dict[str, float], torch_version: 
     )
     others = [old for old in _read(path) if not _same(old, workload)]
     kept = [entry.model_dump() for entry in (*others, new)][-_MOST:]
+    forget_decisions()  # those of this process were made without the new times
     return write_whole(path, json.dumps(kept))
 
 

@@ -100,7 +100,7 @@ def watch(
 
 class _Mode(TorchDispatchMode):
     def __init__(self, found: Watched, kind: str, missing: Callable[[Any], bool]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no types there
         self._found, self._kind, self._missing = found, kind, missing
         self._schemas: dict[Any, OpSchema] = {}
 

@@ -21,6 +21,7 @@ from mpskit.memory.working_set import rule_of
 from mpskit.speed.count import count_with_memory
 from mpskit.speed.steps import step_on
 from mpskit.validation.claims import compared, near, not_tried
+from mpskit.validation.modules import FirstResult
 from mpskit.validation.report import Finding
 
 __all__ = ["allocator", "estimates", "out_of_memory", "working_set"]
@@ -96,16 +97,6 @@ def _provoked(device: str) -> BaseException | None:
     return None
 
 
-class _First(torch.nn.Module):
-    def __init__(self, layer: torch.nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layer(x)[0]
-        return result
-
-
 def _mlp() -> torch.nn.Module:
     return torch.nn.Sequential(
         torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 512)
@@ -131,7 +122,7 @@ MODELS: dict[str, Job] = {
     "a perceptron": (_mlp, TensorSpec((256, 512)), "AdamW"),
     "a convolutional network": (_cnn, TensorSpec((4, 16, 64, 64)), "SGD"),
     "an LSTM": (
-        lambda: _First(torch.nn.LSTM(64, 128, batch_first=True)),
+        lambda: FirstResult(torch.nn.LSTM(64, 128, batch_first=True)),
         TensorSpec((16, 64, 64)),
         "Adam",
     ),
@@ -183,7 +174,7 @@ class _Peak(TorchDispatchMode):
     """The most that tensors hold, looked at after every operator."""
 
     def __init__(self, asked: Backend) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no types there
         self._asked = asked
         self.most: int = 0
 

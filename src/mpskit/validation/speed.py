@@ -17,6 +17,7 @@ from mpskit.speed.timing import time_in_turn
 from mpskit.system.machine import replaced_readings
 from mpskit.training.loader import dataloader_kwargs
 from mpskit.validation.claims import compared, not_tried
+from mpskit.validation.modules import FirstResult
 from mpskit.validation.report import Finding, Outcome
 
 __all__ = ["loader", "times"]
@@ -41,18 +42,8 @@ def _encoder(width: int, depth: int) -> torch.nn.Module:
     return torch.nn.TransformerEncoder(layer, depth)
 
 
-class _First(torch.nn.Module):
-    def __init__(self, layer: torch.nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layer(x)[0]
-        return result
-
-
 def _lstm() -> torch.nn.Module:
-    return _First(torch.nn.LSTM(64, 64, batch_first=True))
+    return FirstResult(torch.nn.LSTM(64, 64, batch_first=True))
 
 
 Work = tuple[Callable[[], torch.nn.Module], TensorSpec]
