@@ -67,6 +67,15 @@ def test_checkpointing_and_accumulation() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
+@pytest.mark.parametrize("lora", [None, 8])
+def test_a_checkpoint_recomputes_under_autocast(device: str, lora: int | None) -> None:
+    """torch restores autocast for the device of the arguments, which lie on the CPU in a trace."""
+    large = {"batch_size": 8, "seq_len": 512, "device": device, "lora": lora}
+    mixed = estimated(GPT2, precision="bf16-mixed", checkpointing=True, **large)
+    assert mixed.peak_bytes < estimated(GPT2, precision="bf16-mixed", **large).peak_bytes
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_kinds_add_up(device: str, training: bool) -> None:
     need = estimated(device=device, training=training, torch_version="2.13.0")
