@@ -25,6 +25,7 @@ from mpskit.estimate.reference.attention import (
     layer_norm,
     linear,
 )
+from mpskit.estimate.reference.base_weights import Base
 from mpskit.estimate.reference.config import Lora, Shape, refuse
 from mpskit.estimate.reference.repeat_layers import Subject, traced_depth
 
@@ -37,11 +38,13 @@ def build_reference(
     lora: Lora | None = None,
     checkpointing: bool = False,
     depth: int | None = None,
+    base: Base | None = None,
 ) -> Subject:
     """Return a model of that shape, with as few layers as show the others.
 
     With adapters every other weight is frozen; with ``checkpointing`` the backward pass computes
-    each layer again. ``depth`` is how many layers each stack gets, if not as few as will do.
+    each layer again. ``depth`` is how many layers each stack gets, if not as few as will do;
+    ``base`` says of what dtype weights and adapters are, if not of torch's default.
 
     Raises:
         ArgumentError: the activation is not known.
@@ -50,10 +53,14 @@ def build_reference(
         refuse(f"no activation {shape.activation[:80]!r} is modelled", shape.activation)
     layers = traced_depth(shape.layers, depth, alike=lora is None)
     model = Reference(shape, layers, checkpointing=checkpointing)
+    if base is not None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(base.weights)
     if lora is not None:
         model.requires_grad_(False)
+        dtype = torch.float32 if base is None else base.adapters
         for module in [m for m in model.modules() if isinstance(m, _Block)]:
-            module.adapt(lora)
+            module.adapt(lora, dtype)
     labels: Any = {"classes": "rows", "none": None}.get(shape.head, "tokens")
     stacks = [cast("_Stack", stack).layers for stack in model.stacks]
     return Subject(model, stacks, shape.layers, labels, shape.notes)
@@ -88,17 +95,19 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class _Adapted(nn.Module):
     """A projection with a low-rank adapter beside it, as peft's ``lora.Linear``."""
 
-    def __init__(self, base: nn.Linear, rank: int) -> None:
+    def __init__(self, base: nn.Linear, lora: Lora, dtype: torch.dtype) -> None:
         super().__init__()
         self.base = base
-        self.down = nn.Linear(base.in_features, rank, bias=False, device=META)
-        self.up = nn.Linear(rank, base.out_features, bias=False, device=META)
+        of: dict[str, Any] = {"bias": False, "device": META, "dtype": dtype}
+        self.down = nn.Linear(base.in_features, lora.rank, **of)
+        self.up = nn.Linear(lora.rank, base.out_features, **of)
+        self.dropout = nn.Dropout(lora.dropout) if lora.dropout else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result = self.base(x)
         dtype = result.dtype
         x = x.to(self.down.weight.dtype)
-        result = result + self.up(self.down(x)) * 2.0
+        result = result + self.up(self.down(self.dropout(x))) * 2.0
         return cast("torch.Tensor", result.to(dtype))
 
 
@@ -196,13 +205,13 @@ class _Block(nn.Module):
     def drop(self, x: torch.Tensor) -> torch.Tensor:
         return functional.dropout(x, self.dropout, self.training)
 
-    def adapt(self, lora: Lora) -> None:
+    def adapt(self, lora: Lora, dtype: torch.dtype) -> None:
         """Put adapters beside the projections that have one."""
         for part in (self.attention, self.crossing, self.mlp):
             for role in sorted(lora.roles):
                 base = getattr(part, role, None)
                 if isinstance(base, nn.Linear):
-                    setattr(part, role, _Adapted(base, lora.rank))
+                    setattr(part, role, _Adapted(base, lora, dtype))
 
 
 def _before(block: Any, x: torch.Tensor, run: Run) -> Any:
