@@ -166,6 +166,8 @@ def traced_config(
     for name, value in (("training", training), ("checkpointing", checkpointing)):
         if not isinstance(value, bool):
             raise wrong_type(name, "True or False", value)
+    if cache_len is not None:
+        raise ArgumentError("cache_len is not modelled yet", given=cache_len)
     weights = read_base(base, precision=precision, frozen=lora is not None or not training)
     if implementation == "transformers":
         from mpskit.estimate.reference.transformers_model import build_transformers
@@ -185,7 +187,9 @@ def traced_config(
             given=implementation,
         )
     step = Stepped(training, precision, _optimizer(optimizer), accumulate, weights is not None)
-    return ConfigTrace(trace_subject(subject, step, target_for(device), (batch_size, seq_len)), base)
+    return ConfigTrace(
+        trace_subject(subject, step, target_for(device), (batch_size, seq_len)), base
+    )
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,9 @@ from typing import Any
 import torch
 
 from mpskit.errors import ArgumentError
-from mpskit.estimate.precisions import precision_of
+from mpskit.estimate.precisions import BASES, precision_of
 
-__all__ = ["BASES", "Base", "read_base"]
-
-# name -> dtype of the weights; None where the precision decides what is not quantized.
-BASES: dict[str, torch.dtype | None] = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+__all__ = ["Base", "read_base"]
 
 
 @dataclass(frozen=True)
@@ -52,4 +46,4 @@ def read_base(base: Any, *, precision: str, frozen: bool) -> Base | None:
             "precision= says what weights that are trained are",
             given=base,
         )
-    return Base(base, BASES[base] or torch.bfloat16, given.weights or torch.float32)
+    return Base(base, getattr(torch, BASES[base]), given.weights or torch.float32)
