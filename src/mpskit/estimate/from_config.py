@@ -20,6 +20,7 @@ from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
 from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.reference.base_weights import read_base
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
+from mpskit.estimate.reference.generation import check_cache, generating
 from mpskit.estimate.reference.modules import build_reference
 from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_middle
 from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
@@ -27,7 +28,7 @@ from mpskit.estimate.specs import TensorSpec
 from mpskit.estimate.targets import Target, target_for
 from mpskit.estimate.trace.optimizers import borrow
 from mpskit.estimate.trace.run import Built, Job, Step, Traced, margin_notes, trace
-from mpskit.estimate.trace.steps import default_loss
+from mpskit.estimate.trace.steps import call_model, default_loss
 from mpskit.estimate.trace.storage_log import Record
 
 __all__ = [
@@ -167,18 +168,23 @@ def traced_config(
         if not isinstance(value, bool):
             raise wrong_type(name, "True or False", value)
     if cache_len is not None:
-        raise ArgumentError("cache_len is not modelled yet", given=cache_len)
+        check_counts(cache_len=cache_len)
+        if training:
+            raise ArgumentError("cache_len= is for inference: give training=False", given=cache_len)
     weights = read_base(base, precision=precision, frozen=lora is not None or not training)
     if implementation == "transformers":
         from mpskit.estimate.reference.transformers_model import build_transformers
 
-        if weights is not None:
-            raise ArgumentError("base= is for implementation='reference'", given=base)
+        for name, given in (("base", base), ("cache_len", cache_len)):
+            if given is not None:
+                raise ArgumentError(f"{name}= is for implementation='reference'", given=given)
         subject = build_transformers(
             read_config(config), tokens=seq_len, lora=lora, checkpointing=checkpointing
         )
     elif implementation == "reference":
-        shape = read_shape(config, tokens=seq_len)
+        shape = read_shape(config, tokens=cache_len or seq_len)
+        if cache_len is not None:
+            check_cache(shape, seq_len=seq_len, cache_len=cache_len)
         adapters = read_lora(shape, lora)
         subject = build_reference(shape, lora=adapters, checkpointing=checkpointing, base=weights)
     else:
@@ -186,7 +192,9 @@ def traced_config(
             f"implementation is 'reference' or 'transformers', not {implementation!r}",
             given=implementation,
         )
-    step = Stepped(training, precision, _optimizer(optimizer), accumulate, weights is not None)
+    step = Stepped(
+        training, precision, _optimizer(optimizer), accumulate, weights is not None, cache_len
+    )
     return ConfigTrace(
         trace_subject(subject, step, target_for(device), (batch_size, seq_len)), base
     )
@@ -201,6 +209,7 @@ class Stepped:
     optimizer: Any = torch.optim.AdamW
     accumulate: int = 1
     keeps_dtypes: bool = False  # the weights have theirs already
+    cache_len: int | None = None  # of inference: decode until the cache holds so many tokens
 
 
 def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[int, int]) -> Traced:
@@ -219,14 +228,17 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
         by_row = TensorSpec(shape[:1], "int64")
         batch["labels"] = by_row if subject.labels == "rows" else tokens
     phase = "forward" if how.training else "inference"
-    job = Job(Built(subject.model, subject.notes), batch, target, how.precision, _STEPS, phase)
+    steps = _STEPS if how.cache_len is None else 1
+    job = Job(Built(subject.model, subject.notes), batch, target, how.precision, steps, phase)
     job.keeps_dtypes = how.keeps_dtypes
     marks = LayerMarks(subject.model, subject.stacks, job.log)
     autocast = functools.partial(autocast_on, target.device, precision_of(how.precision).autocast)
 
+    call = call_model if how.cache_len is None else generating(shape[1], how.cache_len)
+
     def inference(model: torch.nn.Module, batch: Any) -> None:
         with torch.no_grad(), autocast():
-            model(**batch)
+            call(model, batch)
 
     def prepare(patches: Patches) -> Step:
         marks.watch(patches)

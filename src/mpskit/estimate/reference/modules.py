@@ -20,6 +20,7 @@ from mpskit.estimate.reference.attention import (
     META,
     NORMS,
     Attention,
+    Cache,
     Rotary,
     Run,
     layer_norm,
@@ -384,8 +385,13 @@ class Reference(nn.Module):
                 module.checkpointing = checkpointing
             _reorder(module, columns["order"])
 
-    def forward(self, input_ids: torch.Tensor, labels: Any = None) -> dict[str, Any]:
-        """Return the scores, the loss where there are labels, and the key-value cache."""
+    def forward(
+        self, input_ids: torch.Tensor, labels: Any = None, cache: Cache | None = None
+    ) -> dict[str, Any]:
+        """Return the scores, the loss where there are labels, and the key-value cache.
+
+        With a ``cache``, which is extended, the scores are those of the last token only.
+        """
         run = Run()
         ids = input_ids
         if len(self.stacks) > 1:
@@ -394,29 +400,30 @@ class Reference(nn.Module):
             run.embedded.clear()
             ids = input_ids if labels is None else _shifted_right(labels)
         if self._caches:
-            run.cache = []
-        x = self._embedded(ids, run)
+            run.cache = Cache() if cache is None else cache
+        past = max(run.cache.tokens - ids.shape[1], 0) if run.cache is not None else 0
+        x = self._embedded(ids, run, past)
         if self.rotary is not None:
-            run.positions = (torch.arange(x.shape[1]) + 0).unsqueeze(0)
+            run.positions = (torch.arange(x.shape[1]) + past).unsqueeze(0)
             kinds = range(self.shape.columns["rotaries"])
             run.rotaries = [self.rotary(x, run.positions) for _ in kinds]
             run.rotary = run.rotaries[0]
-        run.mask = self._mask(x)
+        run.mask = self._mask(x, past)
         x = self.stacks[-1](x, run)
-        cache, encoded = run.cache, run.encoded
+        kept, encoded = run.cache, run.encoded
         del run  # what the layers shared goes with the last of them
-        scores = self.head(x)
+        scores = self.head(x if cache is None else x[:, -1:])
         loss = None
         if labels is not None and self.shape.head != "none":
             loss = self._loss(scores, labels)
-        return {"loss": loss, "scores": scores, "cache": cache, "encoded": encoded}
+        return {"loss": loss, "scores": scores, "cache": kept, "encoded": encoded}
 
     @property
     def _caches(self) -> bool:
         decodes = self.shape.columns["stacks"] != "encoder"
         return decodes and not (self.checkpointing and self.training)
 
-    def _embedded(self, ids: torch.Tensor, run: Run) -> torch.Tensor:
+    def _embedded(self, ids: torch.Tensor, run: Run, past: int = 0) -> torch.Tensor:
         words = self.words(ids)
         if self.shape.columns["scaled_embedding"]:
             words = words * cast("torch.Tensor", self.scale).to(words.dtype)
@@ -426,7 +433,7 @@ class Reference(nn.Module):
             x = x + types
         if self.places is not None:
             rows = len(ids) if self.shape.columns["positions"] == "counted" else 1
-            places = self.places(torch.arange(ids.shape[1]).repeat(rows, 1))
+            places = self.places((torch.arange(ids.shape[1]) + past).repeat(rows, 1))
             x, held = x + places, [places, words]
         if self.norm is not None:
             x = self.norm(x)
@@ -434,14 +441,15 @@ class Reference(nn.Module):
             run.embedded += held
         return functional.dropout(x, self.shape.dropout["embedding"], self.training)
 
-    def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
+    def _mask(self, x: torch.Tensor, past: int) -> torch.Tensor | None:
         """Return the causal mask, for each row of the batch, where attention needs one made."""
         in_float = self.shape.columns["attention"] == "written-out"
         if not (in_float or self.shape.masked):
             return None
         rows, tokens = x.shape[:2]
-        lower = torch.arange(tokens)[:, None] >= torch.arange(tokens)[None, :]
-        lower = lower.expand(rows, 1, tokens, tokens)
+        keys = tokens + past
+        lower = torch.arange(tokens)[:, None] + past >= torch.arange(keys)[None, :]
+        lower = lower.expand(rows, 1, tokens, keys)
         low = torch.finfo(x.dtype).min
         return torch.where(lower, torch.zeros((), dtype=x.dtype), low) if in_float else lower
 
