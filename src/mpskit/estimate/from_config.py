@@ -20,7 +20,7 @@ from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
 from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.reference.base_weights import read_base
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
-from mpskit.estimate.reference.generation import check_cache, generating
+from mpskit.estimate.reference.generation import check_cache, generating, left_out
 from mpskit.estimate.reference.modules import build_reference
 from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_middle
 from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
@@ -251,6 +251,8 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
 
     traced = trace(job, prepare)
     traced.log = repeat_middle(traced.log, marks, subject.layers)
+    if how.cache_len is not None and target.device == "mps":
+        traced.notes += left_out(shape[1], how.cache_len)
     return traced
 
 

@@ -54,7 +54,7 @@ class Cache:
         held = self._layers[number]
         for place, new in enumerate((key, value)):
             if 1 == new.shape[2] < self._added:
-                new = new.expand(-1, -1, self._added, -1)  # noqa: PLW2901
+                new = new.expand(-1, -1, self._added, -1)
             held[place] = torch.cat((held[place], new), dim=-2)
         return held[0], held[1]
 

@@ -12,11 +12,11 @@ from mpskit.errors import ArgumentError
 from mpskit.estimate.reference.attention import Cache
 from mpskit.estimate.reference.config import Shape, refuse
 
-__all__ = ["check_cache", "generating"]
+__all__ = ["check_cache", "generating", "left_out", "traced_lengths"]
 
-# Steps of one token between prompt and last token that are traced. The cache's tensors grow from
-# each to the next at once: what an allocator keeps of the lengths in between shows at a few.
-_STEPS = 8
+# Steps of one token that are traced: all, or as many evenly spaced ones, from each to the next of
+# which the cache grows at once. The live peak is that of the prompt or of the last step.
+_MOST = 24
 
 
 def check_cache(shape: Shape, *, seq_len: int, cache_len: int) -> None:
@@ -39,13 +39,11 @@ def check_cache(shape: Shape, *, seq_len: int, cache_len: int) -> None:
 
 def generating(seq_len: int, cache_len: int) -> Callable[[torch.nn.Module, Any], None]:
     """Return the call that runs a prompt and decodes until the cache holds ``cache_len`` tokens."""
-    steps = range(1, _STEPS + 1)
-    between = {seq_len + (cache_len - 1 - seq_len) * step // _STEPS for step in steps}
-    lengths = sorted({seq_len, cache_len} | {n for n in between if n > seq_len})
+    lengths = traced_lengths(seq_len, cache_len)
 
     def call(model: torch.nn.Module, batch: Any) -> None:
         ids, cache = batch["input_ids"], Cache()
-        for held, following in itertools.pairwise([*lengths, lengths[-1] + 1]):
+        for held, following in itertools.pairwise([*lengths, cache_len + 1]):
             cache.begin(held)
             scores = model(ids if held == seq_len else ids[:, -1:], cache=cache)["scores"]
             scores = scores[:, -1].to(torch.float32, copy=True)
@@ -53,3 +51,24 @@ def generating(seq_len: int, cache_len: int) -> Callable[[torch.nn.Module, Any],
             ids = torch.cat((ids, chosen), dim=-1)
 
     return call
+
+
+def traced_lengths(seq_len: int, cache_len: int) -> list[int]:
+    """Return the tokens in the cache after each traced pass; the last is a step of one token."""
+    steps = cache_len - seq_len
+    if steps <= _MOST:
+        return list(range(seq_len, cache_len + 1))
+    most = _MOST - 1
+    return [*(seq_len + (steps - 1) * n // most for n in range(most + 1)), cache_len]
+
+
+def left_out(seq_len: int, cache_len: int) -> tuple[str, ...]:
+    """Return the note on steps that are not traced, if there are any."""
+    steps = cache_len - seq_len
+    if steps <= _MOST:
+        return ()
+    note = (
+        f"{_MOST} of {steps} decoding steps are traced: MPS up to torch 2.13 keeps freed buffers "
+        "of every length of the cache, so driver memory is at least this until it is emptied"
+    )
+    return (note,)
