@@ -75,8 +75,10 @@ def estimate_from_config(
             (``r``, ``target_modules`` and ``lora_dropout`` are taken too; the targets of a rank
             alone are query and value); every other weight is frozen.
         base: dtype of the weights that are frozen under ``lora``, or that inference runs on, where
-            it is not the precision's: ``bf16`` or ``fp16``. The adapters are float32 then, as peft
-            makes them, unless ``precision`` names a half-precision dtype for them.
+            it is not the precision's: ``bf16``, ``fp16``, or ``int8`` and ``nf4`` for the layers'
+            projections as bitsandbytes quantizes them (the rest is ``precision``'s half-precision
+            dtype, bfloat16 where it has none). The adapters are float32 then, as peft makes them,
+            unless ``precision`` names a half-precision dtype for them.
         precision: ``fp32``, ``bf16``, ``fp16``, ``bf16-mixed`` or ``fp16-mixed``. With ``base``,
             ``fp32`` is no autocast (``Trainer`` without ``bf16=True``).
         optimizer: a name in torch.optim in any case (``adamw``), a class, a callable on the
@@ -171,7 +173,8 @@ def traced_config(
         check_counts(cache_len=cache_len)
         if training:
             raise ArgumentError("cache_len= is for inference: give training=False", given=cache_len)
-    weights = read_base(base, precision=precision, frozen=lora is not None or not training)
+    target, frozen = target_for(device), lora is not None or not training
+    weights = read_base(base, precision=precision, frozen=frozen, device=target.device)
     if implementation == "transformers":
         from mpskit.estimate.reference.transformers_model import build_transformers
 
@@ -195,9 +198,7 @@ def traced_config(
     step = Stepped(
         training, precision, _optimizer(optimizer), accumulate, weights is not None, cache_len
     )
-    return ConfigTrace(
-        trace_subject(subject, step, target_for(device), (batch_size, seq_len)), base
-    )
+    return ConfigTrace(trace_subject(subject, step, target, (batch_size, seq_len)), base)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ PRECISIONS: dict[str, tuple[str | None, str | None]] = {
     "fp16-mixed": (None, "float16"),
 }
 
-# What the weights under adapters can be -> their dtype.
-BASES: dict[str, str] = {"bf16": "bfloat16", "fp16": "float16"}
+# What the weights under adapters can be -> their dtype; None where bitsandbytes quantizes them.
+BASES: dict[str, str | None] = {"bf16": "bfloat16", "fp16": "float16", "int8": None, "nf4": None}
 
 
 class Precision(NamedTuple):

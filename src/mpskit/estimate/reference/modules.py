@@ -26,7 +26,7 @@ from mpskit.estimate.reference.attention import (
     layer_norm,
     linear,
 )
-from mpskit.estimate.reference.base_weights import Base
+from mpskit.estimate.reference.base_weights import Base, Quantized, with_base
 from mpskit.estimate.reference.config import Lora, Shape, refuse
 from mpskit.estimate.reference.repeat_layers import Subject, traced_depth
 
@@ -54,14 +54,14 @@ def build_reference(
         refuse(f"no activation {shape.activation[:80]!r} is modelled", shape.activation)
     layers = traced_depth(shape.layers, depth, alike=lora is None)
     model = Reference(shape, layers, checkpointing=checkpointing)
+    blocks = [module for module in model.modules() if isinstance(module, _Block)]
     if base is not None:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(base.weights)
+        with_base(model, list(blocks), base)
     if lora is not None:
         model.requires_grad_(False)
         dtype = torch.float32 if base is None else base.adapters
-        for module in [m for m in model.modules() if isinstance(m, _Block)]:
-            module.adapt(lora, dtype)
+        for block in blocks:
+            block.adapt(lora, dtype)
     labels: Any = {"classes": "rows", "none": None}.get(shape.head, "tokens")
     stacks = [cast("_Stack", stack).layers for stack in model.stacks]
     return Subject(model, stacks, shape.layers, labels, shape.notes)
@@ -96,7 +96,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class _Adapted(nn.Module):
     """A projection with a low-rank adapter beside it, as peft's ``lora.Linear``."""
 
-    def __init__(self, base: nn.Linear, lora: Lora, dtype: torch.dtype) -> None:
+    def __init__(self, base: nn.Linear | Quantized, lora: Lora, dtype: torch.dtype) -> None:
         super().__init__()
         self.base = base
         of: dict[str, Any] = {"bias": False, "device": META, "dtype": dtype}
@@ -110,6 +110,20 @@ class _Adapted(nn.Module):
         x = x.to(self.down.weight.dtype)
         result = result + self.up(self.down(self.dropout(x))) * 2.0
         return cast("torch.Tensor", result.to(dtype))
+
+
+class _AdaptedQuantized(_Adapted):
+    """The same beside a quantized projection, as peft's ``lora.bnb`` has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.base(x)
+        if self.base.clones:
+            result = result.clone()
+        dtype = result.dtype
+        x = x.to(self.down.weight.dtype)
+        made = self.up(self.down(self.dropout(x))) * 2.0
+        made = made.to(dtype)
+        return cast("torch.Tensor", result + made)
 
 
 class _Mlp(nn.Module):
@@ -136,8 +150,11 @@ class _Mlp(nn.Module):
             else:
                 x = self.act(x)
         x = functional.dropout(x, self.dropout, self.training)
-        if self.casts:
-            x = x.to(getattr(self.down, "base", self.down).weight.dtype)
+        if (
+            self.casts
+            and (wide := getattr(self.down, "base", self.down).weight).is_floating_point()
+        ):
+            x = x.to(wide.dtype)
         return cast("torch.Tensor", self.down(x))
 
 
@@ -211,7 +228,9 @@ class _Block(nn.Module):
         for part in (self.attention, self.crossing, self.mlp):
             for role in sorted(lora.roles):
                 base = getattr(part, role, None)
-                if isinstance(base, nn.Linear):
+                if isinstance(base, Quantized):
+                    setattr(part, role, _AdaptedQuantized(base, lora, dtype))
+                elif isinstance(base, nn.Linear):
                     setattr(part, role, _Adapted(base, lora, dtype))
 
 
