@@ -91,6 +91,17 @@ def test_a_bundled_model_is_the_functions_answer(capsys):
     assert json.loads(capsys.readouterr().out)["peak_bytes"] == adapters.peak_bytes
 
 
+def test_a_base_in_half_precision(capsys):
+    based = estimate_from_config(
+        "openai-community/gpt2", batch_size=2, seq_len=128, lora=8, base="bf16"
+    )
+    assert main([*GPT2, "--json", "--lora", "8", "--base", "bf16"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["peak_bytes"], found["base"]) == (based.peak_bytes, "bf16")
+    assert main([*GPT2, "--base", "bf16"]) == 2
+    assert "give lora= too" in capsys.readouterr().err
+
+
 def test_the_defaults_of_a_config_are_told(capsys):
     assert main(["estimate", "gpt2", "--inference"]) == 0
     assert "openai-community/gpt2, inference: 1 row of 512 tokens" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from mpskit.cli.estimate_job import Job, read_job, what_would_help
 from mpskit.cli.json_output import print_json
 from mpskit.cli.output import check_folder, completing, known_machines, print_rows, print_wrapped
 from mpskit.errors import ArgumentError
-from mpskit.estimate.precisions import PRECISIONS
+from mpskit.estimate.precisions import BASES, PRECISIONS
 
 if TYPE_CHECKING:
     from mpskit.estimate import MemoryEstimate
@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq-len", type=int, metavar="N", help="for a config: tokens a row (512)")
     parser.add_argument("--lora", type=int, metavar="RANK", help="for a config: train adapters")
     parser.add_argument(
+        "--base",
+        choices=BASES,
+        metavar="NAME",
+        help=f"for a config: the frozen weights' dtype, {', '.join(BASES)} (the precision's)",
+    )
+    parser.add_argument(
         "--checkpointing",
         action="store_const",
         const=True,
@@ -63,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--step", metavar="NAME", help="for FILE.py:NAME: a function of (model, batch) in that file"
+    )
+    parser.add_argument(
+        "--cache-len", type=int, metavar="N", help="for a config: generate until N tokens a row"
     )
     parser.add_argument("--inference", action="store_true", help="no gradients and no optimizer")
     parser.add_argument("--generate", type=int, metavar="N", help="inference: decode N tokens")

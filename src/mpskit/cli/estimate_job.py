@@ -23,7 +23,7 @@ __all__ = ["Job", "read_batch", "read_job", "what_would_help"]
 
 _BATCH_SIZE, _SEQ_LEN, _RANK = 1, 512, 8
 # Options that only one sort of model has.
-_OF_CONFIG = ("batch_size", "seq_len", "lora", "checkpointing")
+_OF_CONFIG = ("batch_size", "seq_len", "lora", "base", "checkpointing", "cache_len")
 _OF_FILE = ("batch", "step", "generate", "plot")
 
 
@@ -49,6 +49,7 @@ class Job:
         if self.config is None:
             return f"{options.model}, {doing}"
         lora = f", LoRA of rank {options.lora}" if options.lora is not None else ""
+        lora += f" on a {options.base} base" if options.base is not None else ""
         rows = "1 row" if options.batch_size == 1 else f"{options.batch_size} rows"
         return f"{self.config}, {doing}{lora}: {rows} of {options.seq_len} tokens"
 
@@ -131,11 +132,13 @@ def _variations(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "--precision bf16", {"precision": "bf16"}
     if options.optimizer.partition(":")[0] != "sgd" and options.lora is None:
         yield "--optimizer sgd", {"optimizer": "sgd"}
-    if job.config is not None and options.lora is None:
+    if job.config is None:
+        return
+    if options.lora is None:
         yield f"--lora {_RANK}", {"lora": _RANK}
-        if low:
-            both = {"lora": _RANK, "precision": "bf16"}
-            yield f"--lora {_RANK} --precision bf16", both
+    if low and options.base is None:
+        lora = _RANK if options.lora is None else options.lora
+        yield f"--lora {lora} --base bf16", {"lora": lora, "base": "bf16"}
 
 
 def _smallest_machine(estimate: MemoryEstimate) -> str | None:
@@ -151,7 +154,8 @@ def _smallest_machine(estimate: MemoryEstimate) -> str | None:
 
 
 def _inference(options: argparse.Namespace) -> bool:
-    return bool(options.inference or options.generate is not None)
+    generates = options.generate is not None or options.cache_len is not None
+    return bool(options.inference or generates)
 
 
 def _refuse(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
@@ -179,12 +183,14 @@ def _of_config(config: str, options: argparse.Namespace) -> MemoryEstimate:
         config,
         batch_size=options.batch_size,
         seq_len=options.seq_len,
-        training=not options.inference,
+        training=not _inference(options),
         lora=options.lora,
+        base=options.base,
         precision=options.precision,
         optimizer=optimizer,
         accumulate=options.accumulate,
         checkpointing=bool(options.checkpointing),
+        cache_len=options.cache_len,
         device=options.device,
     )
 

@@ -18,7 +18,9 @@ from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
 from mpskit.estimate.precisions import precision_of
+from mpskit.estimate.reference.base_weights import read_base
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
+from mpskit.estimate.reference.generation import check_cache, generating, left_out
 from mpskit.estimate.reference.modules import build_reference
 from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_middle
 from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
@@ -26,10 +28,16 @@ from mpskit.estimate.specs import TensorSpec
 from mpskit.estimate.targets import Target, target_for
 from mpskit.estimate.trace.optimizers import borrow
 from mpskit.estimate.trace.run import Built, Job, Step, Traced, margin_notes, trace
-from mpskit.estimate.trace.steps import default_loss
+from mpskit.estimate.trace.steps import call_model, default_loss
 from mpskit.estimate.trace.storage_log import Record
 
-__all__ = ["Stepped", "estimate_from_config", "trace_subject"]
+__all__ = [
+    "ConfigTrace",
+    "Stepped",
+    "estimate_from_config",
+    "trace_subject",
+    "traced_config",
+]
 
 _STEPS = 2  # the optimizer's state makes the second one the peak
 
@@ -41,10 +49,12 @@ def estimate_from_config(
     seq_len: int,
     training: bool = True,
     lora: Mapping[str, Any] | int | None = None,
+    base: str | None = None,
     precision: str = "fp32",
     optimizer: Any = "adamw",
     accumulate: int = 1,
     checkpointing: bool = False,
+    cache_len: int | None = None,
     device: str = "mps",
     torch_version: str | None = None,
     implementation: Literal["reference", "transformers"] = "reference",
@@ -62,14 +72,22 @@ def estimate_from_config(
         seq_len: tokens in each row; an encoder-decoder has as many on both sides.
         training: a whole training step; False for one forward pass without gradients.
         lora: adapters, as a rank or as ``{"rank": 8, "targets": ["q_proj", "v_proj"]}``
-            (``r`` and ``target_modules`` are taken too; the targets of a rank alone are query
-            and value); every other weight is frozen.
-        precision: ``fp32``, ``bf16``, ``fp16``, ``bf16-mixed`` or ``fp16-mixed``.
+            (``r``, ``target_modules`` and ``lora_dropout`` are taken too; the targets of a rank
+            alone are query and value); every other weight is frozen.
+        base: dtype of the weights that are frozen under ``lora``, or that inference runs on, where
+            it is not the precision's: ``bf16``, ``fp16``, or ``int8`` and ``nf4`` for the layers'
+            projections as bitsandbytes quantizes them (the rest is ``precision``'s half-precision
+            dtype, bfloat16 where it has none). The adapters are float32 then, as peft makes them,
+            unless ``precision`` names a half-precision dtype for them.
+        precision: ``fp32``, ``bf16``, ``fp16``, ``bf16-mixed`` or ``fp16-mixed``. With ``base``,
+            ``fp32`` is no autocast (``Trainer`` without ``bf16=True``).
         optimizer: a name in torch.optim in any case (``adamw``), a class, a callable on the
             trainable parameters, or None for none.
         accumulate: batches whose gradients are summed before the optimizer steps.
         checkpointing: whether each layer's activations are computed again in the backward pass
             (``gradient_checkpointing_enable()``).
+        cache_len: with ``training=False``, tokens of each row in the key-value cache at the end of
+            ``generate()``: a prompt of ``seq_len``, then one token at a time.
         device: ``cpu``, ``mps`` or ``cuda``.
         torch_version: the torch whose allocator is meant; the installed one by default.
         implementation: ``reference`` for mpskit's own modules of the families that it knows;
@@ -85,30 +103,102 @@ def estimate_from_config(
         EstimateError: the layers differ, or the step cannot be traced.
         UnsupportedTorchError: the installed torch is too old to be traced.
     """
+    traced = traced_config(
+        config,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        training=training,
+        lora=lora,
+        base=base,
+        precision=precision,
+        optimizer=optimizer,
+        accumulate=accumulate,
+        checkpointing=checkpointing,
+        cache_len=cache_len,
+        device=device,
+        implementation=implementation,
+    )
+    return traced.estimate(torch_version)
+
+
+@dataclass(frozen=True)
+class ConfigTrace:
+    """A setting's events on one kind of device, which every allocator of it can replay.
+
+    Attributes:
+        traced: the events of the deep model.
+        base: dtype of the frozen weights, where it is not the precision's.
+    """
+
+    traced: Traced
+    base: str | None = None
+
+    def estimate(self, torch_version: str | None = None) -> MemoryEstimate:
+        """Replay the events on the device's allocator of a torch version (the installed one).
+
+        Raises:
+            ArgumentTypeError: the version is no str.
+        """
+        if torch_version is not None and not isinstance(torch_version, str):
+            raise wrong_type("torch_version", "a str such as '2.13.0'", torch_version)
+        return _estimated(self.traced, torch_version or torch.__version__, self.base)
+
+
+def traced_config(
+    config: Mapping[str, Any] | str | Path,
+    *,
+    batch_size: int,
+    seq_len: int,
+    training: bool = True,
+    lora: Mapping[str, Any] | int | None = None,
+    base: str | None = None,
+    precision: str = "fp32",
+    optimizer: Any = "adamw",
+    accumulate: int = 1,
+    checkpointing: bool = False,
+    cache_len: int | None = None,
+    device: str = "mps",
+    implementation: Literal["reference", "transformers"] = "reference",
+) -> ConfigTrace:
+    """As :func:`estimate_from_config`, before the events are replayed on an allocator.
+
+    The device decides which kernels run and what they take, so each kind has a trace of its own;
+    torch's versions differ in the allocator and share it.
+    """
     check_counts(batch_size=batch_size, seq_len=seq_len, accumulate=accumulate)
     for name, value in (("training", training), ("checkpointing", checkpointing)):
         if not isinstance(value, bool):
             raise wrong_type(name, "True or False", value)
-    if torch_version is not None and not isinstance(torch_version, str):
-        raise wrong_type("torch_version", "a str such as '2.13.0'", torch_version)
+    if cache_len is not None:
+        check_counts(cache_len=cache_len)
+        if training:
+            raise ArgumentError("cache_len= is for inference: give training=False", given=cache_len)
+    target, frozen = target_for(device), lora is not None or not training
+    weights = read_base(base, precision=precision, frozen=frozen, device=target.device)
     if implementation == "transformers":
         from mpskit.estimate.reference.transformers_model import build_transformers
 
+        for name, given in (("base", base), ("cache_len", cache_len)):
+            if given is not None:
+                raise ArgumentError(f"{name}= is for implementation='reference'", given=given)
         subject = build_transformers(
             read_config(config), tokens=seq_len, lora=lora, checkpointing=checkpointing
         )
     elif implementation == "reference":
-        shape = read_shape(config, tokens=seq_len)
+        shape = read_shape(config, tokens=cache_len or seq_len)
+        if cache_len is not None:
+            check_cache(shape, seq_len=seq_len, cache_len=cache_len)
         adapters = read_lora(shape, lora)
-        subject = build_reference(shape, lora=adapters, checkpointing=checkpointing)
+        subject = build_reference(shape, lora=adapters, checkpointing=checkpointing, base=weights)
     else:
         raise ArgumentError(
             f"implementation is 'reference' or 'transformers', not {implementation!r}",
             given=implementation,
         )
-    step = Stepped(training, precision, _optimizer(optimizer), accumulate)
-    traced = trace_subject(subject, step, target_for(device), (batch_size, seq_len))
-    return _estimated(traced, torch_version or torch.__version__)
+    step = Stepped(
+        training, precision, _optimizer(optimizer), accumulate, weights is not None, cache_len
+    )
+    return ConfigTrace(trace_subject(subject, step, target, (batch_size, seq_len)), base)
 
 
 @dataclass(frozen=True)
@@ -119,6 +209,8 @@ class Stepped:
     precision: str = "fp32"
     optimizer: Any = torch.optim.AdamW
     accumulate: int = 1
+    keeps_dtypes: bool = False  # the weights have theirs already
+    cache_len: int | None = None  # of inference: decode until the cache holds so many tokens
 
 
 def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[int, int]) -> Traced:
@@ -137,13 +229,17 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
         by_row = TensorSpec(shape[:1], "int64")
         batch["labels"] = by_row if subject.labels == "rows" else tokens
     phase = "forward" if how.training else "inference"
-    job = Job(Built(subject.model, subject.notes), batch, target, how.precision, _STEPS, phase)
+    steps = _STEPS if how.cache_len is None else 1
+    job = Job(Built(subject.model, subject.notes), batch, target, how.precision, steps, phase)
+    job.keeps_dtypes = how.keeps_dtypes
     marks = LayerMarks(subject.model, subject.stacks, job.log)
     autocast = functools.partial(autocast_on, target.device, precision_of(how.precision).autocast)
 
+    call = call_model if how.cache_len is None else generating(shape[1], how.cache_len)
+
     def inference(model: torch.nn.Module, batch: Any) -> None:
         with torch.no_grad(), autocast():
-            model(**batch)
+            call(model, batch)
 
     def prepare(patches: Patches) -> Step:
         marks.watch(patches)
@@ -156,6 +252,8 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
 
     traced = trace(job, prepare)
     traced.log = repeat_middle(traced.log, marks, subject.layers)
+    if how.cache_len is not None and target.device == "mps":
+        traced.notes += left_out(shape[1], how.cache_len)
     return traced
 
 
@@ -178,7 +276,7 @@ def _optimizer(given: Any) -> Any:
     return known[given.lower()]
 
 
-def _estimated(traced: Traced, torch_version: str) -> MemoryEstimate:
+def _estimated(traced: Traced, torch_version: str, base: str | None) -> MemoryEstimate:
     """Replay the events, and sum up what is alive at the peak."""
     records, events = traced.log.records, traced.log.events
     model = allocator_for(traced.target.device, torch_version=torch_version)
@@ -196,6 +294,7 @@ def _estimated(traced: Traced, torch_version: str) -> MemoryEstimate:
         device=traced.target.device,
         torch_version=torch_version,
         precision=traced.precision,
+        base=base,
         method="reference",
         peak_bytes=model.peak_live_bytes,
         peak_margin_bytes=margin,

@@ -9,7 +9,7 @@ from mpskit.errors import ArgumentError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PRECISIONS", "Precision", "precision_of"]
+__all__ = ["BASES", "PRECISIONS", "Precision", "precision_of"]
 
 # name -> dtype of the weights, dtype of autocast; None where they are left as they are. Names of
 # dtypes, because the command line lists the precisions before torch is imported.
@@ -20,6 +20,9 @@ PRECISIONS: dict[str, tuple[str | None, str | None]] = {
     "bf16-mixed": (None, "bfloat16"),
     "fp16-mixed": (None, "float16"),
 }
+
+# What the weights under adapters can be -> their dtype; None where bitsandbytes quantizes them.
+BASES: dict[str, str | None] = {"bf16": "bfloat16", "fp16": "float16", "int8": None, "nf4": None}
 
 
 class Precision(NamedTuple):

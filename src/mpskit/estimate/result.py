@@ -170,6 +170,7 @@ class MemoryEstimate(Value):
     Attributes:
         device: ``cpu``, ``mps`` or ``cuda``, the target, whatever machine traced it.
         torch_version: the version whose kernels, defaults and allocator were assumed.
+        base: dtype of the frozen weights, where it is not the precision's.
         activations_bytes: tensors of the forward pass that were kept for the backward pass.
         temporaries_bytes: the rest: intermediate results alive at the peak.
         slack_bytes: what the allocator adds to the sizes asked for and still counts as in use:
@@ -184,6 +185,7 @@ class MemoryEstimate(Value):
     device: str
     torch_version: str
     precision: str = "fp32"
+    base: str | None = None
     method: Literal["traced", "reference"] = "traced"
     parameters_bytes: int
     buffers_bytes: int = 0
@@ -258,7 +260,9 @@ class MemoryEstimate(Value):
 
     def __str__(self) -> str:
         rows = [(text, getattr(self, f"{kind}_bytes")) for kind, text in KINDS.items()]
-        lines = [f"memory on {self.device} ({self.precision}, torch {self.torch_version})"]
+        base = f" on a {self.base} base" if self.base else ""
+        head = f"{self.precision}{base}, torch {self.torch_version}"
+        lines = [f"memory on {self.device} ({head})"]
         lines += [_row(text, count, self.peak_bytes) for text, count in rows if count]
         lines += [_row("total at the peak", self.peak_bytes, self.peak_bytes)]
         if self.peak_margin_bytes:

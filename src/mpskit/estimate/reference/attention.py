@@ -17,12 +17,46 @@ from torch.nn import functional
 
 from mpskit.estimate.reference.config import Shape
 
-__all__ = ["META", "NORMS", "Attention", "Rotary", "Run", "layer_norm", "linear"]
+__all__ = ["META", "NORMS", "Attention", "Cache", "Rotary", "Run", "layer_norm", "linear"]
 
 META = torch.device("meta")
 _FARTHEST = 128  # tokens; T5 tells no farther distances apart
 _MOST_GROUPED = 256  # head widths up to this let scaled_dot_product_attention repeat the keys
 _Heads = tuple[torch.Tensor, ...]
+
+
+class Cache:
+    """Keys and values of every layer, as transformers' ``DynamicCache`` joins them: copies.
+
+    Attributes:
+        tokens: tokens of each row after the pass that runs.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._added = 0
+        self._layers: list[list[torch.Tensor]] = []
+        self._next = 0
+
+    def begin(self, tokens: int) -> None:
+        """Let the next forward pass fill the cache up to so many tokens."""
+        self.tokens, self._added, self._next = tokens, tokens - self.tokens, 0
+
+    def joined(self, key: torch.Tensor, value: torch.Tensor) -> _Heads:
+        """Return the next layer's keys and values with the new ones behind them.
+
+        One new token is taken for all that are added, where they are more: steps in between are
+        left out.
+        """
+        number, self._next = self._next, self._next + 1
+        if number == len(self._layers):
+            self._layers.append([torch.tensor([], dtype=key.dtype) for _ in range(2)])
+        held = self._layers[number]
+        for place, new in enumerate((key, value)):
+            if 1 == new.shape[2] < self._added:
+                new = new.expand(-1, -1, self._added, -1)
+            held[place] = torch.cat((held[place], new), dim=-2)
+        return held[0], held[1]
 
 
 class Run:
@@ -36,7 +70,7 @@ class Run:
         self.bias: torch.Tensor | None = None  # of relative positions
         self.cross_bias: torch.Tensor | None = None
         self.encoded: torch.Tensor | None = None
-        self.cache: list[torch.Tensor] | None = None
+        self.cache: Cache | None = None
         self.embedded: list[torch.Tensor] = []
         self.held: list[torch.Tensor] = []  # what attention's projections made, while it runs
 
@@ -221,8 +255,7 @@ class Attention(nn.Module):
         if run.rotary:
             query, key = ROTATIONS[columns["rotary"]](query, key, run)
         if run.cache is not None:
-            key, value = _cached(key, value)
-            run.cache += (key, value)
+            key, value = run.cache.joined(key, value)
         mask = self._bias(query, key, run) if self.relative else run.mask
         run.held += (value, key, query)
         attend = ATTENTIONS[columns["attention"]]
@@ -278,14 +311,6 @@ def _buckets(distance: torch.Tensor, count: int, *, both: bool) -> torch.Tensor:
     far = torch.min(far, torch.full_like(far, count - 1))
     found += torch.where(near, distance, far)
     return cast("torch.Tensor", found)
-
-
-def _cached(key: torch.Tensor, value: torch.Tensor) -> _Heads:
-    """Join both to an empty cache, as decoding does: copies, in the type that the keys have."""
-    keys, values = torch.tensor([], dtype=key.dtype), torch.tensor([], dtype=key.dtype)
-    keys = torch.cat((keys, key), dim=-2)
-    values = torch.cat((values, value), dim=-2)
-    return keys, values
 
 
 def _cut(x: torch.Tensor, width: int) -> torch.Tensor:

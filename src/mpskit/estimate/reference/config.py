@@ -78,10 +78,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters: their rank, and the roles of the projections that have one."""
+    """Adapters: their rank, the roles of the projections that have one, and their dropout."""
 
     rank: int
     roles: frozenset[str]
+    dropout: float = 0.0
 
 
 def read_shape(config: Mapping[str, Any] | str | Path, *, tokens: int) -> Shape:
@@ -378,4 +379,10 @@ def read_lora(shape: Shape, lora: Any) -> Lora | None:
             f"lora targets {sorted(map(str, chosen))} are not all among {', '.join(sorted(known))}",
             given=given,
         )
-    return Lora(rank, frozenset(role for role, name in names.items() if name in chosen))
+    dropout = lora.get("dropout", lora.get("lora_dropout", 0.0))
+    if not _number(dropout) or not 0 <= dropout < 1:
+        raise ArgumentError(
+            f"lora dropout is a number from 0 to below 1, not {_short(dropout)}", given=dropout
+        )
+    roles = frozenset(role for role, name in names.items() if name in chosen)
+    return Lora(rank, roles, float(dropout))

@@ -20,11 +20,13 @@ from mpskit.estimate.reference.attention import (
     META,
     NORMS,
     Attention,
+    Cache,
     Rotary,
     Run,
     layer_norm,
     linear,
 )
+from mpskit.estimate.reference.base_weights import Base, Quantized, with_base
 from mpskit.estimate.reference.config import Lora, Shape, refuse
 from mpskit.estimate.reference.repeat_layers import Subject, traced_depth
 
@@ -37,11 +39,13 @@ def build_reference(
     lora: Lora | None = None,
     checkpointing: bool = False,
     depth: int | None = None,
+    base: Base | None = None,
 ) -> Subject:
     """Return a model of that shape, with as few layers as show the others.
 
     With adapters every other weight is frozen; with ``checkpointing`` the backward pass computes
-    each layer again. ``depth`` is how many layers each stack gets, if not as few as will do.
+    each layer again. ``depth`` is how many layers each stack gets, if not as few as will do;
+    ``base`` says of what dtype weights and adapters are, if not of torch's default.
 
     Raises:
         ArgumentError: the activation is not known.
@@ -50,10 +54,14 @@ def build_reference(
         refuse(f"no activation {shape.activation[:80]!r} is modelled", shape.activation)
     layers = traced_depth(shape.layers, depth, alike=lora is None)
     model = Reference(shape, layers, checkpointing=checkpointing)
+    blocks = [module for module in model.modules() if isinstance(module, _Block)]
+    if base is not None:
+        with_base(model, list(blocks), base)
     if lora is not None:
         model.requires_grad_(False)
-        for module in [m for m in model.modules() if isinstance(m, _Block)]:
-            module.adapt(lora)
+        dtype = torch.float32 if base is None else base.adapters
+        for block in blocks:
+            block.adapt(lora, dtype)
     labels: Any = {"classes": "rows", "none": None}.get(shape.head, "tokens")
     stacks = [cast("_Stack", stack).layers for stack in model.stacks]
     return Subject(model, stacks, shape.layers, labels, shape.notes)
@@ -88,18 +96,34 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class _Adapted(nn.Module):
     """A projection with a low-rank adapter beside it, as peft's ``lora.Linear``."""
 
-    def __init__(self, base: nn.Linear, rank: int) -> None:
+    def __init__(self, base: nn.Linear | Quantized, lora: Lora, dtype: torch.dtype) -> None:
         super().__init__()
         self.base = base
-        self.down = nn.Linear(base.in_features, rank, bias=False, device=META)
-        self.up = nn.Linear(rank, base.out_features, bias=False, device=META)
+        of: dict[str, Any] = {"bias": False, "device": META, "dtype": dtype}
+        self.down = nn.Linear(base.in_features, lora.rank, **of)
+        self.up = nn.Linear(lora.rank, base.out_features, **of)
+        self.dropout = nn.Dropout(lora.dropout) if lora.dropout else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result = self.base(x)
         dtype = result.dtype
         x = x.to(self.down.weight.dtype)
-        result = result + self.up(self.down(x)) * 2.0
+        result = result + self.up(self.down(self.dropout(x))) * 2.0
         return cast("torch.Tensor", result.to(dtype))
+
+
+class _AdaptedQuantized(_Adapted):
+    """The same beside a quantized projection, as peft's ``lora.bnb`` has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.base(x)
+        if self.base.clones:
+            result = result.clone()
+        dtype = result.dtype
+        x = x.to(self.down.weight.dtype)
+        made = self.up(self.down(self.dropout(x))) * 2.0
+        made = made.to(dtype)
+        return cast("torch.Tensor", result + made)
 
 
 class _Mlp(nn.Module):
@@ -126,8 +150,11 @@ class _Mlp(nn.Module):
             else:
                 x = self.act(x)
         x = functional.dropout(x, self.dropout, self.training)
-        if self.casts:
-            x = x.to(getattr(self.down, "base", self.down).weight.dtype)
+        if (
+            self.casts
+            and (wide := getattr(self.down, "base", self.down).weight).is_floating_point()
+        ):
+            x = x.to(wide.dtype)
         return cast("torch.Tensor", self.down(x))
 
 
@@ -196,13 +223,15 @@ class _Block(nn.Module):
     def drop(self, x: torch.Tensor) -> torch.Tensor:
         return functional.dropout(x, self.dropout, self.training)
 
-    def adapt(self, lora: Lora) -> None:
+    def adapt(self, lora: Lora, dtype: torch.dtype) -> None:
         """Put adapters beside the projections that have one."""
         for part in (self.attention, self.crossing, self.mlp):
             for role in sorted(lora.roles):
                 base = getattr(part, role, None)
-                if isinstance(base, nn.Linear):
-                    setattr(part, role, _Adapted(base, lora.rank))
+                if isinstance(base, Quantized):
+                    setattr(part, role, _AdaptedQuantized(base, lora, dtype))
+                elif isinstance(base, nn.Linear):
+                    setattr(part, role, _Adapted(base, lora, dtype))
 
 
 def _before(block: Any, x: torch.Tensor, run: Run) -> Any:
@@ -375,8 +404,13 @@ class Reference(nn.Module):
                 module.checkpointing = checkpointing
             _reorder(module, columns["order"])
 
-    def forward(self, input_ids: torch.Tensor, labels: Any = None) -> dict[str, Any]:
-        """Return the scores, the loss where there are labels, and the key-value cache."""
+    def forward(
+        self, input_ids: torch.Tensor, labels: Any = None, cache: Cache | None = None
+    ) -> dict[str, Any]:
+        """Return the scores, the loss where there are labels, and the key-value cache.
+
+        With a ``cache``, which is extended, the scores are those of the last token only.
+        """
         run = Run()
         ids = input_ids
         if len(self.stacks) > 1:
@@ -385,29 +419,30 @@ class Reference(nn.Module):
             run.embedded.clear()
             ids = input_ids if labels is None else _shifted_right(labels)
         if self._caches:
-            run.cache = []
-        x = self._embedded(ids, run)
+            run.cache = Cache() if cache is None else cache
+        past = max(run.cache.tokens - ids.shape[1], 0) if run.cache is not None else 0
+        x = self._embedded(ids, run, past)
         if self.rotary is not None:
-            run.positions = (torch.arange(x.shape[1]) + 0).unsqueeze(0)
+            run.positions = (torch.arange(x.shape[1]) + past).unsqueeze(0)
             kinds = range(self.shape.columns["rotaries"])
             run.rotaries = [self.rotary(x, run.positions) for _ in kinds]
             run.rotary = run.rotaries[0]
-        run.mask = self._mask(x)
+        run.mask = self._mask(x, past)
         x = self.stacks[-1](x, run)
-        cache, encoded = run.cache, run.encoded
+        kept, encoded = run.cache, run.encoded
         del run  # what the layers shared goes with the last of them
-        scores = self.head(x)
+        scores = self.head(x if cache is None else x[:, -1:])
         loss = None
         if labels is not None and self.shape.head != "none":
             loss = self._loss(scores, labels)
-        return {"loss": loss, "scores": scores, "cache": cache, "encoded": encoded}
+        return {"loss": loss, "scores": scores, "cache": kept, "encoded": encoded}
 
     @property
     def _caches(self) -> bool:
         decodes = self.shape.columns["stacks"] != "encoder"
         return decodes and not (self.checkpointing and self.training)
 
-    def _embedded(self, ids: torch.Tensor, run: Run) -> torch.Tensor:
+    def _embedded(self, ids: torch.Tensor, run: Run, past: int = 0) -> torch.Tensor:
         words = self.words(ids)
         if self.shape.columns["scaled_embedding"]:
             words = words * cast("torch.Tensor", self.scale).to(words.dtype)
@@ -417,7 +452,7 @@ class Reference(nn.Module):
             x = x + types
         if self.places is not None:
             rows = len(ids) if self.shape.columns["positions"] == "counted" else 1
-            places = self.places(torch.arange(ids.shape[1]).repeat(rows, 1))
+            places = self.places((torch.arange(ids.shape[1]) + past).repeat(rows, 1))
             x, held = x + places, [places, words]
         if self.norm is not None:
             x = self.norm(x)
@@ -425,14 +460,15 @@ class Reference(nn.Module):
             run.embedded += held
         return functional.dropout(x, self.shape.dropout["embedding"], self.training)
 
-    def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
+    def _mask(self, x: torch.Tensor, past: int) -> torch.Tensor | None:
         """Return the causal mask, for each row of the batch, where attention needs one made."""
         in_float = self.shape.columns["attention"] == "written-out"
         if not (in_float or self.shape.masked):
             return None
         rows, tokens = x.shape[:2]
-        lower = torch.arange(tokens)[:, None] >= torch.arange(tokens)[None, :]
-        lower = lower.expand(rows, 1, tokens, tokens)
+        keys = tokens + past
+        lower = torch.arange(tokens)[:, None] + past >= torch.arange(keys)[None, :]
+        lower = lower.expand(rows, 1, tokens, keys)
         low = torch.finfo(x.dtype).min
         return torch.where(lower, torch.zeros((), dtype=x.dtype), low) if in_float else lower
 

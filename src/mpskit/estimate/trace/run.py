@@ -173,6 +173,7 @@ class Job:
     phase: str
     log: StorageLog = field(default_factory=StorageLog)
     counts: OpCounts | None = None  # of the last step, if asked for
+    keeps_dtypes: bool = False  # the weights stay as they are, whatever the precision's are
 
     @property
     def model(self) -> torch.nn.Module:
@@ -195,7 +196,8 @@ def trace(job: Job, prepare: Callable[[Patches], Step]) -> Traced:
     Raises:
         EstimateError: a step cannot be traced, or another thread is estimating the same model.
     """
-    log, dtype, target = job.log, precision_of(job.precision).weights, job.target
+    log, target = job.log, job.target
+    dtype = None if job.keeps_dtypes else precision_of(job.precision).weights
     tracer = Tracer(
         log,
         target.op_memory,
