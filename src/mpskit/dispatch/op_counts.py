@@ -8,6 +8,7 @@ because each time step waits for the one before.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -55,6 +56,18 @@ class OpCounts:
     flops_by_dtype: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     launches_by_class: Counter[str] = field(default_factory=Counter)
     depthwise: int = 0
+
+    def plus(self, other: OpCounts, times: int) -> OpCounts:
+        """Return these counts and ``times`` the other's."""
+        total = copy.deepcopy(self)
+        for name, more in vars(other).items():
+            mine = getattr(total, name)
+            if not isinstance(mine, dict):
+                setattr(total, name, mine + more * times)
+                continue
+            for kind, value in more.items():
+                mine[kind] += value * times
+        return total
 
     def add(self, func: Any, schema: OpSchema, args: Any, kwargs: Any, result: Any) -> None:
         """Count one operator that has run."""

@@ -14,6 +14,7 @@ import torch
 
 from mpskit._base.arguments import wrong_type
 from mpskit.allocator import AllocatorModel, allocator_for
+from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
@@ -121,7 +122,13 @@ class Stepped:
     accumulate: int = 1
 
 
-def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[int, int]) -> Traced:
+def trace_subject(
+    subject: Subject,
+    how: Stepped,
+    target: Target,
+    shape: tuple[int, int],
+    counts: OpCounts | None = None,
+) -> Traced:
     """Return the events of a deep model's step, from those of a shallow one.
 
     Args:
@@ -129,6 +136,7 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
         how: what a step is.
         target: the device whose memory is asked for.
         shape: rows of the batch, and tokens in each.
+        counts: what the operators of the shallow model's last step are added to, if anything.
     """
     subject.model.train(how.training)
     tokens = TensorSpec(shape, "int64")
@@ -138,6 +146,7 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
         batch["labels"] = by_row if subject.labels == "rows" else tokens
     phase = "forward" if how.training else "inference"
     job = Job(Built(subject.model, subject.notes), batch, target, how.precision, _STEPS, phase)
+    job.counts = counts
     marks = LayerMarks(subject.model, subject.stacks, job.log)
     autocast = functools.partial(autocast_on, target.device, precision_of(how.precision).autocast)
 

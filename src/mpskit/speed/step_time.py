@@ -1,0 +1,291 @@
+"""How long a step takes on a Mac or a CUDA card: a range of seconds from its counts.
+
+The work of a step is its arithmetic at the rate that torch reaches, and its bytes at the bandwidth
+that it reaches. Kernels are enqueued meanwhile, so that the longer of the two counts:
+
+    step = wait + max(launches x launch cost, flops / rate + bytes / bandwidth)
+
+The shares of the chip's figures that torch reaches, and how far published times lie from this, are
+in ``data/step_time.toml``, fitted by ``benchmarks/fit_time.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from mpskit._base.data import read_toml
+from mpskit._base.values import Value
+from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.host.chips import Chip, chip_rows, parse_chip
+from mpskit.host.cuda_cards import CudaCard, cuda_card
+from mpskit.host.host import Host, detect_host
+from mpskit.host.machines import Machine, find_machine
+from mpskit.speed.chip_rates import chip_speed
+from mpskit.speed.workload import Workload
+
+__all__ = ["GUIDE_CARDS", "StepTime", "TimeRange", "cloud_times", "estimate_time", "why_no_time"]
+
+Bound: TypeAlias = Literal["arithmetic", "bandwidth", "launches", "waiting"]
+
+GUIDE_CARDS = ("T4", "P100", "RTX 3060", "RTX 3090", "A100")
+"""The cards that people rent or own where a Mac is too slow."""
+
+_HALF = frozenset({"float16", "bfloat16"})
+
+
+class TimeRange(Value):
+    """Seconds between which a time is expected.
+
+    Attributes:
+        low: a time that few fall below.
+        middle: as many are above as below.
+        high: a time that few exceed.
+    """
+
+    low: float
+    middle: float
+    high: float
+
+    def times(self, factor: float) -> TimeRange:
+        """Return the range of so many of these in turn."""
+        return TimeRange(
+            low=self.low * factor, middle=self.middle * factor, high=self.high * factor
+        )
+
+    def __str__(self) -> str:
+        size, unit = next(
+            (size, unit) for size, unit in _UNITS if self.middle >= size or unit == "us"
+        )
+        low, high = (f"{value / size:.2g}" for value in (self.low, self.high))
+        return f"{low} to {high} {unit}"
+
+
+_UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+
+
+class StepTime(Value):
+    """How long one step takes, and what that rests on.
+
+    Attributes:
+        device: ``mps``, ``cpu`` or ``cuda``.
+        chip: of the Mac, ``M3 Max``, or the card, ``RTX 3090``.
+        step: seconds of one step.
+        bound: what takes the most of the middle.
+        coverage: the share of the published times of this kind that such a range held, when the
+            constants had not seen their source.
+        rows: how many times of this kind were published with counts.
+        sources: where the chip's figures and the published times stand.
+    """
+
+    device: str
+    chip: str
+    step: TimeRange
+    bound: Bound
+    coverage: float
+    rows: int
+    sources: tuple[str, ...]
+
+    def steps(self, count: float) -> TimeRange:
+        """Return the seconds of so many steps."""
+        return self.step.times(count)
+
+    def epoch_seconds(self, samples: int, batch: int) -> TimeRange:
+        """Return the seconds of an epoch: of as many steps as ``samples`` rows make.
+
+        Args:
+            samples: rows of the data set.
+            batch: rows of the counted step, with all that it accumulates.
+
+        Raises:
+            ArgumentError: one of them is not above 0.
+            ArgumentTypeError: one of them is no int.
+        """
+        for name, value in (("samples", samples), ("batch", batch)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ArgumentTypeError(f"{name} must be an int, got {value!r}", given=value)
+            if value < 1:
+                raise ArgumentError(f"{name} must be at least 1, got {value}", given=value)
+        return self.steps(-(-samples // batch))
+
+    def per_second(self, amount: float) -> tuple[float, float, float]:
+        """Return how much of what a step has ``amount`` of (tokens, images) goes by in a second.
+
+        Returns:
+            The least, the middle and the most.
+        """
+        step = self.step
+        return amount / step.high, amount / step.middle, amount / step.low
+
+    def __str__(self) -> str:
+        return (
+            f"{self.step} a step on {self.chip} ({self.device}; most of it {self.bound}); such "
+            f"ranges held {self.coverage:.0%} of {self.rows} published times"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device reaches at most, by its maker's figures."""
+
+    device: str
+    name: str
+    flops: float
+    half_flops: float
+    bandwidth: float
+    sources: tuple[str, ...]
+
+
+def estimate_time(
+    workload: Workload,
+    machine: str | Machine | Host | Chip | None = None,
+    *,
+    device: str | None = None,
+) -> StepTime | None:
+    """Return how long a step takes, as a range; None where no published figure supports one.
+
+    Args:
+        workload: the counts of a step: :meth:`mpskit.Workload.of`, or
+            :func:`mpskit.workload_from_config` for a transformer by its config.
+        machine: a Mac (``m1-16gb``, ``M3 Max``), a CUDA card (``T4``, ``RTX 3090``), a
+            :class:`mpskit.Machine` or :class:`mpskit.Host`; None is this machine.
+        device: ``mps`` or ``cpu`` of a Mac, ``cuda`` of a card; None is the faster kind: the GPU.
+
+    Returns:
+        The range, or None. :func:`why_no_time` says what is missing.
+
+    Raises:
+        ArgumentError: there is no device of that name.
+        ArgumentTypeError: an argument of the wrong type.
+        UnknownMachineError: no machine, chip or card has that name.
+    """
+    found = _answer(workload, machine, device)
+    return found if isinstance(found, StepTime) else None
+
+
+def why_no_time(
+    workload: Workload,
+    machine: str | Machine | Host | Chip | None = None,
+    *,
+    device: str | None = None,
+) -> str | None:
+    """Return why :func:`estimate_time` returns None for the same arguments; None if it does not."""
+    found = _answer(workload, machine, device)
+    return found if isinstance(found, str) else None
+
+
+def cloud_times(workload: Workload) -> tuple[StepTime, ...]:
+    """Return the times on the cards that one would rent instead, fastest first."""
+    found = (estimate_time(workload, card) for card in GUIDE_CARDS)
+    return tuple(sorted((t for t in found if t is not None), key=lambda t: t.step.middle))
+
+
+def _answer(workload: Workload, machine: Any, device: str | None) -> StepTime | str:
+    """Return the time, or why there is none."""
+    if not isinstance(workload, Workload):
+        raise ArgumentTypeError(
+            f"a workload is a mpskit.Workload, not {workload!r}", given=workload
+        )
+    rates = _rates_of(machine, device)
+    if isinstance(rates, str):
+        return rates
+    if not workload.flops or not workload.bytes_moved:
+        return "the workload has no counts: Workload.of(model, batch) makes them"
+    return _timed(workload, rates)
+
+
+def _timed(workload: Workload, rates: Rates) -> StepTime | str:
+    table = read_toml("step_time.toml")
+    kind = table["kinds"].get(workload.op_class or "")
+    costs = table["device"][rates.device]
+    row = costs.get(kind)
+    if row is None:
+        return (
+            f"no time of {workload.op_class or 'a model of no known class'} was published with its "
+            f"counts for {rates.device}"
+        )
+    middle, bound = seconds_with(row, costs, workload, rates)
+    low, high = row["range"]
+    return StepTime(
+        device=rates.device,
+        chip=rates.name,
+        step=TimeRange(low=middle * low, middle=middle, high=middle * high),
+        bound=bound,
+        coverage=row["coverage"],
+        rows=row["rows"],
+        sources=rates.sources,
+    )
+
+
+def seconds_with(
+    row: Mapping[str, Any], costs: Mapping[str, Any], workload: Workload, rates: Rates
+) -> tuple[float, Bound]:
+    """Return the middle of a step's time and what takes the most of it, with given constants."""
+    half = workload.dtype in _HALF
+    arithmetic = (workload.flops or 0.0) / (rates.half_flops if half else rates.flops)
+    moving = (workload.bytes_moved or 0.0) / rates.bandwidth
+    terms: dict[Bound, float] = {
+        "arithmetic": arithmetic / row["flops_share"],
+        "bandwidth": moving / row["bandwidth_share"],
+        "launches": (workload.launches or 0.0) * costs["launch"],
+        "waiting": costs["wait"],
+    }
+    work = terms["arithmetic"] + terms["bandwidth"]
+    if work >= terms["launches"]:
+        del terms["launches"]
+    else:
+        del terms["arithmetic"], terms["bandwidth"]
+        work = terms["launches"]
+    return terms["waiting"] + work, max(terms, key=lambda name: terms[name])
+
+
+def _rates_of(machine: Any, device: str | None) -> Rates | str:
+    """Return the figures of a machine's device, or why there are none."""
+    timed = read_toml("step_time.toml")["device"]
+    if device is not None and device not in timed:
+        raise ArgumentError(f"no time for {device!r}: one of {', '.join(timed)}", given=device)
+    if isinstance(machine, str) and (card := cuda_card(machine)) is not None:
+        return _card_rates(card, device)
+    chip = _chip_of(machine)
+    if chip is None:
+        return "only Macs with Apple silicon and the cards of data/cuda_cards.csv have figures"
+    if device == "cuda":
+        return f"{chip.name} has no CUDA device"
+    return _chip_rates(chip, device or "mps")
+
+
+def _chip_of(machine: Any) -> Chip | None:
+    if isinstance(machine, Chip):
+        return machine
+    if machine is None or isinstance(machine, Host):
+        return (machine or detect_host()).chip
+    named = parse_chip(machine) if isinstance(machine, str) else None
+    if named is not None and named.generation is not None and not _sized(machine):
+        return named
+    return find_machine(machine).chip_facts
+
+
+def _sized(name: str) -> bool:
+    """Return whether a machine's name says its RAM: ``m1-16gb``."""
+    return name.lower().rstrip().endswith(("gb", "gib", "g"))
+
+
+def _chip_rates(chip: Chip, device: str) -> Rates | str:
+    speed = chip_speed(chip)
+    if not speed.known or chip.memory_bandwidth_gbs is None:
+        return f"the figures of {chip.name} are not known"
+    half = read_toml("step_time.toml")["half"]
+    sources = tuple(dict.fromkeys(row.sources for row in chip_rows(chip.name)))
+    if device == "cpu":
+        flops, bandwidth = speed.cpu_tflops * 1e12, speed.cpu_bandwidth_gbs * 1e9
+        return Rates("cpu", speed.name, flops, flops * half["cpu"], bandwidth, sources)
+    flops, bandwidth = speed.gpu_tflops * 1e12, speed.gpu_bandwidth_gbs * 1e9
+    return Rates("mps", speed.name, flops, flops * half["mps"], bandwidth, sources)
+
+
+def _card_rates(card: CudaCard, device: str | None) -> Rates | str:
+    if device not in (None, "cuda"):
+        return f"{card.name} is a CUDA card; it has no {device} figures"
+    flops = card.fp32_tflops * 1e12
+    return Rates("cuda", card.name, flops, flops, card.memory_bandwidth_gbs * 1e9, (card.sources,))
