@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from mpskit._base.data import read_toml
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host.chips import Chip, chip_rows, parse_chip
 from mpskit.host.cuda_cards import CudaCard, cuda_card
-from mpskit.host.host import Host, detect_host
+from mpskit.host.host import Host, HostKind, detect_host
 from mpskit.host.machines import Machine, find_machine
 from mpskit.speed.chip_rates import chip_speed
+from mpskit.speed.predict import HALF_DTYPES, half_gains, launch_seconds, wait_seconds
 from mpskit.speed.workload import Workload
 
 __all__ = ["GUIDE_CARDS", "StepTime", "TimeRange", "cloud_times", "estimate_time", "why_no_time"]
@@ -31,8 +32,6 @@ Bound: TypeAlias = Literal["arithmetic", "bandwidth", "launches", "waiting"]
 
 GUIDE_CARDS = ("T4", "P100", "RTX 3060", "RTX 3090", "A100")
 """The cards that people rent or own where a Mac is too slow."""
-
-_HALF = frozenset({"float16", "bfloat16"})
 
 
 class TimeRange(Value):
@@ -55,14 +54,15 @@ class TimeRange(Value):
         )
 
     def __str__(self) -> str:
-        size, unit = next(
-            (size, unit) for size, unit in _UNITS if self.middle >= size or unit == "us"
-        )
-        low, high = (f"{value / size:.2g}" for value in (self.low, self.high))
-        return f"{low} to {high} {unit}"
+        size, unit = next((s, u) for s, u in _UNITS if self.middle >= s or s == _UNITS[-1][0])
+        return f"{_short(self.low / size)} to {_short(self.high / size)} {unit}"
 
 
-_UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+_UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 class StepTime(Value):
@@ -125,14 +125,28 @@ class StepTime(Value):
         )
 
 
+class Shares(NamedTuple):
+    """What a step reaches of a device's figures: of the peak rate, and of the bandwidth."""
+
+    flops: float
+    bandwidth: float
+
+
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a device reaches at most, by its maker's figures."""
+    """What a device could reach by its maker's figures.
+
+    Attributes:
+        device: its type.
+        name: of the chip or the card.
+        flops: peak operations a second: ``float32``, ``half``, and ``tf32`` where there is one.
+        bandwidth: bytes a second.
+        sources: of the figures.
+    """
 
     device: str
     name: str
-    flops: float
-    half_flops: float
+    flops: Mapping[str, float]
     bandwidth: float
     sources: tuple[str, ...]
 
@@ -187,7 +201,7 @@ def _answer(workload: Workload, machine: Any, device: str | None) -> StepTime | 
         raise ArgumentTypeError(
             f"a workload is a mpskit.Workload, not {workload!r}", given=workload
         )
-    rates = _rates_of(machine, device)
+    rates = rates_of(machine, device)
     if isinstance(rates, str):
         return rates
     if not workload.flops or not workload.bytes_moved:
@@ -197,50 +211,69 @@ def _answer(workload: Workload, machine: Any, device: str | None) -> StepTime | 
 
 def _timed(workload: Workload, rates: Rates) -> StepTime | str:
     table = read_toml("step_time.toml")
-    kind = table["kinds"].get(workload.op_class or "")
-    costs = table["device"][rates.device]
-    row = costs.get(kind)
+    row = table["device"][rates.device].get(table["kinds"].get(workload.op_class or ""))
     if row is None:
-        return (
-            f"no time of {workload.op_class or 'a model of no known class'} was published with its "
-            f"counts for {rates.device}"
-        )
-    middle, bound = seconds_with(row, costs, workload, rates)
-    low, high = row["range"]
+        kind = workload.op_class or "a step of no known class"
+        return f"published times do not support a range for {kind} on {rates.device}"
+    if workload.dtype == "bfloat16" and rates.device == "cuda" and "tf32" not in rates.flops:
+        return f"{rates.name} has no bfloat16 arithmetic"
+    shares = Shares(row["flops_share"], row["bandwidth_share"])
+    middle, bound = seconds_with(shares, workload, rates)
+    spread = row["spread"]
     return StepTime(
         device=rates.device,
         chip=rates.name,
-        step=TimeRange(low=middle * low, middle=middle, high=middle * high),
+        step=TimeRange(low=middle / spread, middle=middle, high=middle * spread),
         bound=bound,
         coverage=row["coverage"],
         rows=row["rows"],
-        sources=rates.sources,
+        sources=(*rates.sources, *row["published"]),
     )
 
 
-def seconds_with(
-    row: Mapping[str, Any], costs: Mapping[str, Any], workload: Workload, rates: Rates
-) -> tuple[float, Bound]:
-    """Return the middle of a step's time and what takes the most of it, with given constants."""
-    half = workload.dtype in _HALF
-    arithmetic = (workload.flops or 0.0) / (rates.half_flops if half else rates.flops)
-    moving = (workload.bytes_moved or 0.0) / rates.bandwidth
+def seconds_with(shares: Shares, workload: Workload, rates: Rates) -> tuple[float, Bound]:
+    """Return the middle of a step's time and what takes the most of it.
+
+    Args:
+        shares: what the step reaches, the bundled ones or others: to compare them.
+        workload: with counts.
+        rates: of the device.
+    """
+    launch, wait = _launch_costs(rates.device)
     terms: dict[Bound, float] = {
-        "arithmetic": arithmetic / row["flops_share"],
-        "bandwidth": moving / row["bandwidth_share"],
-        "launches": (workload.launches or 0.0) * costs["launch"],
-        "waiting": costs["wait"],
+        "arithmetic": (workload.flops or 0.0) / (_peak(workload, rates) * shares.flops),
+        "bandwidth": (workload.bytes_moved or 0.0) / (rates.bandwidth * shares.bandwidth),
+        "launches": (workload.launches or 0.0) * launch,
+        "waiting": wait,
     }
     work = terms["arithmetic"] + terms["bandwidth"]
-    if work >= terms["launches"]:
-        del terms["launches"]
-    else:
-        del terms["arithmetic"], terms["bandwidth"]
+    if work < terms["launches"]:
         work = terms["launches"]
-    return terms["waiting"] + work, max(terms, key=lambda name: terms[name])
+    else:
+        del terms["launches"]
+    return wait + work, max(terms, key=lambda name: terms[name])
 
 
-def _rates_of(machine: Any, device: str | None) -> Rates | str:
+def _launch_costs(device: str) -> tuple[float, float]:
+    """Return the seconds of a launch and of waiting for the device once."""
+    if device == "mps":
+        return launch_seconds(1.0), wait_seconds()
+    costs = read_toml("step_time.toml")["device"][device]
+    return costs["launch"], costs["wait"]
+
+
+def _peak(workload: Workload, rates: Rates) -> float:
+    """Return the peak rate of the arithmetic that torch uses by default.
+
+    Convolutions in float32 run in TF32 where a card has it, matrix products only when asked to.
+    """
+    if workload.dtype in HALF_DTYPES:
+        return rates.flops["half"]
+    asked = workload.dtype == "tf32" or workload.op_class == "cnn"
+    return rates.flops.get("tf32" if asked else "float32", rates.flops["float32"])
+
+
+def rates_of(machine: Any, device: str | None) -> Rates | str:
     """Return the figures of a machine's device, or why there are none."""
     timed = read_toml("step_time.toml")["device"]
     if device is not None and device not in timed:
@@ -256,14 +289,19 @@ def _rates_of(machine: Any, device: str | None) -> Rates | str:
 
 
 def _chip_of(machine: Any) -> Chip | None:
+    """Return the Apple chip of a machine; a virtual Mac has a share of one, without figures."""
     if isinstance(machine, Chip):
         return machine
+    if isinstance(machine, str) and (chip := parse_chip(machine)) is not None:
+        if "virtual" in machine.lower():
+            return None
+        if chip.generation is not None and not _sized(machine):
+            return chip
     if machine is None or isinstance(machine, Host):
-        return (machine or detect_host()).chip
-    named = parse_chip(machine) if isinstance(machine, str) else None
-    if named is not None and named.generation is not None and not _sized(machine):
-        return named
-    return find_machine(machine).chip_facts
+        host = machine or detect_host()
+        return None if host.is_vm else host.chip
+    found = find_machine(machine)
+    return None if found.kind is HostKind.MAC_VM else found.chip_facts
 
 
 def _sized(name: str) -> bool:
@@ -273,19 +311,25 @@ def _sized(name: str) -> bool:
 
 def _chip_rates(chip: Chip, device: str) -> Rates | str:
     speed = chip_speed(chip)
-    if not speed.known or chip.memory_bandwidth_gbs is None:
+    if not speed.known:
         return f"the figures of {chip.name} are not known"
-    half = read_toml("step_time.toml")["half"]
+    half_cpu, half_gpu = half_gains()
     sources = tuple(dict.fromkeys(row.sources for row in chip_rows(chip.name)))
     if device == "cpu":
-        flops, bandwidth = speed.cpu_tflops * 1e12, speed.cpu_bandwidth_gbs * 1e9
-        return Rates("cpu", speed.name, flops, flops * half["cpu"], bandwidth, sources)
-    flops, bandwidth = speed.gpu_tflops * 1e12, speed.gpu_bandwidth_gbs * 1e9
-    return Rates("mps", speed.name, flops, flops * half["mps"], bandwidth, sources)
+        rate, gain, bandwidth = speed.cpu_tflops * 1e12, half_cpu, speed.cpu_bandwidth_gbs
+    else:
+        rate, gain, bandwidth = speed.gpu_tflops * 1e12, half_gpu, speed.gpu_bandwidth_gbs
+    flops = {"float32": rate, "half": rate * gain}
+    return Rates(device, speed.name, flops, bandwidth * 1e9, sources)
 
 
 def _card_rates(card: CudaCard, device: str | None) -> Rates | str:
     if device not in (None, "cuda"):
         return f"{card.name} is a CUDA card; it has no {device} figures"
-    flops = card.fp32_tflops * 1e12
-    return Rates("cuda", card.name, flops, flops, card.memory_bandwidth_gbs * 1e9, (card.sources,))
+    more = read_toml("step_time.toml")["card"].get(card.name, {})
+    if "half" not in more:
+        return f"the half-precision rate of {card.name} is not in the table"
+    flops = {"float32": card.fp32_tflops * 1e12}
+    flops |= {name: more[name] * 1e12 for name in ("half", "tf32") if name in more}
+    sources = (card.sources, more["source"])
+    return Rates("cuda", card.name, flops, card.memory_bandwidth_gbs * 1e9, sources)
