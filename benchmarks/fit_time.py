@@ -142,7 +142,7 @@ def _made(workload: Workload, row: dict[str, str], device: str, seconds: str) ->
 def _rates(chip: str, gpu_cores: str, device: str) -> Rates | str:
     if chip in OTHER_CARDS:
         single, half, bandwidth = OTHER_CARDS[chip]
-        rates = {"float32": single * 1e12, "half": half * 1e12}
+        rates = {"float32": single * 1e12, "float16": half * 1e12}
         return Rates("cuda", chip, rates, bandwidth * 1e9, ())
     machine = parse_chip(chip, gpu_cores=int(gpu_cores)) if gpu_cores else chip
     return rates_of(machine or chip, device)

@@ -6,7 +6,8 @@ that it reaches. Kernels are enqueued meanwhile, so that the longer of the two c
     step = wait + max(launches x launch cost, flops / rate + bytes / bandwidth)
 
 The shares of the chip's figures that torch reaches, and how far published times lie from this, are
-in ``data/step_time.toml``, fitted by ``benchmarks/fit_time.py``.
+in ``data/step_time.toml``, fitted by ``benchmarks/fit_time.py``. A step that swaps takes longer:
+whether it fits is asked elsewhere.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class StepTime(Value):
         bound: what takes the most of the middle.
         coverage: the share of the published times of this kind that such a range held, when the
             constants had not seen their source.
+        factor: the median factor between such a middle and the published time.
         rows: how many times of this kind were published with counts.
         sources: where the chip's figures and the published times stand.
     """
@@ -84,6 +86,7 @@ class StepTime(Value):
     step: TimeRange
     bound: Bound
     coverage: float
+    factor: float
     rows: int
     sources: tuple[str, ...]
 
@@ -139,7 +142,7 @@ class Rates:
     Attributes:
         device: its type.
         name: of the chip or the card.
-        flops: peak operations a second: ``float32``, ``half``, and ``tf32`` where there is one.
+        flops: peak operations a second by dtype, and ``tf32`` where there is one.
         bandwidth: bytes a second.
         sources: of the figures.
     """
@@ -215,8 +218,8 @@ def _timed(workload: Workload, rates: Rates) -> StepTime | str:
     if row is None:
         kind = workload.op_class or "a step of no known class"
         return f"published times do not support a range for {kind} on {rates.device}"
-    if workload.dtype == "bfloat16" and rates.device == "cuda" and "tf32" not in rates.flops:
-        return f"{rates.name} has no bfloat16 arithmetic"
+    if workload.dtype in HALF_DTYPES and workload.dtype not in rates.flops:
+        return f"{rates.name} has no {workload.dtype} arithmetic, or its rate is not known"
     shares = Shares(row["flops_share"], row["bandwidth_share"])
     middle, bound = seconds_with(shares, workload, rates)
     spread = row["spread"]
@@ -226,6 +229,7 @@ def _timed(workload: Workload, rates: Rates) -> StepTime | str:
         step=TimeRange(low=middle / spread, middle=middle, high=middle * spread),
         bound=bound,
         coverage=row["coverage"],
+        factor=row["factor"],
         rows=row["rows"],
         sources=(*rates.sources, *row["published"]),
     )
@@ -268,7 +272,7 @@ def _peak(workload: Workload, rates: Rates) -> float:
     Convolutions in float32 run in TF32 where a card has it, matrix products only when asked to.
     """
     if workload.dtype in HALF_DTYPES:
-        return rates.flops["half"]
+        return rates.flops[workload.dtype]
     asked = workload.dtype == "tf32" or workload.op_class == "cnn"
     return rates.flops.get("tf32" if asked else "float32", rates.flops["float32"])
 
@@ -319,7 +323,9 @@ def _chip_rates(chip: Chip, device: str) -> Rates | str:
         rate, gain, bandwidth = speed.cpu_tflops * 1e12, half_cpu, speed.cpu_bandwidth_gbs
     else:
         rate, gain, bandwidth = speed.gpu_tflops * 1e12, half_gpu, speed.gpu_bandwidth_gbs
-    flops = {"float32": rate, "half": rate * gain}
+    # Metal computes bfloat16 in float32 where the GPU has none (M1, M2).
+    emulated = device != "cpu" and not chip.bf16_native
+    flops = {"float32": rate, "float16": rate * gain, "bfloat16": rate * (1 if emulated else gain)}
     return Rates(device, speed.name, flops, bandwidth * 1e9, sources)
 
 
@@ -327,9 +333,9 @@ def _card_rates(card: CudaCard, device: str | None) -> Rates | str:
     if device not in (None, "cuda"):
         return f"{card.name} is a CUDA card; it has no {device} figures"
     more = read_toml("step_time.toml")["card"].get(card.name, {})
-    if "half" not in more:
-        return f"the half-precision rate of {card.name} is not in the table"
-    flops = {"float32": card.fp32_tflops * 1e12}
-    flops |= {name: more[name] * 1e12 for name in ("half", "tf32") if name in more}
-    sources = (card.sources, more["source"])
+    rates = {"float32": card.fp32_tflops, "float16": more.get("half"), "tf32": more.get("tf32")}
+    if more.get("tf32"):
+        rates["bfloat16"] = more["half"]
+    flops = {name: rate * 1e12 for name, rate in rates.items() if rate}
+    sources = (card.sources, *([more["source"]] if more else []))
     return Rates("cuda", card.name, flops, card.memory_bandwidth_gbs * 1e9, sources)
