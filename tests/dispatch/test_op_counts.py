@@ -72,6 +72,16 @@ def test_arithmetic_is_kept_by_dtype_and_class():
     assert found.launches_by_class == {"gemm": 1, "elementwise": 1}
 
 
+def test_sums_of_counts():
+    one, other = counted(lambda: X @ X.T), counted(lambda: HALF + HALF)
+    both = one.plus(other, 3)
+    assert both.launches == 4
+    assert both.flops == one.flops + 3 * other.flops
+    assert both.launches_by_class == {"gemm": 1, "elementwise": 3}
+    assert one.launches_by_class == {"gemm": 1}
+    assert both.plus(other, -3).flops_by_dtype == one.flops_by_dtype | {"float16": 0}
+
+
 def test_every_operator_of_the_table_stands_in_one_class_and_is_known_to_torch():
     table = read_toml("op_classes.toml")
     names = [name for listed in table["classes"].values() for name in listed]

@@ -91,9 +91,9 @@ def workload_from_config(
             total.add_layers(*counted(deeper), all_ - traced)
     cache = _cache_bytes(shape, cached_tokens, precision) * batch_size
     found = workload_of(total.counts, recurrent=False, training=training, params=total.params)
+    decoding = not training and seq_len == 1
     more: dict[str, Any] = {"bytes_moved": (found.bytes_moved or 0.0) + cache}
-    if not training and seq_len == 1:
-        more["op_class"] = "llm_decode"
+    more["op_class"] = "llm_decode" if decoding else "transformer"
     return found.model_copy(update=more)
 
 
