@@ -65,6 +65,20 @@ def test_depthwise_convolutions_are_told_apart():
     assert counted(lambda: torch.conv2d(IMAGE, deep, groups=4)).depthwise == 1
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_the_backward_pass_of_a_convolution_takes_twice_the_forward_pass(kind, groups):
+    layer = kind(4, 8, 3, groups=groups, bias=False)
+    image = torch.ones(1, 4, 6, 6, requires_grad=True)
+    forward = counted(lambda: layer(image)).flops_by_class["conv"]
+
+    def train():
+        with torch.enable_grad():
+            layer(image).sum().backward()
+
+    assert counted(train).flops_by_class["conv"] == 3 * forward
+
+
 def test_arithmetic_is_kept_by_dtype_and_class():
     found = counted(lambda: (X @ X.T, HALF + HALF))
     assert found.flops_by_dtype["float32"] == found.flops_by_class["gemm"] == 2048

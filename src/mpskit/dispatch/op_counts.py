@@ -125,10 +125,23 @@ def _flops(
         # does so twice, for the gradients of both factors.
         products = 2.0 * given[0].shape[0] * given[0].shape[1] * sum(w.numel() for w in given[1:3])
         return products * (2 if name.endswith("backward") else 1)
+    if name == "convolution_backward" and args[9] > 1:
+        return _grouped_backward(args)
     formula = _formula(func, name)
     if formula is not None:
         return float(formula(*args, **kwargs, out_val=result))
     return float(max(t.numel() for t in (*given, *made)))
+
+
+def _grouped_backward(args: Any) -> float:
+    """Return the arithmetic of a grouped convolution's backward pass.
+
+    Each gradient takes what the forward pass takes. torch's formula counts the weight's as if the
+    convolution had no groups: 66 times the forward pass with 64 of them (torch 2.13).
+    """
+    grad, given, weight, transposed, mask = *args[:3], args[7], args[10]
+    forward = 2.0 * (given if transposed else grad).numel() * weight[0].numel()
+    return forward * (mask[0] + mask[1])
 
 
 @functools.cache
