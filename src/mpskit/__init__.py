@@ -93,11 +93,14 @@ if TYPE_CHECKING:
         Comparison,
         Diagnosis,
         Prediction,
+        StepTime,
         Workload,
         compare_devices,
         diagnose,
+        estimate_time,
         predict_speedup,
         synchronize,
+        workload_from_config,
     )
     from mpskit.training.keep_awake import (
         keep_awake,
@@ -178,8 +181,11 @@ _PUBLIC = {
     "compare_devices": "mpskit.speed",
     "diagnose": "mpskit.speed",
     "Workload": "mpskit.speed",
+    "StepTime": "mpskit.speed",
+    "estimate_time": "mpskit.speed",
     "predict_speedup": "mpskit.speed",
     "synchronize": "mpskit.speed",
+    "workload_from_config": "mpskit.speed",
 }
 _ERRORS = (
     "ArgumentError",
@@ -229,6 +235,7 @@ __all__ = [
     "Rehearsal",
     "SettingsError",
     "SimulationError",
+    "StepTime",
     "TensorSpec",
     "TooLateError",
     "UnsupportedTorchError",
@@ -247,6 +254,7 @@ __all__ = [
     "empty_cache_scope",
     "estimate_from_config",
     "estimate_inference_memory",
+    "estimate_time",
     "estimate_training_memory",
     "explain_oom",
     "find_divergence",
@@ -269,6 +277,7 @@ __all__ = [
     "synchronize",
     "to_device",
     "tune_dataloader",
+    "workload_from_config",
 ]
 
 _resolve = resolver(__name__, _PUBLIC)

@@ -65,11 +65,35 @@ def test_depthwise_convolutions_are_told_apart():
     assert counted(lambda: torch.conv2d(IMAGE, deep, groups=4)).depthwise == 1
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_the_backward_pass_of_a_convolution_takes_twice_the_forward_pass(kind, groups):
+    layer = kind(4, 8, 3, groups=groups, bias=False)
+    image = torch.ones(1, 4, 6, 6, requires_grad=True)
+    forward = counted(lambda: layer(image)).flops_by_class["conv"]
+
+    def train():
+        with torch.enable_grad():
+            layer(image).sum().backward()
+
+    assert counted(train).flops_by_class["conv"] == 3 * forward
+
+
 def test_arithmetic_is_kept_by_dtype_and_class():
     found = counted(lambda: (X @ X.T, HALF + HALF))
     assert found.flops_by_dtype["float32"] == found.flops_by_class["gemm"] == 2048
     assert found.flops_by_dtype["float16"] == found.flops_by_class["elementwise"] == 128
     assert found.launches_by_class == {"gemm": 1, "elementwise": 1}
+
+
+def test_sums_of_counts():
+    one, other = counted(lambda: X @ X.T), counted(lambda: HALF + HALF)
+    both = one.plus(other, 3)
+    assert both.launches == 4
+    assert both.flops == one.flops + 3 * other.flops
+    assert both.launches_by_class == {"gemm": 1, "elementwise": 3}
+    assert one.launches_by_class == {"gemm": 1}
+    assert both.plus(other, -3).flops_by_dtype == one.flops_by_dtype | {"float16": 0}
 
 
 def test_every_operator_of_the_table_stands_in_one_class_and_is_known_to_torch():

@@ -8,6 +8,7 @@ because each time step waits for the one before.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -55,6 +56,18 @@ class OpCounts:
     flops_by_dtype: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     launches_by_class: Counter[str] = field(default_factory=Counter)
     depthwise: int = 0
+
+    def plus(self, other: OpCounts, times: int) -> OpCounts:
+        """Return these counts and ``times`` the other's."""
+        total = copy.deepcopy(self)
+        for name, more in vars(other).items():
+            mine = getattr(total, name)
+            if not isinstance(mine, dict):
+                setattr(total, name, mine + more * times)
+                continue
+            for kind, value in more.items():
+                mine[kind] += value * times
+        return total
 
     def add(self, func: Any, schema: OpSchema, args: Any, kwargs: Any, result: Any) -> None:
         """Count one operator that has run."""
@@ -112,10 +125,23 @@ def _flops(
         # does so twice, for the gradients of both factors.
         products = 2.0 * given[0].shape[0] * given[0].shape[1] * sum(w.numel() for w in given[1:3])
         return products * (2 if name.endswith("backward") else 1)
+    if name == "convolution_backward" and args[9] > 1:
+        return _grouped_backward(args)
     formula = _formula(func, name)
     if formula is not None:
         return float(formula(*args, **kwargs, out_val=result))
     return float(max(t.numel() for t in (*given, *made)))
+
+
+def _grouped_backward(args: Any) -> float:
+    """Return the arithmetic of a grouped convolution's backward pass.
+
+    Each gradient takes what the forward pass takes. torch's formula counts the weight's as if the
+    convolution had no groups: 66 times the forward pass with 64 of them (torch 2.13).
+    """
+    grad, given, weight, transposed, mask = *args[:3], args[7], args[10]
+    forward = 2.0 * (given if transposed else grad).numel() * weight[0].numel()
+    return forward * (mask[0] + mask[1])
 
 
 @functools.cache

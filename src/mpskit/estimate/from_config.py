@@ -14,6 +14,7 @@ import torch
 
 from mpskit._base.arguments import wrong_type
 from mpskit.allocator import AllocatorModel, allocator_for
+from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
@@ -213,7 +214,13 @@ class Stepped:
     cache_len: int | None = None  # of inference: decode until the cache holds so many tokens
 
 
-def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[int, int]) -> Traced:
+def trace_subject(
+    subject: Subject,
+    how: Stepped,
+    target: Target,
+    shape: tuple[int, int],
+    counts: OpCounts | None = None,
+) -> Traced:
     """Return the events of a deep model's step, from those of a shallow one.
 
     Args:
@@ -221,6 +228,7 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
         how: what a step is.
         target: the device whose memory is asked for.
         shape: rows of the batch, and tokens in each.
+        counts: what the operators of the shallow model's last step are added to, if anything.
     """
     subject.model.train(how.training)
     tokens = TensorSpec(shape, "int64")
@@ -232,6 +240,7 @@ def trace_subject(subject: Subject, how: Stepped, target: Target, shape: tuple[i
     steps = _STEPS if how.cache_len is None else 1
     job = Job(Built(subject.model, subject.notes), batch, target, how.precision, steps, phase)
     job.keeps_dtypes = how.keeps_dtypes
+    job.counts = counts
     marks = LayerMarks(subject.model, subject.stacks, job.log)
     autocast = functools.partial(autocast_on, target.device, precision_of(how.precision).autocast)
 

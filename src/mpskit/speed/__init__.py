@@ -12,8 +12,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mpskit.speed.chip_rates import ChipSpeed, chip_speed
     from mpskit.speed.compare import Comparison, compare_devices
+    from mpskit.speed.count_config import workload_from_config
     from mpskit.speed.diagnosis import Cause, CauseKind, Diagnosis, diagnose
     from mpskit.speed.predict import Prediction, predict_speedup
+    from mpskit.speed.step_time import (
+        StepTime,
+        TimeRange,
+        cloud_times,
+        estimate_time,
+        why_no_time,
+    )
     from mpskit.speed.timing import Timing, synchronize
     from mpskit.speed.workload import Workload
 
@@ -24,13 +32,19 @@ __all__ = [
     "Comparison",
     "Diagnosis",
     "Prediction",
+    "StepTime",
+    "TimeRange",
     "Timing",
     "Workload",
     "chip_speed",
+    "cloud_times",
     "compare_devices",
     "diagnose",
+    "estimate_time",
     "predict_speedup",
     "synchronize",
+    "why_no_time",
+    "workload_from_config",
 ]
 
 _HOMES = {
@@ -46,7 +60,13 @@ _HOMES = {
     "Workload": "mpskit.speed.workload",
     "chip_speed": "mpskit.speed.chip_rates",
     "predict_speedup": "mpskit.speed.predict",
+    "StepTime": "mpskit.speed.step_time",
+    "TimeRange": "mpskit.speed.step_time",
+    "cloud_times": "mpskit.speed.step_time",
+    "estimate_time": "mpskit.speed.step_time",
     "synchronize": "mpskit.speed.timing",
+    "why_no_time": "mpskit.speed.step_time",
+    "workload_from_config": "mpskit.speed.count_config",
 }
 
 if not TYPE_CHECKING:

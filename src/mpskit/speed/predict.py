@@ -25,12 +25,19 @@ from mpskit.host.chips import Chip
 from mpskit.speed.chip_rates import ChipSpeed, chip_speed
 from mpskit.speed.workload import Workload
 
-__all__ = ["Prediction", "launch_seconds", "predict_speedup", "wait_seconds"]
+__all__ = [
+    "HALF_DTYPES",
+    "Prediction",
+    "half_gains",
+    "launch_seconds",
+    "predict_speedup",
+    "wait_seconds",
+]
 
 Basis: TypeAlias = Literal["static", "cpu-step"]
 Bound: TypeAlias = Literal["synchronisation", "launches", "work"]
 
-_HALF = frozenset({"float16", "bfloat16"})
+HALF_DTYPES = frozenset({"float16", "bfloat16"})
 
 
 class Prediction(Value):
@@ -146,6 +153,11 @@ def wait_seconds() -> float:
     return _constants().mps_sync
 
 
+def half_gains() -> tuple[float, float]:
+    """Return the rates of float16 and bfloat16 / that of float32, on the CPU and on MPS."""
+    return _constants().half_cpu, _constants().half_mps
+
+
 def predict_speedup(workload: Workload, chip: str | Chip | None = None) -> Prediction:
     """Predict CPU time / MPS time of one step, without running anything.
 
@@ -238,7 +250,7 @@ def _roofline(constants: Constants, workload: Workload, chip: ChipSpeed) -> tupl
 
     Without counts it is the time to read the parameters once.
     """
-    half = workload.dtype in _HALF
+    half = workload.dtype in HALF_DTYPES
     flops = workload.flops or 0.0
     moved = workload.bytes_moved or 0.0
     if not _counted(workload):
