@@ -186,6 +186,7 @@ def _of_config(config: str, options: argparse.Namespace) -> MemoryEstimate:
         accumulate=options.accumulate,
         checkpointing=bool(options.checkpointing),
         device=options.device,
+        machine=options.machine,
     )
 
 
@@ -198,7 +199,12 @@ def _of_file(job: Job) -> MemoryEstimate:
     batch = read_batch(options.batch)
     if _inference(options):
         return estimate_inference_memory(
-            model, batch, step=step, generate=options.generate, device=options.device
+            model,
+            batch,
+            step=step,
+            generate=options.generate,
+            device=options.device,
+            machine=options.machine,
         )
     return estimate_training_memory(
         model,
@@ -208,6 +214,7 @@ def _of_file(job: Job) -> MemoryEstimate:
         precision=options.precision,
         accumulate=options.accumulate,
         device=options.device,
+        machine=options.machine,
     )
 
 

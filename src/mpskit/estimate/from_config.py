@@ -14,20 +14,21 @@ import torch
 
 from mpskit._base.arguments import wrong_type
 from mpskit.allocator import AllocatorModel, allocator_for
+from mpskit.backends.precisions import PrecisionLike, precision_name, precision_of
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
-from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
 from mpskit.estimate.reference.modules import build_reference
 from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_middle
 from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
 from mpskit.estimate.specs import TensorSpec
-from mpskit.estimate.targets import Target, target_for
+from mpskit.estimate.targets import Target, target_device, target_for
 from mpskit.estimate.trace.optimizers import borrow
 from mpskit.estimate.trace.run import Built, Job, Step, Traced, margin_notes, trace
 from mpskit.estimate.trace.steps import default_loss
 from mpskit.estimate.trace.storage_log import Record
+from mpskit.host.named import MachineLike
 
 __all__ = ["Stepped", "estimate_from_config", "trace_subject"]
 
@@ -41,11 +42,12 @@ def estimate_from_config(
     seq_len: int,
     training: bool = True,
     lora: Mapping[str, Any] | int | None = None,
-    precision: str = "fp32",
+    precision: PrecisionLike = "fp32",
     optimizer: Any = "adamw",
     accumulate: int = 1,
     checkpointing: bool = False,
-    device: str = "mps",
+    device: str | None = None,
+    machine: MachineLike | None = None,
     torch_version: str | None = None,
     implementation: Literal["reference", "transformers"] = "reference",
 ) -> MemoryEstimate:
@@ -64,13 +66,16 @@ def estimate_from_config(
         lora: adapters, as a rank or as ``{"rank": 8, "targets": ["q_proj", "v_proj"]}``
             (``r`` and ``target_modules`` are taken too; the targets of a rank alone are query
             and value); every other weight is frozen.
-        precision: ``fp32``, ``bf16``, ``fp16``, ``bf16-mixed`` or ``fp16-mixed``.
+        precision: as for :func:`estimate_training_memory`.
         optimizer: a name in torch.optim in any case (``adamw``), a class, a callable on the
             trainable parameters, or None for none.
         accumulate: batches whose gradients are summed before the optimizer steps.
         checkpointing: whether each layer's activations are computed again in the backward pass
             (``gradient_checkpointing_enable()``).
-        device: ``cpu``, ``mps`` or ``cuda``.
+        device: ``cpu``, ``mps``, ``cuda`` or ``xpu``. None is the one that
+            :func:`mpskit.get_optimal_device` chooses here.
+        machine: a machine instead of a device: a name (``"m1-16gb"``, ``"T4"``), a
+            :class:`mpskit.Machine` or a :class:`mpskit.Host`; its own device is the target.
         torch_version: the torch whose allocator is meant; the installed one by default.
         implementation: ``reference`` for mpskit's own modules of the families that it knows;
             ``transformers`` for the library's class, of any family, where it is installed.
@@ -79,6 +84,7 @@ def estimate_from_config(
         The figures at the peak of a step in the steady state, in bytes; no timeline.
 
     Raises:
+        UnknownMachineError: no machine has that name.
         ArgumentError: a missing key of the config (named), an unknown family, a wrong value, or
             something that is not modelled.
         ArgumentTypeError: an argument of the wrong type.
@@ -106,8 +112,9 @@ def estimate_from_config(
             f"implementation is 'reference' or 'transformers', not {implementation!r}",
             given=implementation,
         )
-    step = Stepped(training, precision, _optimizer(optimizer), accumulate)
-    traced = trace_subject(subject, step, target_for(device), (batch_size, seq_len))
+    step = Stepped(training, precision_name(precision), _optimizer(optimizer), accumulate)
+    target = target_for(target_device(device, machine))
+    traced = trace_subject(subject, step, target, (batch_size, seq_len))
     return _estimated(traced, torch_version or torch.__version__)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mpskit._base.arguments import wrong_type
+from mpskit.backends.precisions import PrecisionLike
 from mpskit.dispatch.intercept import calls_operators, intercepting
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema
@@ -50,7 +51,7 @@ def count_with_memory(
     step: Callable[[Any, Any], Any] | None = None,
     train_step: Callable[[Any, Any, Any], Any] | None = None,
     optimizer: Any = "AdamW",
-    precision: str = "fp32",
+    precision: PrecisionLike = "fp32",
     accumulate: int = 1,
     training: bool = True,
     device: str | torch.device | None = None,
