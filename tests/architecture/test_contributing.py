@@ -183,7 +183,7 @@ CHANGES = (
         "import mpskit\n"
         "sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=100)\n"
         "config = dict(sizes, model_type='newest', num_attention_heads=4)\n"
-        "found = mpskit.estimate_from_config(config, batch_size=1, seq_len=8)\n"
+        "found = mpskit.estimate_from_config(config, batch_size=1, seq_len=8, device='mps')\n"
         # Weights: 100 x 64 of the embedding; in each layer four projections of 64 x 64, three of
         # 64 x 128 and two norms of 2 x 64; and the last norm.
         "print(found.parameters_bytes == 4 * (6400 + 2 * (4 * 4096 + 3 * 8192 + 256) + 128))",

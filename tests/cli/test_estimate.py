@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mpskit import estimate_from_config
+from mpskit import estimate_from_config, get_optimal_device
 from mpskit.cli.main import main
 from mpskit.estimate.models import bundled_models
 
@@ -66,6 +66,8 @@ def test_a_picture(model, capsys, tmp_path):
         ({"name": "missing"}, "has no 'missing'"),
         ({"batch": "int64"}, "dtype"),
         ({"machine": "m0-1gb"}, "m0-1gb"),
+        ({"device": "cuda"}, "not known to have 'cuda'"),
+        ({"precision": "fp17"}, "fp17"),
     ],
 )
 def test_words_that_cannot_be_used(model, capsys, change, text):
@@ -73,8 +75,36 @@ def test_words_that_cannot_be_used(model, capsys, change, text):
     if "name" in change:
         target = target.rpartition(":")[0] + ":" + change["name"]
     words = ["estimate", target, "--batch", change.get("batch", "float32[8,64]")]
+    words += [
+        word
+        for key in ("device", "precision")
+        if key in change
+        for word in (f"--{key}", change[key])
+    ]
     assert main([*words, "--machine", change.get("machine", "m1-8gb")]) == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "device"),
+    [
+        ([], str(get_optimal_device().device)),
+        (["--device", "mps"], "mps"),
+        (["--machine", "m1-8gb"], "mps"),
+        (["--machine", "intel-mac-32gb"], "cpu"),
+        (["--machine", "T4"], "cuda"),
+        (["--machine", "m1-8gb", "--device", "cpu"], "cpu"),
+    ],
+)
+def test_the_target_is_the_machines_own_device(model, capsys, words, device):
+    assert main(["estimate", model, "--batch", "float32[8,64]", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == device
+
+
+def test_a_precision_by_lightnings_name(model, capsys):
+    words = ["estimate", model, "--batch", "float32[8,64]", "--precision", "16-mixed", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "fp16-mixed"
 
 
 GPT2 = ["estimate", "gpt2", "--batch-size", "2", "--seq-len", "128"]

@@ -212,13 +212,15 @@ def test_sparse_gradients_are_refused():
 
     for optimizer in (torch.optim.SGD, torch.optim.SparseAdam, None):
         with pytest.raises(EstimateError, match=r"sparse=False"):
-            estimate_training_memory(Sparse, TensorSpec((8, 4), "int64"), optimizer=optimizer)
+            estimate_training_memory(
+                Sparse, TensorSpec((8, 4), "int64"), optimizer=optimizer, device="mps"
+            )
 
 
 def test_a_frozen_model_has_nothing_to_train():
     model = Base().requires_grad_(requires_grad=False)
     with pytest.raises(ArgumentError, match="every parameter of Base is frozen"):
-        estimate_training_memory(model, X)
+        estimate_training_memory(model, X, device="mps")
 
 
 @pytest.mark.parametrize("given", ["class", "instance", "own step"])
@@ -247,7 +249,7 @@ def test_dtypes_that_do_not_go_together_fail_as_in_a_real_step(name, dtype):
     with pytest.raises(RuntimeError) as real:
         model(torch.zeros(shape, dtype=dtype))
     with pytest.raises(EstimateError) as told:
-        estimate_inference_memory(model, TensorSpec(shape, dtype))
+        estimate_inference_memory(model, TensorSpec(shape, dtype), device="mps")
     assert str(real.value).rstrip(". ") in str(told.value)
 
 
@@ -289,7 +291,7 @@ def test_float64_is_fine_where_the_device_has_it():
 
 def test_a_lazy_module_is_told_to_run_once():
     with pytest.raises(EstimateError, match=r"0\.weight of Sequential has no shape yet"):
-        estimate_training_memory(nn.Sequential(nn.LazyLinear(4)), X)
+        estimate_training_memory(nn.Sequential(nn.LazyLinear(4)), X, device="mps")
 
 
 def test_gradients_and_an_optimizer_come_back():
@@ -317,8 +319,8 @@ def test_a_meta_model_keeps_its_ties():
 
 def test_wrappers_are_taken_off_and_told():
     inner = nn.Linear(16, 4)
-    bare = estimate_training_memory(inner, X)
-    parallel = estimate_training_memory(nn.DataParallel(inner), X)
+    bare = estimate_training_memory(inner, X, device="mps")
+    parallel = estimate_training_memory(nn.DataParallel(inner), X, device="mps")
     assert parallel.peak_bytes == bare.peak_bytes
     assert "DataParallel was taken off" in parallel.notes[0]
 
@@ -326,8 +328,8 @@ def test_wrappers_are_taken_off_and_told():
 def test_a_compiled_model_is_traced_as_it_was():
     inner = nn.Linear(16, 4)
     compiled = torch.compile(inner, backend="eager")
-    told = estimate_training_memory(compiled, X)
-    assert told.peak_bytes == estimate_training_memory(inner, X).peak_bytes
+    told = estimate_training_memory(compiled, X, device="mps")
+    assert told.peak_bytes == estimate_training_memory(inner, X, device="mps").peak_bytes
     assert "compiled" in told.notes[0]
 
 
@@ -380,10 +382,10 @@ def test_arguments_that_cannot_be_used(change, error):
 
 def test_what_is_no_model():
     with pytest.raises(ArgumentTypeError, match=r"nn\.Module"):
-        estimate_training_memory(3, X)
+        estimate_training_memory(3, X, device="mps")
     with pytest.raises(ArgumentTypeError, match="made int"):
-        estimate_training_memory(lambda: 3, X)
+        estimate_training_memory(lambda: 3, X, device="mps")
     with pytest.raises(EstimateError, match="no generate"):
-        estimate_inference_memory(nn.Linear(16, 4), X, generate=2)
+        estimate_inference_memory(nn.Linear(16, 4), X, generate=2, device="mps")
     with pytest.raises(ArgumentError, match="not both"):
-        estimate_inference_memory(nn.Linear(16, 4), X, step=len, generate=2)
+        estimate_inference_memory(nn.Linear(16, 4), X, step=len, generate=2, device="mps")

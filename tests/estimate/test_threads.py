@@ -72,7 +72,7 @@ def with_gradients():
 
 @pytest.fixture(autouse=True)
 def _warm():
-    estimate_training_memory(mlp, BATCH)  # what torch imports at the first one stays
+    estimate_training_memory(mlp, BATCH, device="mps")  # what torch imports at the first one stays
 
 
 def together(work, count):
@@ -103,7 +103,7 @@ class Paused:
 @contextlib.contextmanager
 def paused_estimate(model, **options):
     """Yield while another thread, ``first_0``, is in the middle of an estimate."""
-    step = Paused()
+    step, options = Paused(), {"device": "mps"} | options
     with ThreadPoolExecutor(1, thread_name_prefix="first") as pool:
         future = pool.submit(estimate_training_memory, model, BATCH, step=step, **options)
         try:
@@ -132,14 +132,16 @@ def test_models_of_their_own_in_eight_threads(device):
 
 def test_shared_models_in_eight_threads_are_estimated_or_refused():
     models = [with_gradients() for _ in range(2)]
-    alone = estimate_training_memory(models[0], BATCH)
+    alone = estimate_training_memory(models[0], BATCH, device="mps")
     before = state(*models)
 
     def work(number):
         outcomes = []
         for turn in range(50):
             try:
-                outcomes.append(estimate_training_memory(models[(number + turn) % 2], BATCH))
+                outcomes.append(
+                    estimate_training_memory(models[(number + turn) % 2], BATCH, device="mps")
+                )
             except EstimateError as error:
                 outcomes.append(str(error))
         return outcomes
@@ -159,12 +161,12 @@ def test_what_is_under_exchange_is_refused_by_name():
     before = state(shared, holder)
     with paused_estimate(shared, optimizer=optimizer):
         with pytest.raises(EstimateError, match=r"Sequential.* on thread first_0") as refused:
-            estimate_training_memory(holder, BATCH)
+            estimate_training_memory(holder, BATCH, device="mps")
         assert refused.value.given == "Sequential"
         with pytest.raises(EstimateError, match=r"AdamW.* on thread first_0"):
-            estimate_training_memory(mlp, BATCH, optimizer=optimizer)
+            estimate_training_memory(mlp, BATCH, optimizer=optimizer, device="mps")
     assert state(shared, holder) == before
-    assert estimate_training_memory(holder, BATCH).peak_bytes
+    assert estimate_training_memory(holder, BATCH, device="mps").peak_bytes
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at its first compile
@@ -210,9 +212,9 @@ def test_a_builder_and_a_step_draw_from_no_generator_of_the_process():
         return (model(batch) * torch.rand(())).mean()
 
     before = state()
-    first = estimate_training_memory(make, BATCH, step=step)
+    first = estimate_training_memory(make, BATCH, step=step, device="mps")
     torch.rand(7)
-    assert estimate_training_memory(make, BATCH, step=step) == first
+    assert estimate_training_memory(make, BATCH, step=step, device="mps") == first
     assert state()[1] != before[1]  # by our own draw
     torch.set_rng_state(torch.tensor(before[1], dtype=torch.uint8))
     assert state() == before
@@ -290,9 +292,9 @@ def test_an_interrupt_at_any_line_changes_nothing():
     def run():
         with torch.random.fork_rng(devices=[]):
             estimate_training_memory(
-                model, BATCH, optimizer=optimizer, precision="bf16-mixed", steps=1
+                model, BATCH, optimizer=optimizer, precision="bf16-mixed", steps=1, device="mps"
             )
-            estimate_training_memory(mlp, BATCH, steps=1)
+            estimate_training_memory(mlp, BATCH, steps=1, device="mps")
 
     run()
     places = lines_of(run)

@@ -164,12 +164,12 @@ def by_index(model, batch):
 
 BATCH = TensorSpec((8, 256))
 CASES = {
-    "fp32": lambda: estimate_training_memory(linear, BATCH),
-    "half": lambda: estimate_training_memory(half_linear, BATCH, step=as_bfloat16),
-    "mixed": lambda: estimate_training_memory(linear, BATCH, precision="bf16-mixed"),
-    "inference": lambda: estimate_inference_memory(linear, BATCH),
+    "fp32": lambda: estimate_training_memory(linear, BATCH, device="mps"),
+    "half": lambda: estimate_training_memory(half_linear, BATCH, step=as_bfloat16, device="mps"),
+    "mixed": lambda: estimate_training_memory(linear, BATCH, precision="bf16-mixed", device="mps"),
+    "inference": lambda: estimate_inference_memory(linear, BATCH, device="mps"),
     "on meta": lambda: estimate_training_memory(lambda: nn.Linear(256, 256, device="meta"), BATCH),
-    "index": lambda: estimate_training_memory(linear, BATCH, step=by_index),
+    "index": lambda: estimate_training_memory(linear, BATCH, step=by_index, device="mps"),
 }
 
 

@@ -58,27 +58,31 @@ def own_step(model, batch, optimizer):
 
 
 def test_the_line_of_a_forward_pass():
-    peak = estimate_inference_memory(Wide(), BATCH).peak
+    peak = estimate_inference_memory(Wide(), BATCH, device="mps").peak
     assert peak.op == "exp"
     assert Path(peak.line).name == line("the exponential")
 
 
 def test_a_backward_pass_has_the_line_that_it_undoes():
-    peak = estimate_training_memory(Wide(), BATCH, step=loss_of, optimizer=torch.optim.SGD).peak
+    peak = estimate_training_memory(
+        Wide(), BATCH, step=loss_of, optimizer=torch.optim.SGD, device="mps"
+    ).peak
     assert (peak.op, peak.phase) == ("_softmax_backward_data", "backward")
     assert Path(peak.line).name == line("the softmax")
     assert str(peak).endswith(f"(backward, step 1), {peak.line}")
 
 
 def test_a_checkpoint_has_the_line_that_runs_again():
-    peak = estimate_training_memory(Repeated(), BATCH, step=loss_of, optimizer=torch.optim.SGD).peak
+    peak = estimate_training_memory(
+        Repeated(), BATCH, step=loss_of, optimizer=torch.optim.SGD, device="mps"
+    ).peak
     assert peak.phase == "backward"
     assert Path(peak.line).name == line("the softmax")
 
 
 def test_an_optimizer_has_the_line_of_its_step():
     small = TensorSpec((1, 8), "float32")
-    peak = estimate_training_memory(Wide(), small, train_step=own_step).peak
+    peak = estimate_training_memory(Wide(), small, train_step=own_step, device="mps").peak
     assert peak.phase == "optimizer"
     assert Path(peak.line).name == line("the update")
 
@@ -87,13 +91,15 @@ def test_a_loss_by_a_library_has_the_line_that_calls_it():
     def step(model, batch):
         return nn.functional.mse_loss(model(batch), torch.zeros(()).expand(256, 4096))  # the loss
 
-    peak = estimate_training_memory(nn.Linear(8, 4096, bias=False), BATCH, step=step).peak
+    peak = estimate_training_memory(
+        nn.Linear(8, 4096, bias=False), BATCH, step=step, device="mps"
+    ).peak
     assert Path(peak.line).name == line("the loss")
 
 
 def test_nothing_but_libraries_has_no_line():
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU())
-    peak = estimate_inference_memory(model, BATCH).peak
+    peak = estimate_inference_memory(model, BATCH, device="mps").peak
     assert peak is not None
     assert peak.line is None
     assert str(peak).endswith("(inference, step 1)")
@@ -102,7 +108,7 @@ def test_nothing_but_libraries_has_no_line():
 def test_code_without_a_file_has_no_line():
     names = {"nn": nn}
     exec("class Model(nn.Module):\n    def forward(self, x):\n        return x.exp()\n", names)
-    assert estimate_inference_memory(names["Model"](), BATCH).peak.line is None
+    assert estimate_inference_memory(names["Model"](), BATCH, device="mps").peak.line is None
 
 
 def test_a_file_outside_of_the_current_folder_keeps_its_path(tmp_path, monkeypatch):

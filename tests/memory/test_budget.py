@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from mpskit import MemoryBudget, memory_budget, memory_budget_for
 from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
-from mpskit.host import Readings, detect_host, find_machine
+from mpskit.host import Host, Readings, detect_host, find_machine
+from mpskit.host.cuda_cards import cuda_card
+from mpskit.host.named import as_host
 from mpskit.memory import budget as budgets
 from mpskit.memory import limit as limits
 from mpskit.system import process as users
@@ -266,6 +268,64 @@ def test_a_macos_that_is_too_old_for_torch(monkeypatch, macos, torch, note):
     found = [line for line in memory_budget_for(16 * GIB, macos).notes if "torch" in line]
     assert len(found) == (note is not None)
     assert note is None or found[0].startswith(note)
+
+
+MACS = ["m1-8gb", "m3-max-64gb", "github-macos-15-vm", "intel-mac-32gb", "intel-mac-amd-32gb"]
+
+
+@pytest.mark.parametrize("name", MACS)
+def test_another_machine_in_any_form_is_its_facts(name):
+    mac = find_machine(name)
+    found = memory_budget(machine=name)
+    facts = memory_budget_for(mac.ram_bytes, mac.macos, mac.chip, vram_bytes=mac.vram_bytes)
+    assert found.usable_bytes == facts.usable_bytes
+    assert (found.device, found.limit_bytes) == (facts.device, facts.limit_bytes)
+    assert found == memory_budget(machine=mac)
+    assert found == memory_budget(machine=as_host(mac))
+
+
+def test_the_processor_of_another_machine_has_its_ram():
+    found = memory_budget("cpu", machine="m1-16gb", reserve=0)
+    assert (found.device, found.usable_bytes) == ("cpu", 16 * GIB)
+    assert (found.limit_bytes, found.recommended_source) == (None, "ram")
+    host = Host.from_readings(LINUX)
+    assert memory_budget(machine=host, reserve="1GiB").usable_bytes == 63 * GIB
+
+
+def test_python_under_rosetta_has_the_cpu_and_a_note():
+    found = memory_budget(machine="rosetta-m2-16gb")
+    assert found.device == "cpu"
+    assert any("Rosetta" in note for note in found.notes)
+
+
+def test_a_wired_limit_of_another_machine_counts():
+    readings = find_machine("m1-8gb").readings()
+    sysctl = {**readings.sysctl, "iogpu.wired_limit_mb": "6144"}
+    readings = readings.model_copy(update={"sysctl": sysctl})
+    assert memory_budget(machine=Host.from_readings(readings)).recommended_bytes == 6 * GIB
+
+
+@pytest.mark.parametrize("name", ["T4", "P100", "RTX 3060", "RTX 3090", "A100", "H200"])
+def test_a_cuda_card_gives_its_memory_less_context_and_reserve(name):
+    found = memory_budget(machine=name)
+    total = cuda_card(name).memory_bytes
+    assert (found.device, found.total_bytes, found.limit_bytes) == ("cuda", total, total)
+    assert found.reserve_bytes == min(max(total // 20, 512 * MIB), 4 * GIB)
+    assert found.usable_bytes == total - 300 * MIB - found.reserve_bytes
+    assert memory_budget("cuda:0", machine=name, reserve=0).usable_bytes == total - 300 * MIB
+
+
+def test_what_another_machine_does_not_have():
+    with pytest.raises(ArgumentError, match="cuda"):
+        memory_budget("cuda", machine="m1-8gb")
+    with pytest.raises(ArgumentError, match="RAM"):
+        memory_budget("cpu", machine="T4")
+    with pytest.raises(ArgumentError, match="RAM"):
+        memory_budget(machine=Host.from_readings(Readings(system="Linux")))
+    with pytest.raises(ArgumentError, match="Mac"):
+        budgets.machine_budget("T4", "15.6")
+    with pytest.raises(ArgumentError, match="version"):
+        budgets.machine_budget("m1-8gb", "fifteen")
 
 
 def test_an_intel_mac_is_its_cpu_unless_it_has_a_card():

@@ -486,3 +486,44 @@ def test_a_tuning_unpacks_into_a_loader():
     assert dict(**tuning) == tuning.kwargs
     assert loader.batch_size == 1
     assert len(list(loader)) == 8
+
+
+# Another machine
+
+
+@pytest.mark.parametrize(
+    ("machine", "counted", "usable", "method"),
+    [
+        ("m1-8gb", 8, 8, "spawn"),
+        ("m3-max-64gb", 16, 16, "spawn"),
+        ("intel-mac-32gb", 12, 12, "spawn"),
+    ],
+)
+def test_the_facts_of_another_machine(machine, counted, usable, method):
+    from mpskit.host.named import as_host
+
+    facts = module.loader_facts("cpu", 8, None, look=False, host=as_host(machine))
+    assert facts.start_method == method
+    assert (facts.counted_cpus, facts.usable_cpus) == (counted, usable)
+
+
+def test_workers_asked_for_are_held_against_the_other_machines_cpus():
+    asked = dataloader_kwargs("cuda", machine="m1-8gb", num_workers=64, explain=True)
+    assert asked.kwargs["num_workers"] == 8
+    assert "8 CPUs" in asked.reasons["num_workers"]
+
+
+def test_a_machine_of_the_same_system_starts_workers_as_this_one_does():
+    import multiprocessing
+
+    from mpskit.host import Readings, detect_host
+    from mpskit.host.host import Host
+
+    here = detect_host()
+    readings = Readings(system=here.os_name, logical_cpus=3, memory_total=1 << 33)
+    facts = module.loader_facts(
+        "cpu", 8, None, look=False, host=Host.from_readings(readings).model_copy()
+    )
+    if here.os_name == "Linux":
+        assert facts.start_method == multiprocessing.get_context().get_start_method()
+    assert facts.usable_cpus == facts.counted_cpus == 3

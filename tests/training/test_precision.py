@@ -10,6 +10,7 @@ import logging
 import pytest
 import torch
 
+import mpskit
 from mpskit import autocast, grad_scaler, precision_for, simulate
 from mpskit.backends import versions
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -87,6 +88,29 @@ def test_float32_is_advised_where_autocast_costs_memory_and_the_reason_is_given(
     assert "float16" in found.autocast_dtypes
 
 
+def test_the_figures_of_that_reason_are_the_estimates():
+    def need(precision):
+        return mpskit.estimate_from_config(
+            "Qwen/Qwen2.5-1.5B",
+            batch_size=2,
+            seq_len=128,
+            lora=8,
+            precision=precision,
+            machine="m1-16gb",
+            torch_version="2.13.0",
+        )
+
+    whole, mixed = need("fp32"), need("fp16-mixed")
+    assert whole.fits("m1-16gb").answer == "fits"
+    assert mixed.fits("m1-16gb").answer != "fits"
+    assert mixed.fits("m1-16gb").margin_bytes < 0
+    usable = mpskit.memory_budget(machine="m1-16gb").usable_bytes
+    figures = [f"{size / 2**30:.1f}" for size in (mixed.driver_bytes, whole.driver_bytes, usable)]
+    reason = precision_for(machine="m1-16gb", torch_version="2.13.0").reasons[0]
+    assert "estimated {} GiB, {} in float32, of {} that".format(*figures) in reason
+    assert need("bf16").peak_bytes < whole.peak_bytes < mixed.peak_bytes
+
+
 @pytest.mark.parametrize(("native", "said"), [(None, True), (True, False), (False, False)])
 def test_a_mac_whose_chip_is_not_known_gets_an_answer_with_its_assumption(native, said):
     found = choose("mps", "2.13.0", bf16_native=native)
@@ -149,15 +173,36 @@ def test_the_installed_torch_and_this_machine_are_the_defaults():
     assert precision_for("mps").device == "mps"
 
 
-@pytest.mark.parametrize("bad", [None, 3, ["cpu"]])
+@pytest.mark.parametrize("bad", [3, ["cpu"]])
 def test_a_device_of_the_wrong_type(bad):
     with pytest.raises(ArgumentTypeError):
         precision_for(bad)
 
 
+def test_a_machine_has_a_device_of_its_own():
+    assert precision_for(machine="m1-8gb") == precision_for("mps", "m1-8gb")
+    assert precision_for(machine="intel-mac-32gb").device == "cpu"
+    assert precision_for().device == mpskit.get_optimal_device().device.type
+
+
+@pytest.mark.parametrize(
+    ("card", "cast", "scaled", "inference"),
+    [
+        ("T4", "float16", True, "float16"),
+        ("P100", "float16", True, "float16"),
+        ("RTX 3060", "bfloat16", False, "bfloat16"),
+        ("A100", "bfloat16", False, "bfloat16"),
+    ],
+)
+def test_a_cuda_card_decides_without_being_there(card, cast, scaled, inference):
+    found = precision_for(machine=card, torch_version="2.13.0")
+    assert (found.device, found.autocast_dtype) == ("cuda", cast)
+    assert (found.grad_scaler, found.inference_dtype) == (scaled, inference)
+
+
 def test_a_host_that_is_none():
-    with pytest.raises(ArgumentTypeError, match="detect_host"):
-        precision_for("mps", "m1-8gb")
+    with pytest.raises(ArgumentTypeError, match="machine"):
+        precision_for("mps", 16)
 
 
 def test_autocast_computes_in_the_dtype_that_was_chosen():

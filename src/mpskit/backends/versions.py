@@ -24,6 +24,7 @@ __all__ = [
     "minimum_macos",
     "older",
     "require",
+    "too_old_for_mps",
     "torch_version",
     "within",
 ]
@@ -147,6 +148,12 @@ def minimum_macos(torch: str | Version) -> str:
 def older(version: str | None, than: str) -> bool:
     """Return whether a version is known to be below another; an unknown one is not."""
     return version is not None and within(version, until=than)
+
+
+def too_old_for_mps(macos: str, torch: str) -> bool:
+    """Return whether a torch's MPS needs a later macOS; ``"12"`` may be any 12."""
+    whole = macos if "." in macos else f"{macos.strip()}.999"
+    return older(whole.strip(), minimum_macos(torch))
 
 
 def torch_version() -> str | None:

@@ -7,7 +7,7 @@ import math
 
 from mpskit._base.sizes import GIB, parse_bytes
 from mpskit.cli.json_output import print_json
-from mpskit.cli.output import completing, known_machines, print_wrapped, told_warnings
+from mpskit.cli.output import completing, machines_and_cards, print_wrapped, told_warnings
 from mpskit.errors import ArgumentError
 from mpskit.host.kinds import DEFAULT_MACOS
 from mpskit.memory.budget import MemoryBudget, machine_budget, memory_budget, memory_budget_for
@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.usage = "mpskit budget [options]"
     where = parser.add_mutually_exclusive_group()
-    machine = where.add_argument("--machine", metavar="NAME", help="a known Mac, such as m1-8gb")
-    completing(machine, known_machines)
+    machine = where.add_argument(
+        "--machine", metavar="NAME", help="a known Mac or CUDA card, such as m1-8gb or T4"
+    )
+    completing(machine, machines_and_cards)
     where.add_argument("--ram-gib", metavar="N", help="a Mac with N GiB of memory")
     where.add_argument("--device", help="a device of this machine (default: the best one)")
     parser.add_argument("--macos", metavar="V", help="its macOS, such as 15.6 or 26")

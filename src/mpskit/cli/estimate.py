@@ -8,11 +8,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mpskit.backends.kinds import ESTIMATED
+from mpskit.backends.precisions import BASES, PRECISIONS, precision_name
 from mpskit.cli.estimate_job import Job, read_job, what_would_help
 from mpskit.cli.json_output import print_json
-from mpskit.cli.output import check_folder, completing, known_machines, print_rows, print_wrapped
+from mpskit.cli.output import (
+    check_folder,
+    completing,
+    machines_and_cards,
+    print_rows,
+    print_wrapped,
+)
 from mpskit.errors import ArgumentError
-from mpskit.estimate.precisions import BASES, PRECISIONS
 
 if TYPE_CHECKING:
     from mpskit.estimate import MemoryEstimate
@@ -83,10 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
         default="fp32",
         metavar="NAME",
-        help=f"{', '.join(PRECISIONS)} (fp32)",
+        help=f"{', '.join(PRECISIONS)}, or Lightning's name for one (fp32)",
     )
     parser.add_argument(
         "--accumulate", type=int, default=1, metavar="N", help="batches for each optimizer step (1)"
@@ -94,14 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         choices=ESTIMATED,
-        default="mps",
         metavar="NAME",
-        help=f"the target: {', '.join(ESTIMATED)} (mps)",
+        help=f"the target: {', '.join(ESTIMATED)} (the machine's own)",
     )
     machine = parser.add_argument(
-        "--machine", metavar="NAME", help="say whether it fits, such as m1-16gb"
+        "--machine", metavar="NAME", help="the target, and whether it fits: m1-16gb, T4, ..."
     )
-    completing(machine, known_machines)
+    completing(machine, machines_and_cards)
     parser.add_argument("--plot", metavar="PATH", help="draw the timeline (needs mpskit[plot])")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
 
@@ -111,6 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(as_json=arguments.json)
     _check(arguments)
+    arguments.precision = precision_name(arguments.precision)
     job = read_job(arguments, _progress)
     _progress("tracing the step")
     estimate = job.estimate()
@@ -134,14 +139,15 @@ def _check(arguments: argparse.Namespace) -> None:
     """Refuse before the work what would be refused after it.
 
     Raises:
-        ArgumentError: no model, an unknown machine, or a plot that cannot be written.
+        ArgumentError: no model, an unknown machine or no such device there, or a plot that cannot
+            be written.
     """
     if arguments.model is None:
         raise ArgumentError("name a model: a bundled one (--list), a config.json or FILE.py:NAME")
     if arguments.machine is not None:
-        from mpskit.host import find_machine
+        from mpskit.host.named import as_host, host_device
 
-        find_machine(arguments.machine)
+        host_device(as_host(arguments.machine), arguments.device)
     if arguments.plot is not None:
         check_folder(arguments.plot)
 

@@ -192,6 +192,7 @@ def _of_config(config: str, options: argparse.Namespace) -> MemoryEstimate:
         checkpointing=bool(options.checkpointing),
         cache_len=options.cache_len,
         device=options.device,
+        machine=options.machine,
     )
 
 
@@ -204,7 +205,12 @@ def _of_file(job: Job) -> MemoryEstimate:
     batch = read_batch(options.batch)
     if _inference(options):
         return estimate_inference_memory(
-            model, batch, step=step, generate=options.generate, device=options.device
+            model,
+            batch,
+            step=step,
+            generate=options.generate,
+            device=options.device,
+            machine=options.machine,
         )
     return estimate_training_memory(
         model,
@@ -214,6 +220,7 @@ def _of_file(job: Job) -> MemoryEstimate:
         precision=options.precision,
         accumulate=options.accumulate,
         device=options.device,
+        machine=options.machine,
     )
 
 

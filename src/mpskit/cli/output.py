@@ -21,6 +21,7 @@ __all__ = [
     "columns",
     "completing",
     "known_machines",
+    "machines_and_cards",
     "print_rows",
     "print_wrapped",
     "printer",
@@ -132,6 +133,13 @@ def known_machines() -> Iterable[str]:
     from mpskit.host.machines import machine_names
 
     return machine_names()
+
+
+def machines_and_cards() -> Iterable[str]:
+    """Return what ``machine=`` may name: the profiles and the CUDA cards."""
+    from mpskit.host.cuda_cards import cuda_cards
+
+    return [*known_machines(), *(card.name for card in cuda_cards().values())]
 
 
 def check_folder(path: str) -> None:

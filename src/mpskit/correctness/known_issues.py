@@ -8,8 +8,8 @@ from mpskit._base.arguments import wrong_type
 from mpskit.backends import versions
 from mpskit.correctness.issue_table import KnownIssue, Severity, issues_for
 from mpskit.errors import ArgumentError
-from mpskit.host import Host, detect_host
-from mpskit.host.host import check_host
+from mpskit.host import detect_host
+from mpskit.host.named import MachineLike, given_host
 
 if TYPE_CHECKING:
     from mpskit.correctness.operators import OpUse
@@ -18,9 +18,10 @@ __all__ = ["KnownIssue", "Severity", "known_issues"]
 
 
 def known_issues(
-    host: Host | None = None,
+    machine: MachineLike | None = None,
     torch_version: str | None = None,
     *,
+    host: MachineLike | None = None,
     model: Any = None,
     batch: Any = None,
 ) -> tuple[KnownIssue, ...]:
@@ -32,27 +33,30 @@ def known_issues(
     training step if the model is in training mode, else a forward pass without gradients.
 
     Args:
-        host: the machine; None for this one.
+        machine: another machine: a name (``"m1-16gb"``, ``"T4"``), a :class:`mpskit.Machine` or a
+            :class:`mpskit.Host`; None is this one.
         torch_version: such as ``"2.13.0"``; None for the installed one.
+        host: the older name of ``machine``.
         model: as ``estimate_training_memory`` takes it: a module, a class, or a callable.
         batch: tensors or ``TensorSpec``, nested; needed with a model.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
+        UnknownMachineError: no machine has that name.
         ArgumentError: a model without a batch, or a batch without a model.
         EstimateError: the step cannot be traced; the message names operator and module.
         UnsupportedTorchError: the installed torch is too old to trace a model.
     """
-    check_host(host)
+    told = given_host(machine, host)
     if not isinstance(torch_version, str | None):
         raise wrong_type("torch_version", "a str such as '2.13.0'", torch_version)
     if (model is None) != (batch is None):
         given = "a model without a batch" if batch is None else "a batch without a model"
         raise ArgumentError(f"give model= and batch= together: got {given}", given=model)
-    host = detect_host() if host is None else host
+    where = detect_host() if told is None else told
     torch = torch_version or versions.torch_version()
     uses = None if model is None else _operators_of(model, batch)
-    return () if torch is None else issues_for(host, torch, uses)
+    return () if torch is None else issues_for(where, torch, uses)
 
 
 def _operators_of(model: Any, batch: Any) -> frozenset[OpUse]:

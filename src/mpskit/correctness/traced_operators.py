@@ -52,7 +52,7 @@ def operators_of(model: Any, batch: Any) -> frozenset[OpUse]:
             with intercepting(_Passing(recorder)):
                 default_loss(model, batch).backward()
 
-    trace_training(module, batch, train_step=step, optimizer=None, steps=1)
+    trace_training(module, batch, train_step=step, optimizer=None, steps=1, device="mps")
     return frozenset(found)
 
 

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from mpskit._base.arguments import check_callable, check_count
+from mpskit.backends.precisions import PrecisionLike, precision_name, precision_of
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
-from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.result import MemoryEstimate
-from mpskit.estimate.targets import target_for
+from mpskit.estimate.targets import target_device, target_for
 from mpskit.estimate.trace.optimizers import borrow
 from mpskit.estimate.trace.run import Job, Step, Traced, build_model, trace
 from mpskit.estimate.trace.steps import call_model, decode, default_loss
+from mpskit.host.named import MachineLike
 
 __all__ = [
     "estimate_inference_memory",
@@ -39,12 +40,13 @@ def estimate_training_memory(
     step: Loss | None = None,
     train_step: TrainStep | None = None,
     optimizer: Any = torch.optim.AdamW,
-    precision: str = "fp32",
+    precision: PrecisionLike = "fp32",
     accumulate: int = 1,
-    device: str | torch.device = "mps",
+    device: str | torch.device | None = None,
+    machine: MachineLike | None = None,
     steps: int = 2,
 ) -> MemoryEstimate:
-    """Return what training takes on ``device``, by running real steps on tensors without memory.
+    """Return what training takes on a device, by running real steps on tensors without memory.
 
     The real autograd and the real optimizer run; nothing is computed and nothing large is
     allocated. The model, its gradients, the optimizer and every random state are afterwards as
@@ -61,14 +63,19 @@ def estimate_training_memory(
         optimizer: a class, a callable on the trainable parameters, an instance over the model's
             parameters, or None for none.
         precision: ``fp32``; ``bf16`` or ``fp16`` for weights of that type; ``bf16-mixed`` or
-            ``fp16-mixed`` for autocast around the loss.
+            ``fp16-mixed`` for autocast around the loss. Lightning's names (``16-mixed``,
+            ``bf16-true``) and dtypes do too. What accelerate calls ``bf16`` is ``bf16-mixed``.
         accumulate: batches whose gradients are summed before the optimizer steps.
-        device: ``cpu``, ``mps`` or ``cuda``: the target, whatever machine this one is.
+        device: ``cpu``, ``mps``, ``cuda`` or ``xpu``: the target, whatever machine this one is.
+            None is the one that :func:`mpskit.get_optimal_device` chooses here.
+        machine: a machine instead of a device: a name (``"m1-16gb"``, ``"T4"``), a
+            :class:`mpskit.Machine` or a :class:`mpskit.Host`; its own device is the target.
         steps: steps to trace; the optimizer's state makes the second one the peak.
 
     Raises:
         EstimateError: the step cannot be traced; the message names operator and module.
         UnsupportedTorchError: the installed torch is too old to be traced.
+        UnknownMachineError: no machine has that name.
         ArgumentError: a value that cannot be used.
     """
     traced = trace_training(
@@ -79,7 +86,7 @@ def estimate_training_memory(
         optimizer=optimizer,
         precision=precision,
         accumulate=accumulate,
-        device=device,
+        device=target_device(device, machine),
         steps=steps,
     )
     return traced.estimate()
@@ -91,23 +98,27 @@ def estimate_inference_memory(
     *,
     step: Callable[[Any, Any], Any] | None = None,
     generate: int | None = None,
-    device: str | torch.device = "mps",
+    device: str | torch.device | None = None,
+    machine: MachineLike | None = None,
 ) -> MemoryEstimate:
-    """Return what inference takes on ``device``, without gradients.
+    """Return what inference takes on a device, without gradients.
 
     Args:
         model: as for :func:`estimate_training_memory`.
         batch: as for :func:`estimate_training_memory`.
         step: ``(model, batch)``, one's own call or loop.
         generate: decode that many tokens with the model's key-value cache (transformers models).
-        device: ``cpu``, ``mps`` or ``cuda``.
+        device: as for :func:`estimate_training_memory`.
+        machine: as for :func:`estimate_training_memory`.
 
     Raises:
         EstimateError: the step cannot be traced; the message names operator and module.
         UnsupportedTorchError: the installed torch is too old to be traced.
+        UnknownMachineError: no machine has that name.
         ArgumentError: both ``step`` and ``generate``, or a count below one.
     """
-    return trace_inference(model, batch, step=step, generate=generate, device=device).estimate()
+    target = target_device(device, machine)
+    return trace_inference(model, batch, step=step, generate=generate, device=target).estimate()
 
 
 def trace_training(
@@ -117,9 +128,9 @@ def trace_training(
     step: Loss | None = None,
     train_step: TrainStep | None = None,
     optimizer: Any = torch.optim.AdamW,
-    precision: str = "fp32",
+    precision: PrecisionLike = "fp32",
     accumulate: int = 1,
-    device: str | torch.device = "mps",
+    device: str | torch.device,
     steps: int = 2,
     counts: OpCounts | None = None,
 ) -> Traced:
@@ -132,8 +143,9 @@ def trace_training(
     if step is not None and train_step is not None:
         raise ArgumentError("give step= or train_step=, not both", given=step)
     check_counts(accumulate=accumulate, steps=steps)
-    mixed = precision_of(precision).autocast
-    job = Job(build_model(model), batch, target_for(device), precision, steps, "forward")
+    name = precision_name(precision)
+    mixed = precision_of(name).autocast
+    job = Job(build_model(model), batch, target_for(device), name, steps, "forward")
     job.counts = counts
 
     def prepare(patches: Patches) -> Step:
@@ -152,7 +164,7 @@ def trace_inference(
     *,
     step: Callable[[Any, Any], Any] | None = None,
     generate: int | None = None,
-    device: str | torch.device = "mps",
+    device: str | torch.device,
     counts: OpCounts | None = None,
 ) -> Traced:
     """As :func:`estimate_inference_memory`, before the events are replayed on an allocator.

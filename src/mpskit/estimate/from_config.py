@@ -14,11 +14,11 @@ import torch
 
 from mpskit._base.arguments import wrong_type
 from mpskit.allocator import AllocatorModel, allocator_for
+from mpskit.backends.precisions import PrecisionLike, precision_name, precision_of
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
-from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.errors import ArgumentError
 from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
-from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.reference.base_weights import read_base
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
 from mpskit.estimate.reference.generation import check_cache, generating, left_out
@@ -26,11 +26,12 @@ from mpskit.estimate.reference.modules import build_reference
 from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_middle
 from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
 from mpskit.estimate.specs import TensorSpec
-from mpskit.estimate.targets import Target, target_for
-from mpskit.estimate.trace.optimizers import borrow
+from mpskit.estimate.targets import Target, target_device, target_for
+from mpskit.estimate.trace.optimizers import borrow, optimizer_class
 from mpskit.estimate.trace.run import Built, Job, Step, Traced, margin_notes, trace
 from mpskit.estimate.trace.steps import call_model, default_loss
 from mpskit.estimate.trace.storage_log import Record
+from mpskit.host.named import MachineLike
 
 __all__ = [
     "ConfigTrace",
@@ -51,12 +52,13 @@ def estimate_from_config(
     training: bool = True,
     lora: Mapping[str, Any] | int | None = None,
     base: str | None = None,
-    precision: str = "fp32",
+    precision: PrecisionLike = "fp32",
     optimizer: Any = "adamw",
     accumulate: int = 1,
     checkpointing: bool = False,
     cache_len: int | None = None,
-    device: str = "mps",
+    device: str | None = None,
+    machine: MachineLike | None = None,
     torch_version: str | None = None,
     implementation: Literal["reference", "transformers"] = "reference",
 ) -> MemoryEstimate:
@@ -80,8 +82,8 @@ def estimate_from_config(
             projections as bitsandbytes quantizes them (the rest is ``precision``'s half-precision
             dtype, bfloat16 where it has none). The adapters are float32 then, as peft makes them,
             unless ``precision`` names a half-precision dtype for them.
-        precision: ``fp32``, ``bf16``, ``fp16``, ``bf16-mixed`` or ``fp16-mixed``. With ``base``,
-            ``fp32`` is no autocast (``Trainer`` without ``bf16=True``).
+        precision: as for :func:`estimate_training_memory`. With ``base``, ``fp32`` is no autocast
+            (``Trainer`` without ``bf16=True``).
         optimizer: a name in torch.optim in any case (``adamw``), a class, a callable on the
             trainable parameters, or None for none.
         accumulate: batches whose gradients are summed before the optimizer steps.
@@ -89,7 +91,10 @@ def estimate_from_config(
             (``gradient_checkpointing_enable()``).
         cache_len: with ``training=False``, tokens of each row in the key-value cache at the end of
             ``generate()``: a prompt of ``seq_len``, then one token at a time.
-        device: ``cpu``, ``mps`` or ``cuda``.
+        device: ``cpu``, ``mps``, ``cuda`` or ``xpu``. None is the one that
+            :func:`mpskit.get_optimal_device` chooses here.
+        machine: a machine instead of a device: a name (``"m1-16gb"``, ``"T4"``), a
+            :class:`mpskit.Machine` or a :class:`mpskit.Host`; its own device is the target.
         torch_version: the torch whose allocator is meant; the installed one by default.
         implementation: ``reference`` for mpskit's own modules of the families that it knows;
             ``transformers`` for the library's class, of any family, where it is installed.
@@ -98,6 +103,7 @@ def estimate_from_config(
         The figures at the peak of a step in the steady state, in bytes; no timeline.
 
     Raises:
+        UnknownMachineError: no machine has that name.
         ArgumentError: a missing key of the config (named), an unknown family, a wrong value, or
             something that is not modelled.
         ArgumentTypeError: an argument of the wrong type.
@@ -116,7 +122,7 @@ def estimate_from_config(
         accumulate=accumulate,
         checkpointing=checkpointing,
         cache_len=cache_len,
-        device=device,
+        device=target_device(device, machine),
         implementation=implementation,
     )
     return traced.estimate(torch_version)
@@ -153,12 +159,12 @@ def traced_config(
     training: bool = True,
     lora: Mapping[str, Any] | int | None = None,
     base: str | None = None,
-    precision: str = "fp32",
+    precision: PrecisionLike = "fp32",
     optimizer: Any = "adamw",
     accumulate: int = 1,
     checkpointing: bool = False,
     cache_len: int | None = None,
-    device: str = "mps",
+    device: str,
     implementation: Literal["reference", "transformers"] = "reference",
 ) -> ConfigTrace:
     """As :func:`estimate_from_config`, before the events are replayed on an allocator.
@@ -175,7 +181,8 @@ def traced_config(
         if training:
             raise ArgumentError("cache_len= is for inference: give training=False", given=cache_len)
     target, frozen = target_for(device), lora is not None or not training
-    weights = read_base(base, precision=precision, frozen=frozen, device=target.device)
+    named = precision_name(precision)
+    weights = read_base(base, precision=named, frozen=frozen, device=target.device)
     if implementation == "transformers":
         from mpskit.estimate.reference.transformers_model import build_transformers
 
@@ -197,7 +204,7 @@ def traced_config(
             given=implementation,
         )
     step = Stepped(
-        training, precision, _optimizer(optimizer), accumulate, weights is not None, cache_len
+        training, named, optimizer_class(optimizer), accumulate, weights is not None, cache_len
     )
     return ConfigTrace(trace_subject(subject, step, target, (batch_size, seq_len)), base)
 
@@ -264,25 +271,6 @@ def trace_subject(
     if how.cache_len is not None and target.device == "mps":
         traced.notes += left_out(shape[1], how.cache_len)
     return traced
-
-
-def _optimizer(given: Any) -> Any:
-    """Return an optimizer's class, by its name where that is given."""
-    if given is None or (callable(given) and not isinstance(given, torch.optim.Optimizer)):
-        return given
-    if not isinstance(given, str):
-        raise ArgumentTypeError(
-            f"an optimizer is a name, a class or None, not {type(given).__name__}", given=given
-        )
-    known = {
-        name.lower(): found
-        for name, found in vars(torch.optim).items()
-        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
-    }
-    if given.lower() not in known:
-        names = ", ".join(sorted(known))
-        raise ArgumentError(f"torch.optim has no {given!r}: one of {names}", given=given)
-    return known[given.lower()]
 
 
 def _estimated(traced: Traced, torch_version: str, base: str | None) -> MemoryEstimate:

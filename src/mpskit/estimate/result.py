@@ -10,7 +10,7 @@ from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
-    from mpskit.host import Machine
+    from mpskit.host.named import MachineLike
     from mpskit.memory import MemoryBudget
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Peak",
     "TimelinePoint",
     "Verdict",
+    "usable_bytes",
 ]
 
 # Below this share of the budget left over, a job that fits is called tight: the next longer
@@ -208,18 +209,27 @@ class MemoryEstimate(Value):
         """The most that the peak can be: :meth:`fits` decides by it."""
         return self.peak_bytes + self.peak_margin_bytes
 
-    def fits(self, budget: MemoryBudget | Machine | str | int) -> Verdict:
+    def fits(
+        self,
+        budget: MemoryBudget | MachineLike | int | None = None,
+        *,
+        machine: MachineLike | None = None,
+    ) -> Verdict:
         """Say whether the step fits a budget.
 
         Args:
-            budget: a ``MemoryBudget`` (its ``usable_bytes``), a machine or its name, bytes, or a
-                size such as ``"16GiB"``.
+            budget: a ``MemoryBudget`` (its ``usable_bytes``), a machine, bytes, or a size such as
+                ``"16GiB"``.
+            machine: a machine: a name (``"m1-16gb"``, ``"T4"``), a :class:`mpskit.Machine` or a
+                :class:`mpskit.Host`. What counts is the memory of its own device, whatever
+                device the estimate is for.
 
         Raises:
             UnknownMachineError: no machine has that name.
             ArgumentTypeError: it is none of these.
+            ArgumentError: both are given or neither, or nobody knows the machine's memory.
         """
-        usable = _usable_bytes(budget)
+        usable = usable_bytes(budget, machine)
         driver = self.driver_bytes + self.peak_margin_bytes
         margin = usable - driver
         answer: Literal["fits", "tight", "does-not-fit"] = "fits"
@@ -241,7 +251,7 @@ class MemoryEstimate(Value):
         )
 
     def plot(
-        self, path: str | Path, *, budget: MemoryBudget | Machine | str | int | None = None
+        self, path: str | Path, *, budget: MemoryBudget | MachineLike | int | None = None
     ) -> Path:
         """Draw the timeline as stacked areas into an image file and return its path.
 
@@ -255,7 +265,7 @@ class MemoryEstimate(Value):
         """
         from mpskit.estimate.plot import plot_timeline
 
-        usable = None if budget is None else ("usable", _usable_bytes(budget))
+        usable = None if budget is None else ("usable", usable_bytes(budget))
         return plot_timeline(self, Path(path), usable=usable)
 
     def __str__(self) -> str:
@@ -282,31 +292,43 @@ def _signed(count: int) -> str:
     return f"{'+' if count > 0 else '-'}{format_bytes(abs(count))}"
 
 
-def _usable_bytes(budget: Any) -> int:
-    """Return the bytes that a budget of any accepted sort allows."""
-    if isinstance(budget, bool):
-        raise ArgumentTypeError(f"a budget is not {budget!r}", given=budget)
-    if isinstance(budget, int):
-        if budget <= 0:
-            raise ArgumentError(f"a budget of {budget} bytes is none", given=budget)
-        return budget
-    usable = getattr(budget, "usable_bytes", None)
+def usable_bytes(
+    budget: MemoryBudget | MachineLike | int | None, machine: MachineLike | None = None
+) -> int:
+    """Return the bytes that a budget of any accepted sort allows.
+
+    Raises:
+        UnknownMachineError: no machine has that name.
+        ArgumentTypeError: it is no budget.
+        ArgumentError: both arguments are given or neither, the budget is none, or nobody knows the
+            machine's memory.
+    """
+    if (budget is None) == (machine is None):
+        raise ArgumentError("give a budget or machine=, one of them", given=budget)
+    given: Any = machine if budget is None else budget
+    if isinstance(given, bool):
+        raise ArgumentTypeError(f"a budget is not {given!r}", given=given)
+    if isinstance(given, int):
+        if given <= 0:
+            raise ArgumentError(f"a budget of {given} bytes is none", given=given)
+        return given
+    usable = getattr(given, "usable_bytes", None)
     if isinstance(usable, int):
         return usable
-    return _machine_bytes(budget)
+    if isinstance(given, str) and (size := _size(given)) is not None:
+        return size
+    return _machine_bytes(given)
 
 
 def _machine_bytes(machine: Any) -> int:
-    from mpskit.host import Machine
+    from mpskit.host import Host, Machine
     from mpskit.memory.budget import machine_budget
 
-    if not isinstance(machine, str | Machine):
+    if not isinstance(machine, str | Machine | Host):
         raise ArgumentTypeError(
-            f"fits() takes a MemoryBudget, a machine's name or bytes, not {type(machine).__name__}",
+            f"fits() takes a MemoryBudget, a machine or bytes, not {type(machine).__name__}",
             given=machine,
         )
-    if isinstance(machine, str) and (size := _size(machine)) is not None:
-        return size
     budget = machine_budget(machine)
     if budget.usable_bytes is None:
         raise ArgumentError(f"nobody knows what {machine} can give to a job", given=machine)

@@ -12,12 +12,14 @@ import torch
 
 from mpskit.backends.kinds import ESTIMATED, AllocatorRules, kind_of
 from mpskit.backends.versions import has
+from mpskit.device import get_optimal_device
 from mpskit.dispatch.mps_op_memory import RULES, Rule
 from mpskit.dispatch.patches import Patches, in_place
 from mpskit.errors import ArgumentError
 from mpskit.estimate.trace.workspace import cpu_op_memory
+from mpskit.host.named import MachineLike, as_host, host_device
 
-__all__ = ["Target", "target_for"]
+__all__ = ["Target", "target_device", "target_for"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ class Target:
 
 def _answer(value: Any, *_: Any, **__: Any) -> Any:
     return value
+
+
+def target_device(device: Any, machine: MachineLike | None = None) -> Any:
+    """Return the device meant: the one given, a machine's own, or the one chosen on this machine.
+
+    Raises:
+        UnknownMachineError: no machine has that name.
+        ArgumentTypeError: ``machine`` is no machine.
+        ArgumentError: the machine is not known to have the device.
+    """
+    if machine is not None:
+        return host_device(as_host(machine), None if device is None else str(device))
+    return get_optimal_device().device if device is None else device
 
 
 def target_for(device: Any) -> Target:

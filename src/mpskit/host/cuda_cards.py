@@ -1,4 +1,4 @@
-"""The CUDA cards to compare a Mac with, by their makers' figures."""
+"""The CUDA cards to compare a Mac with: their makers' figures, and the memory that torch sees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import functools
 import re
 from collections.abc import Mapping
 
+from pydantic import field_validator
+
 from mpskit._base.data import read_csv
+from mpskit._base.sizes import GIB
 from mpskit._base.values import Value
 
 __all__ = ["CudaCard", "cuda_card", "cuda_cards"]
@@ -20,6 +23,9 @@ class CudaCard(Value):
     Attributes:
         name: as people write it: ``RTX 3090``, ``A100 80GB``.
         memory_gb: what is printed on the box.
+        torch_memory_gib: the device's total memory as torch or CUDA reports it, by public reports;
+            None where there is none.
+        compute_capability: as NVIDIA's list of CUDA GPUs has it (developer.nvidia.com/cuda-gpus).
         memory_bandwidth_gbs: in 10^9 bytes a second.
         fp32_tflops: peak outside the tensor cores, 10^12 operations a second.
         sources: where the figures stand.
@@ -27,9 +33,27 @@ class CudaCard(Value):
 
     name: str
     memory_gb: int
+    torch_memory_gib: float | None
+    compute_capability: float
     memory_bandwidth_gbs: float
     fp32_tflops: float
     sources: str
+
+    @field_validator("torch_memory_gib", mode="before")
+    @classmethod
+    def _unknown(cls, cell: str) -> str | None:
+        return cell or None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The total memory as torch sees it; 10^9 bytes a GB, no card has less, where unknown."""
+        known = self.torch_memory_gib
+        return self.memory_gb * 10**9 if known is None else int(known * GIB)
+
+    @property
+    def computes_bfloat16(self) -> bool:
+        """Whether its arithmetic has bfloat16: Ampere (compute capability 8.0) and later."""
+        return self.compute_capability >= 8
 
 
 @functools.cache

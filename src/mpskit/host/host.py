@@ -12,7 +12,7 @@ from mpskit.host.chips import Chip, parse_chip
 from mpskit.host.kinds import HostKind
 from mpskit.host.readings import Readings
 
-__all__ = ["Host", "HostKind", "check_host", "detect_host"]
+__all__ = ["Host", "HostKind", "detect_host"]
 
 _GIB = 1024**3
 
@@ -54,6 +54,9 @@ class Host(Value):
         signs: the evidence for ``kind``, one short sentence each.
         metal_device: the name of the Metal device, if torch was asked.
         wired_limit_bytes: the user's ``iogpu.wired_limit_mb``, if set.
+        gpu_memory_bytes: the memory of a discrete GPU, where the machine was named, not read.
+        cuda_card: the name of a CUDA card that the machine was named by; then nothing but the card
+            is known of it.
         python_version: such as ``3.12.4``.
         torch_version: the installed torch; None without one.
     """
@@ -79,6 +82,8 @@ class Host(Value):
     signs: tuple[str, ...] = ()
     metal_device: str | None = None
     wired_limit_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
+    cuda_card: str | None = None
     python_version: str | None = None
     torch_version: str | None = None
 
@@ -90,11 +95,15 @@ class Host(Value):
     @property
     def summary(self) -> str:
         """The machine in a few words: ``M3 Max, 64.00 GiB, macOS 15.6``."""
+        if self.cuda_card and self.gpu_memory_bytes:
+            return f"{self.cuda_card}, {format_bytes(self.gpu_memory_bytes)}"
         name = self.chip.name if self.chip else self.cpu_name or _KIND_TEXT[self.kind]
         memory = format_bytes(self.memory_total_bytes) if self.memory_total_bytes else None
         return ", ".join(part for part in (name, memory, self._system()) if part)
 
     def __str__(self) -> str:
+        if self.cuda_card:
+            return f"Machine with a CUDA card ({self.summary}); the rest of it is not known."
         parts = [self._first_sentence(), *self._memory_sentences(), self._cpu_sentence()]
         return " ".join(part for part in parts if part)
 
@@ -146,19 +155,6 @@ class Host(Value):
         if not isinstance(readings, Readings):
             raise ArgumentTypeError(f"readings must be Readings, got {readings!r}", given=readings)
         return cls(**_common(readings), **_particular(readings))
-
-
-def check_host(host: object) -> None:
-    """Raise unless ``host`` is a :class:`Host` or None, which stands for this machine.
-
-    Raises:
-        ArgumentTypeError: it is neither.
-    """
-    if not isinstance(host, Host | None):
-        raise ArgumentTypeError(
-            f"host must be a mpskit.Host (see detect_host, Host.from_readings), got {host!r}",
-            given=host,
-        )
 
 
 def _common(readings: Readings) -> dict[str, Any]:

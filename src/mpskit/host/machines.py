@@ -113,6 +113,11 @@ class Machine(Value):
         return self.ram_gib * GIB
 
     @property
+    def vram_bytes(self) -> int | None:
+        """The memory of a discrete GPU in bytes; None without one."""
+        return self.vram_gib * GIB if self.vram_gib else None
+
+    @property
     def is_apple_silicon(self) -> bool:
         """Whether the chip is Apple's, including under Rosetta and in a virtual machine."""
         return self.kind is not HostKind.INTEL_MAC

@@ -7,15 +7,17 @@ reserve.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mpskit._base.arguments import wrong_type
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.backends.kinds import MemoryClass, kind_of
-from mpskit.backends.versions import NEWEST, OLDEST, minimum_macos, older, torch_version
-from mpskit.host.kinds import DEFAULT_MACOS
+from mpskit.backends.versions import NEWEST, OLDEST, minimum_macos, too_old_for_mps, torch_version
+from mpskit.errors import ArgumentError, UnknownMachineError
+from mpskit.host.kinds import DEFAULT_MACOS, HostKind, device_there, mac_device
 from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.memory.working_set import (
     Confidence,
@@ -28,7 +30,8 @@ from mpskit.system.process import MemoryUser, largest_users
 
 if TYPE_CHECKING:
     from mpskit.backends.memory import Backend, DeviceLike
-    from mpskit.host import Host, Machine
+    from mpskit.host import Host
+    from mpskit.host.named import MachineLike
 
 __all__ = [
     "MemoryBudget",
@@ -149,13 +152,13 @@ def memory_budget_for(
     working_set = recommended_bytes(
         ram_bytes, macos, wired_limit_bytes=wired_limit_bytes, vram_bytes=vram_bytes
     )
-    too_old = _too_old(macos, OLDEST)
-    on_cpu = (intel and vram_bytes is None) or too_old
+    kind = HostKind.INTEL_MAC if intel else HostKind.APPLE_SILICON
+    on_cpu = mac_device(kind, macos, vram_bytes) == "cpu"
     vram_bytes = None if on_cpu else vram_bytes
     known = _of_ram(ram_bytes, None) if on_cpu else _of_working_set(working_set, "table")
     budget = MemoryBudget.model_construct(
         device="cpu" if on_cpu else "mps",
-        machine=", ".join(filter(None, [chip, format_bytes(ram_bytes), f"macOS {macos.strip()}"])),
+        machine=_described(chip, ram_bytes, macos),
         wired_limit_bytes=None if on_cpu else wired_limit_bytes or None,
         notes=(*_elsewhere(chip or ""), *_of_system(macos)),
         **{"total_bytes": vram_bytes or ram_bytes, **known},
@@ -164,63 +167,166 @@ def memory_budget_for(
 
 
 def machine_budget(
-    machine: str | Machine, macos: str | None = None, *, reserve: Amount | None = None
+    machine: MachineLike,
+    macos: str | None = None,
+    *,
+    device: str | None = None,
+    reserve: Amount | None = None,
 ) -> MemoryBudget:
-    """Return the budget of a machine, given by profile or described.
+    """Return the budget of a machine that is named or described, as if it ran nothing else.
 
     Args:
-        machine: a :class:`mpskit.Machine`, or a profile's name.
+        machine: a name (a profile's, a CUDA card's), a :class:`mpskit.Machine` or a
+            :class:`mpskit.Host`.
         macos: another macOS version than the machine's.
+        device: ``cpu`` instead of the machine's GPU.
         reserve: as for :func:`memory_budget`.
 
     Raises:
-        UnknownMachineError: no profile has that name.
-        ArgumentError: ``macos`` is not a version, or the reserve cannot be understood.
+        UnknownMachineError: no machine has that name.
+        ArgumentTypeError: ``machine`` is none of these.
+        ArgumentError: ``macos`` is not a version, the machine is not known to have that device,
+            nothing is known of its memory, or the reserve cannot be understood.
     """
-    from mpskit.host import HostKind, find_machine
+    mac = _mac_facts(machine)
+    if mac is not None:
+        return _mac_budget(mac if macos is None else mac._replace(macos=macos), device, reserve)
+    from mpskit.host.named import as_host, host_device
 
-    found = find_machine(machine)
-    vram = found.vram_gib * GIB if found.vram_gib else None
-    budget = memory_budget_for(
-        found.ram_bytes, macos or found.macos, found.chip, vram_bytes=vram, reserve=reserve
+    host = as_host(machine)
+    if macos is not None:
+        raise ArgumentError(f"macos= is for a Mac, not for {host.summary}", given=macos)
+    if host_device(host, device) != "cpu":
+        return _card_budget(host, reserve)
+    return _ram_budget(host.summary, host.memory_total_bytes, host.memory_limit_bytes, (), reserve)
+
+
+class _Mac(NamedTuple):
+    """What the budget of another Mac follows from."""
+
+    ram: int | None
+    macos: str
+    kind: HostKind
+    chip: str | None
+    vram: int | None
+    wired: int | None
+
+
+def _mac_facts(machine: MachineLike) -> _Mac | None:
+    """Return the facts of a Mac; None for another machine. A profile's need no Host, which is slow.
+
+    Raises:
+        UnknownMachineError: no machine has that name.
+        ArgumentTypeError: it is no machine.
+    """
+    from mpskit.host.machines import Machine, find_machine
+
+    found: Machine | None = None
+    if isinstance(machine, str | Machine):
+        with contextlib.suppress(UnknownMachineError):  # it may be a CUDA card
+            found = find_machine(machine)
+    if found is not None:
+        facts = (found.ram_bytes, found.macos, found.kind, found.chip, found.vram_bytes, None)
+        return _Mac(*facts)
+    from mpskit.host.named import as_host
+
+    host = as_host(machine)
+    if not host.is_mac:
+        return None
+    chip = host.chip.name if host.chip and not host.is_vm else host.cpu_name
+    version, wired = host.os_version or DEFAULT_MACOS, host.wired_limit_bytes
+    return _Mac(host.memory_total_bytes, version, host.kind, chip, host.gpu_memory_bytes, wired)
+
+
+def _mac_budget(mac: _Mac, device: str | None, reserve: Amount | None) -> MemoryBudget:
+    name = _described(mac.chip, mac.ram, mac.macos)
+    if device_there(mac_device(mac.kind, mac.macos, mac.vram), device, name) != "cpu":
+        return memory_budget_for(
+            _known_ram(mac.ram, name),
+            mac.macos,
+            mac.chip,
+            vram_bytes=mac.vram,
+            wired_limit_bytes=mac.wired,
+            reserve=reserve,
+        )
+    rosetta = [_ROSETTA] if mac.kind is HostKind.APPLE_SILICON_ROSETTA else []
+    notes = (*_elsewhere(mac.chip or ""), *rosetta, *_of_system(mac.macos))
+    return _ram_budget(name, mac.ram, None, notes, reserve)
+
+
+def _ram_budget(
+    name: str,
+    ram: int | None,
+    container: int | None,
+    notes: tuple[str, ...],
+    reserve: Amount | None,
+) -> MemoryBudget:
+    known = _of_ram(_known_ram(ram, name), container)
+    budget = MemoryBudget.model_construct(device="cpu", machine=name, notes=notes, **known)
+    return _settled(budget, reserve)
+
+
+def _known_ram(ram: int | None, name: str) -> int:
+    if ram is None:
+        raise ArgumentError(f"nothing is known of the RAM of {name}", given=name)
+    return ram
+
+
+def _described(chip: str | None, ram: int | None, macos: str) -> str:
+    size = format_bytes(ram) if ram else None
+    return ", ".join(filter(None, [chip, size, f"macOS {macos.strip()}"]))
+
+
+def _card_budget(host: Host, reserve: Amount | None) -> MemoryBudget:
+    """Return a CUDA card's budget: what is left of it once the process has its context."""
+    total = host.gpu_memory_bytes or 0
+    budget = MemoryBudget(
+        device="cuda",
+        machine=host.summary,
+        total_bytes=total,
+        recommended_bytes=total,
+        recommended_source="table",
+        limit_bytes=total,
+        free_bytes=total - _CUDA_CONTEXT,
+        confidence="medium",
+        notes=tuple(_elsewhere("")),
     )
-    if found.kind is not HostKind.APPLE_SILICON_ROSETTA or budget.device == "cpu":
-        return budget
-    cpu = {"limit_bytes": None, "max_buffer_bytes": None, **_of_ram(found.ram_bytes, None)}
-    kept = tuple(_elsewhere(found.chip))
-    budget = budget.model_copy(update={"device": "cpu", "notes": (*kept, _ROSETTA), **cpu})
     return _settled(budget, reserve)
 
 
 _ROSETTA = "Python runs under Rosetta there, where torch has no MPS; an arm64 Python has it"
-
-
-def _too_old(macos: str, torch: str) -> bool:
-    """Return whether a torch's MPS needs a later macOS; ``"12"`` may be any 12."""
-    whole = macos if "." in macos else f"{macos.strip()}.999"
-    return older(whole.strip(), minimum_macos(torch))
+# What a process takes of a card besides its tensors, from CUDA 11.7 on (pytorch#107667).
+_CUDA_CONTEXT = 300 * MIB
 
 
 def _of_system(macos: str) -> list[str]:
     """Return the remarks about MPS on a macOS version."""
-    if _too_old(macos, OLDEST):
+    if too_old_for_mps(macos, OLDEST):
         floor = minimum_macos(OLDEST)
         return [f"torch has MPS from macOS {floor} on; macOS {macos.strip()} has only the CPU"]
     # Finding the installed torch takes milliseconds, so it is done for an old macOS only.
-    torch = torch_version() if _too_old(macos, NEWEST) else None
-    if torch is None or not _too_old(macos, torch):
+    torch = torch_version() if too_old_for_mps(macos, NEWEST) else None
+    if torch is None or not too_old_for_mps(macos, torch):
         return []
     floor = minimum_macos(torch)
     return [f"torch {torch} needs macOS {floor} for MPS: install an older torch there"]
 
 
 def memory_budget(
-    device: DeviceLike | None = None, *, reserve: Amount | None = None, live: bool = True
+    device: DeviceLike | None = None,
+    *,
+    machine: MachineLike | None = None,
+    reserve: Amount | None = None,
+    live: bool = True,
 ) -> MemoryBudget:
-    """Return what a job may use of a device now.
+    """Return what a job may use of a device: now on this machine, or on another one.
 
     Args:
-        device: the device; None takes the one that :func:`mpskit.get_optimal_device` chooses.
+        device: the device; None takes the one that :func:`mpskit.get_optimal_device` chooses, or
+            the other machine's own.
+        machine: another machine: a name (``"m1-16gb"``, ``"T4"``), a :class:`mpskit.Machine` or a
+            :class:`mpskit.Host`. Its budget follows from rules, as if it ran nothing else, and
+            no device is asked.
         reserve: what to leave free: bytes (``int``), ``"2GiB"``, or a share of the device's
             memory (``"10%"``, ``0.1``). None takes 5%, at least 512 MiB and at most 4 GiB.
         live: ask the backend, which is a first use of it: MPS reads and freezes the watermark
@@ -229,9 +335,20 @@ def memory_budget(
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
-        ArgumentError: the device or the reserve cannot be understood.
+        UnknownMachineError: no machine has that name.
+        ArgumentError: the device or the reserve cannot be understood, or the other machine is not
+            known to have the device.
     """
+    if machine is not None:
+        asked = None if device is None else _type_of(device)
+        return machine_budget(machine, device=asked, reserve=reserve)
     return _budget(device, reserve, live=live, users=largest_users())
+
+
+def _type_of(device: DeviceLike) -> str:
+    from mpskit.backends.memory import as_device
+
+    return as_device(device).type
 
 
 def usable_bytes(device: DeviceLike, *, live: bool = True) -> int | None:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from mpskit._base.arguments import wrong_type
+from mpskit.backends.precisions import PrecisionLike
 from mpskit.dispatch.intercept import calls_operators, intercepting
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema
-from mpskit.errors import ArgumentError, EstimateError
+from mpskit.errors import EstimateError
 from mpskit.estimate.api import trace_inference, trace_training
 from mpskit.estimate.result import MemoryEstimate
+from mpskit.estimate.trace.optimizers import optimizer_class
 from mpskit.estimate.trace.run import build_model
 from mpskit.speed.workload import Workload
 
@@ -22,7 +24,6 @@ __all__ = [
     "count_running",
     "count_step",
     "count_with_memory",
-    "named_optimizer",
     "workload_of",
 ]
 
@@ -50,7 +51,7 @@ def count_with_memory(
     step: Callable[[Any, Any], Any] | None = None,
     train_step: Callable[[Any, Any, Any], Any] | None = None,
     optimizer: Any = "AdamW",
-    precision: str = "fp32",
+    precision: PrecisionLike = "fp32",
     accumulate: int = 1,
     training: bool = True,
     device: str | torch.device | None = None,
@@ -76,7 +77,7 @@ def count_with_memory(
     if not isinstance(training, bool):
         raise wrong_type("training", "True or False", training)
     module = build_model(model).module
-    chosen = named_optimizer(optimizer)
+    chosen = optimizer_class(optimizer)
 
     def trace(target: str | torch.device, counts: OpCounts) -> Any:
         if not training:
@@ -146,20 +147,6 @@ class _Counter:
         if found is None:
             found = self._schemas[func] = OpSchema.of(func)
         return found
-
-
-def named_optimizer(optimizer: Any) -> Any:
-    """Return the class of ``torch.optim`` that a name means, or what is no name as it is.
-
-    Raises:
-        ArgumentError: ``torch.optim`` has no optimizer of that name.
-    """
-    if not isinstance(optimizer, str):
-        return optimizer
-    found = getattr(torch.optim, optimizer, None)
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise ArgumentError(f"torch.optim has no optimizer {optimizer!r}", given=optimizer)
-    return found
 
 
 def class_of_step(counts: OpCounts, *, recurrent: bool, training: bool) -> str | None:

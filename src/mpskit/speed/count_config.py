@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from mpskit._base.arguments import wrong_type
+from mpskit.backends.precisions import precision_of
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.errors import ArgumentError
 from mpskit.estimate.api import check_counts
 from mpskit.estimate.from_config import Stepped, trace_subject
-from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.reference.config import Lora, Shape, read_lora, read_shape
 from mpskit.estimate.reference.modules import build_reference
 from mpskit.estimate.targets import target_for
-from mpskit.speed.count import named_optimizer, workload_of
+from mpskit.estimate.trace.optimizers import optimizer_class
+from mpskit.speed.count import workload_of
 from mpskit.speed.workload import Workload
 
 __all__ = ["workload_from_config"]
@@ -74,7 +75,7 @@ def workload_from_config(
         raise ArgumentError(f"cached_tokens={cached_tokens}: {why}", given=cached_tokens)
     shape = read_shape(config, tokens=seq_len + cached_tokens)
     adapters = read_lora(shape, lora)
-    how = Stepped(training, precision, named_optimizer(optimizer), accumulate)
+    how = Stepped(training, precision, optimizer_class(optimizer), accumulate)
     size = (batch_size, seq_len)
 
     def counted(layers: tuple[int, ...]) -> tuple[OpCounts, int]:

@@ -20,8 +20,9 @@ from typing import Literal, TypeAlias
 from mpskit._base.data import read_toml
 from mpskit._base.values import Value
 from mpskit.backends.versions import older
-from mpskit.errors import ArgumentTypeError
+from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host.chips import Chip
+from mpskit.host.named import MachineLike, as_host
 from mpskit.speed.chip_rates import ChipSpeed, chip_speed
 from mpskit.speed.workload import Workload
 
@@ -158,7 +159,9 @@ def half_gains() -> tuple[float, float]:
     return _constants().half_cpu, _constants().half_mps
 
 
-def predict_speedup(workload: Workload, chip: str | Chip | None = None) -> Prediction:
+def predict_speedup(
+    workload: Workload, chip: str | Chip | None = None, *, machine: MachineLike | None = None
+) -> Prediction:
     """Predict CPU time / MPS time of one step, without running anything.
 
     A measured ``workload.cpu_seconds`` goes before every count. The more of it grows with all else
@@ -168,15 +171,31 @@ def predict_speedup(workload: Workload, chip: str | Chip | None = None) -> Predi
     Args:
         workload: what is known of the step.
         chip: of the Mac: ``M3 Max``, as ``Chip`` with its core counts, or None if unknown.
+        machine: the Mac itself, instead of its chip: a name (``"m1-16gb"``), a
+            :class:`mpskit.Machine` or a :class:`mpskit.Host`.
 
     Raises:
-        ArgumentTypeError: ``workload`` is no ``Workload``, or ``chip`` neither a name nor a chip.
+        ArgumentTypeError: ``workload`` is no ``Workload``, ``chip`` neither a name nor a chip, or
+            ``machine`` no machine.
+        UnknownMachineError: no machine has that name.
+        ArgumentError: ``chip`` and ``machine`` are given, or the machine is no Mac.
     """
     if not isinstance(workload, Workload):
         raise ArgumentTypeError(
             f"a workload is a mpskit.Workload, not {workload!r}", given=workload
         )
+    if machine is not None:
+        chip = _chip_of(machine, chip)
     return predict_with(_constants(), workload, chip_speed(chip))
+
+
+def _chip_of(machine: MachineLike, chip: str | Chip | None) -> str | Chip | None:
+    host = as_host(machine)
+    if chip is not None:
+        raise ArgumentError("give chip= or machine=, not both", given=chip)
+    if not host.is_mac:
+        raise ArgumentError(f"{host.summary} is no Mac: it has no MPS to predict", given=machine)
+    return host.cpu_name if host.is_vm else host.chip  # chip_speed() knows a virtual chip by name
 
 
 def predict_with(constants: Constants, workload: Workload, chip: ChipSpeed) -> Prediction:

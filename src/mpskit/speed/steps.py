@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from mpskit._base.arguments import check_seconds
+from mpskit.backends.precisions import PrecisionLike, precision_of
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.api import TrainingStep, autocast_on
-from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.specs import TensorSpec, map_tensors
+from mpskit.estimate.trace.optimizers import optimizer_class
 from mpskit.estimate.trace.steps import call_model, default_loss
-from mpskit.speed.count import named_optimizer
 from mpskit.speed.timing import time_step
 
 __all__ = ["cpu_seconds", "step_on"]
@@ -41,7 +41,7 @@ def step_on(
     step: Callable[[Any, Any], Any] | None = None,
     train_step: Callable[[Any, Any, Any], Any] | None = None,
     optimizer: Any = "AdamW",
-    precision: str = "fp32",
+    precision: PrecisionLike = "fp32",
     accumulate: int = 1,
     training: bool = True,
 ) -> Callable[[], None]:
@@ -63,7 +63,7 @@ def step_on(
         ArgumentTypeError: the model is none, or cannot be copied.
         ArgumentError: the optimizer is an instance.
     """
-    chosen = named_optimizer(optimizer)
+    chosen = optimizer_class(optimizer)
     if training and isinstance(chosen, torch.optim.Optimizer):
         raise ArgumentError(
             "an optimizer that exists holds the caller's own parameters: give its class, or a "

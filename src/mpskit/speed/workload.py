@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from mpskit._base.arguments import check_seconds
 from mpskit._base.values import Value
+from mpskit.backends.precisions import PrecisionLike
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Workload"]
@@ -95,7 +96,7 @@ class Workload(Value):
         step: Any = None,
         train_step: Any = None,
         optimizer: Any = "AdamW",
-        precision: str = "fp32",
+        precision: PrecisionLike = "fp32",
         accumulate: int = 1,
         training: bool = True,
     ) -> Workload:

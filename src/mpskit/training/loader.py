@@ -18,6 +18,8 @@ from mpskit._base.arguments import check_count
 from mpskit.backends.kinds import MemoryClass, kind_of
 from mpskit.backends.memory import as_device
 from mpskit.errors import ArgumentTypeError
+from mpskit.host.kinds import HostKind
+from mpskit.host.named import check_cpus, given_host
 from mpskit.training.dataset_facts import (
     DatasetFacts,
     dataset_facts,
@@ -28,6 +30,9 @@ from mpskit.training.loader_tuning import LoaderMeasurement, LoaderTuning, tune_
 
 if TYPE_CHECKING:
     import torch
+
+    from mpskit.host import Host
+    from mpskit.host.named import MachineLike
 
 __all__ = [
     "ExplainedKwargs",
@@ -90,6 +95,7 @@ class LoaderFacts:
 def dataloader_kwargs(
     device: str | torch.device,
     *,
+    machine: MachineLike | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     dataset: Any = None,
@@ -99,6 +105,7 @@ def dataloader_kwargs(
 def dataloader_kwargs(
     device: str | torch.device,
     *,
+    machine: MachineLike | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     dataset: Any = None,
@@ -107,6 +114,7 @@ def dataloader_kwargs(
 def dataloader_kwargs(
     device: str | torch.device,
     *,
+    machine: MachineLike | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     dataset: Any = None,
@@ -121,6 +129,8 @@ def dataloader_kwargs(
 
     Args:
         device: where the batches will be used.
+        machine: another machine: a name (``"m1-16gb"``, ``"T4"``), a :class:`mpskit.Machine` or a
+            :class:`mpskit.Host`; None is this one.
         batch_size: items per batch; returned with the rest.
         num_workers: the number wanted; None lets the rule decide. Fewer are returned if there are
             fewer CPUs or batches, or if the data is on an accelerator.
@@ -134,8 +144,9 @@ def dataloader_kwargs(
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
+        UnknownMachineError: no machine has that name.
         ArgumentError: torch knows no such device; ``batch_size`` is below 1 or ``num_workers``
-            below 0.
+            below 0; ``machine`` names a CUDA card, which says nothing about the CPUs beside it.
 
     >>> dataloader_kwargs("mps", batch_size=8)
     {'batch_size': 8, 'num_workers': 0, 'pin_memory': False}
@@ -144,9 +155,8 @@ def dataloader_kwargs(
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value is not None:
             check_count(name, value, least=least)
-    facts = loader_facts(
-        kind, batch_size, dataset, look=num_workers is None and kind_of(kind).fork_safe
-    )
+    look = num_workers is None and kind_of(kind).fork_safe
+    facts = loader_facts(kind, batch_size, dataset, look=look, host=given_host(machine))
     workers, why = workers_for(facts, num_workers)
     unasked = workers and num_workers is None and facts.start_method != "fork"
     if unasked and not fits_a_worker(dataset):
@@ -177,10 +187,17 @@ _WORKER_OPTIONS: dict[str, tuple[Any, str]] = {
 _SPAWN = ("spawn", "a forked child of a process that used Metal may crash")
 
 
-def loader_facts(device: str, batch_size: int | None, dataset: Any, *, look: bool) -> LoaderFacts:
-    """Return the facts for the rules; ``look`` times up to three items of the dataset."""
+def loader_facts(
+    device: str, batch_size: int | None, dataset: Any, *, look: bool, host: Host | None = None
+) -> LoaderFacts:
+    """Return the facts for the rules; ``look`` times up to three items of the dataset.
+
+    ``host`` is another machine; its items are taken to load as fast as they do here.
+    """
     from mpskit.host import detect_host
 
+    if host is not None:
+        check_cpus(host)
     if dataset is not None and not _is_dataset(dataset):
         raise ArgumentTypeError(
             f"a dataset has __getitem__ or __iter__; {type(dataset).__name__} has neither",
@@ -188,12 +205,24 @@ def loader_facts(device: str, batch_size: int | None, dataset: Any, *, look: boo
         )
     return LoaderFacts(
         device=device,
-        usable_cpus=detect_host().usable_cpus,
-        counted_cpus=torch_cpu_count(),
-        start_method=multiprocessing.get_context().get_start_method(),
+        usable_cpus=(host or detect_host()).usable_cpus,
+        counted_cpus=torch_cpu_count() if host is None else host.logical_cpus or host.usable_cpus,
+        start_method=_start_method(host, detect_host()),
         batch_size=batch_size,
         dataset=dataset_facts(dataset, look=look),
     )
+
+
+def _start_method(host: Host | None, here: Host) -> str:
+    """Return how Python starts a worker: this process's own way, or the other system's usual one.
+
+    Args:
+        host: another machine, if one is meant.
+        here: this machine.
+    """
+    if host is None or host.os_name == here.os_name:
+        return multiprocessing.get_context().get_start_method()
+    return "fork" if host.kind is HostKind.LINUX else "spawn"
 
 
 def _is_dataset(value: Any) -> bool:

@@ -12,17 +12,23 @@ from typing import TYPE_CHECKING, Self
 
 from mpskit._base.arguments import check_count
 from mpskit.backends.memory import as_device
+from mpskit.host.named import check_cpus, given_host
 
 if TYPE_CHECKING:
     import torch
 
     from mpskit.host import Host
+    from mpskit.host.named import MachineLike
 
 __all__ = ["ThreadSetting", "cpu_threads", "set_cpu_threads", "suitable_threads"]
 
 
 def cpu_threads(
-    device: str | torch.device | None = None, *, num_workers: int = 0, host: Host | None = None
+    device: str | torch.device | None = None,
+    *,
+    machine: MachineLike | None = None,
+    num_workers: int = 0,
+    host: MachineLike | None = None,
 ) -> int:
     """Return how many threads torch should use on the CPU, at least 1.
 
@@ -32,19 +38,21 @@ def cpu_threads(
 
     Args:
         device: the device that trains; None is the CPU.
+        machine: another machine: a name (``"m1-16gb"``, ``"T4"``), a :class:`mpskit.Machine` or a
+            :class:`mpskit.Host`; None is this one.
         num_workers: workers of the ``DataLoader`` that run at the same time.
-        host: the machine; None is this one.
+        host: the older name of ``machine``.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
-        ArgumentError: torch knows no such device, or ``num_workers`` is negative.
+        UnknownMachineError: no machine has that name.
+        ArgumentError: torch knows no such device, ``num_workers`` is negative, or ``machine`` names
+            a CUDA card, which says nothing about the CPUs beside it.
     """
-    from mpskit.host.host import check_host
-
     check_count("num_workers", num_workers, least=0)
-    check_host(host)
+    told = given_host(machine, host)
     on_cpu = device is None or as_device(device).type == "cpu"
-    cores, usable = _cores(host)
+    cores, usable = _cores(told)
     return suitable_threads(cores, usable, workers=num_workers, on_cpu=on_cpu)
 
 
@@ -64,6 +72,7 @@ def suitable_threads(cores: int | None, usable: int, *, workers: int, on_cpu: bo
 def _cores(host: Host | None) -> tuple[int | None, int]:
     """Return fast cores and usable CPUs; a ``Host`` does not tell cores from hyper-threads."""
     if host is not None:
+        check_cpus(host)
         return host.performance_cores, host.usable_cpus
     from mpskit.host import Host as HostClass
     from mpskit.system.machine import read_readings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mpskit.backends.precisions import BASES
 from mpskit.errors import ArgumentError
 from mpskit.estimate import (
     TensorSpec,
@@ -12,7 +13,6 @@ from mpskit.estimate import (
     estimate_inference_memory,
     estimate_training_memory,
 )
-from mpskit.estimate.precisions import BASES
 from mpskit.estimate.reference.base_weights import Quantized, read_base
 
 LLAMA = {

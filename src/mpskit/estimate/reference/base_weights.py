@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mpskit.backends.precisions import BASES, precision_of
 from mpskit.errors import ArgumentError
-from mpskit.estimate.precisions import BASES, precision_of
 
 __all__ = ["Base", "Quantized", "read_base", "with_base"]
 

@@ -13,7 +13,31 @@ from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
 from mpskit.estimate.trace.model_state import claim, keep_attributes
 from mpskit.estimate.trace.storage_log import StorageLog
 
-__all__ = ["borrow"]
+__all__ = ["borrow", "optimizer_class"]
+
+
+def optimizer_class(given: Any) -> Any:
+    """Return the class of ``torch.optim`` that a name means, in any case; what is none as it is.
+
+    Raises:
+        ArgumentError: ``torch.optim`` has no optimizer of that name.
+        ArgumentTypeError: it is no name, no class and no callable.
+    """
+    if given is None or callable(given):
+        return given
+    if not isinstance(given, str):
+        raise ArgumentTypeError(
+            f"an optimizer is a name, a class or None, not {type(given).__name__}", given=given
+        )
+    known = {
+        name.lower(): found
+        for name, found in vars(torch.optim).items()
+        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+    }
+    if given.lower() not in known:
+        names = ", ".join(sorted(known))
+        raise ArgumentError(f"torch.optim has no {given!r}: one of {names}", given=given)
+    return known[given.lower()]
 
 
 def borrow(optimizer: Any, model: torch.nn.Module, log: StorageLog, patches: Patches) -> Any:

@@ -12,13 +12,13 @@ import torch
 
 from mpskit._base.sizes import format_bytes
 from mpskit.allocator import Event, allocator_for, replay
+from mpskit.backends.precisions import precision_of
 from mpskit.backends.versions import require
 from mpskit.dispatch.intercept import intercepting
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.dispatch.random_state import isolate
 from mpskit.errors import ArgumentTypeError, EstimateError, UnsupportedTorchError
-from mpskit.estimate.precisions import precision_of
 from mpskit.estimate.result import MemoryEstimate
 from mpskit.estimate.targets import Target
 from mpskit.estimate.trace import guards
