@@ -261,10 +261,10 @@ def seconds_with(shares: Shares, workload: Workload, rates: Rates) -> tuple[floa
 
 def _launch_costs(device: str) -> tuple[float, float]:
     """Return the seconds of a launch and of waiting for the device once."""
-    if device == "mps":
-        return launch_seconds(1.0), wait_seconds()
     costs = read_toml("step_time.toml")["device"][device]
-    return costs["launch"], costs["wait"]
+    if "launch" in costs:
+        return costs["launch"], costs["wait"]
+    return launch_seconds(1.0, device), wait_seconds() if device == "mps" else 0.0
 
 
 def _peak(workload: Workload, rates: Rates) -> float:
