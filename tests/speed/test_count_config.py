@@ -1,15 +1,14 @@
 """``workload_from_config``: counts from shallow traces against the whole model's."""
 
-import dataclasses
-
 import pytest
 
 from mpskit import workload_from_config
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.estimate.from_config import Stepped
 from mpskit.estimate.reference.config import read_lora, read_shape
+from mpskit.estimate.targets import target_for
 from mpskit.speed.count import workload_of
-from mpskit.speed.count_config import _counted
+from mpskit.speed.count_config import _Step
 
 QWEN = {
     "model_type": "qwen2",
@@ -37,6 +36,7 @@ T5 = {
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
 }
+MPS = target_for("mps")
 SHALLOW = {**QWEN, "num_hidden_layers": 2}
 
 
@@ -62,7 +62,8 @@ def test_equals_the_whole_models_counts(config, training, lora, checkpointing, p
     )
     shape = read_shape(config, tokens=8)
     how = Stepped(training, precision)
-    counts, params = _counted(shape, read_lora(shape, lora), how, (2, 8), checkpointing, "mps")
+    step = _Step(shape, read_lora(shape, lora), None, how, (2, 8), checkpointing, MPS)
+    counts, params = step.counted(shape.layers)
     whole = workload_of(counts, recurrent=False, training=training, params=params)
     assert found == whole.model_copy(update={"op_class": "transformer"})
 
@@ -84,6 +85,24 @@ def test_decoding_reads_the_weights_and_the_cache():
     assert short.bytes_moved >= 2 * short.params
 
 
+def test_a_base_in_half_precision_moves_less():
+    facts = {"batch_size": 2, "seq_len": 8, "lora": 4}
+    plain = workload_from_config(QWEN, **facts)
+    half = workload_from_config(QWEN, **facts, base="bf16", precision="bf16-mixed")
+    assert half.bytes_moved < plain.bytes_moved
+    assert (plain.dtype, half.dtype) == ("float32", "bfloat16")
+
+
+def test_a_machine_means_its_device():
+    facts = {"batch_size": 2, "seq_len": 8}
+    assert workload_from_config(QWEN, **facts, machine="T4") == workload_from_config(
+        QWEN, **facts, device="cuda"
+    )
+    assert workload_from_config(QWEN, **facts, machine="m1-8gb") == workload_from_config(
+        QWEN, **facts
+    )
+
+
 def test_accumulated_batches_count():
     once, twice = (
         workload_from_config(QWEN, batch_size=1, seq_len=8, accumulate=n).flops for n in (1, 2)
@@ -103,6 +122,8 @@ def test_accumulated_batches_count():
         ({"optimizer": "Muonic"}, ArgumentError),
         ({"precision": "int3"}, ArgumentError),
         ({"device": "tpu"}, ArgumentError),
+        ({"base": "bf16"}, ArgumentError),
+        ({"machine": "no such machine"}, ArgumentError),
     ],
 )
 def test_bad_input(options, error):
@@ -113,9 +134,7 @@ def test_bad_input(options, error):
 def test_a_layer_more_is_a_layer_more():
     """Whatever the depth: the line through two shallow traces is the deep model's."""
     shape = read_shape(QWEN, tokens=8)
-    counts = [
-        _counted(dataclasses.replace(shape, layers=(n,)), None, Stepped(), (1, 8), False, "mps")[0]
-        for n in (4, 5, 6)
-    ]
+    step = _Step(shape, None, None, Stepped(), (1, 8), False, MPS)
+    counts = [step.counted((layers,))[0] for layers in (4, 5, 6)]
     assert counts[2].flops - counts[1].flops == counts[1].flops - counts[0].flops
     assert counts[2] == counts[1].plus(counts[1], 1).plus(counts[0], -1)

@@ -113,7 +113,7 @@ def test_a_host_means_its_chip():
         (STEP.model_copy(update={"op_class": None}), "m1-8gb", None, "no known class"),
         (STEP, "M99", None, "M99 are not known"),
         (STEP, "A18 Pro", None, "not known"),
-        (STEP, "Apple M1 (Virtual)", None, "Apple silicon"),
+        (STEP, Machine(chip="Apple M1 (Virtual)", ram_gib=7), None, "Apple silicon"),
         (STEP, "github-macos-15-vm", None, "Apple silicon"),
         (STEP, INTEL, None, "Apple silicon"),
         (STEP, Host.from_readings(Machine(chip="M1", ram_gib=8).readings()), "cuda", "no CUDA"),

@@ -139,9 +139,10 @@ def _grouped_backward(args: Any) -> float:
     Each gradient takes what the forward pass takes. torch's formula counts the weight's as if the
     convolution had no groups: 66 times the forward pass with 64 of them (torch 2.13).
     """
-    grad, given, weight, transposed, mask = *args[:3], args[7], args[10]
+    grad, given, weight = args[:3]
+    transposed, mask = args[7], args[10]
     forward = 2.0 * (given if transposed else grad).numel() * weight[0].numel()
-    return forward * (mask[0] + mask[1])
+    return float(forward * (mask[0] + mask[1]))
 
 
 @functools.cache

@@ -144,9 +144,10 @@ def _constants() -> Constants:
     )
 
 
-def launch_seconds(launches: float) -> float:
-    """Return the seconds that enqueueing so many kernels on MPS takes."""
-    return launches * _constants().mps_launch
+def launch_seconds(launches: float, device: str = "mps") -> float:
+    """Return the seconds that enqueueing so many kernels on MPS takes, or calling on the CPU."""
+    costs = _constants()
+    return launches * (costs.cpu_launch if device == "cpu" else costs.mps_launch)
 
 
 def wait_seconds() -> float:

@@ -12,6 +12,7 @@ whether it fits is asked elsewhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -20,9 +21,9 @@ from mpskit._base.data import read_toml
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
 from mpskit.host.chips import Chip, chip_rows, parse_chip
-from mpskit.host.cuda_cards import CudaCard, cuda_card
-from mpskit.host.host import Host, HostKind, detect_host
-from mpskit.host.machines import Machine, find_machine
+from mpskit.host.cuda_cards import CudaCard, cuda_card, cuda_cards
+from mpskit.host.host import detect_host
+from mpskit.host.named import MachineLike, as_host
 from mpskit.speed.chip_rates import chip_speed
 from mpskit.speed.predict import HALF_DTYPES, half_gains, launch_seconds, wait_seconds
 from mpskit.speed.workload import Workload
@@ -156,7 +157,7 @@ class Rates:
 
 def estimate_time(
     workload: Workload,
-    machine: str | Machine | Host | Chip | None = None,
+    machine: MachineLike | Chip | None = None,
     *,
     device: str | None = None,
 ) -> StepTime | None:
@@ -183,7 +184,7 @@ def estimate_time(
 
 def why_no_time(
     workload: Workload,
-    machine: str | Machine | Host | Chip | None = None,
+    machine: MachineLike | Chip | None = None,
     *,
     device: str | None = None,
 ) -> str | None:
@@ -260,10 +261,10 @@ def seconds_with(shares: Shares, workload: Workload, rates: Rates) -> tuple[floa
 
 def _launch_costs(device: str) -> tuple[float, float]:
     """Return the seconds of a launch and of waiting for the device once."""
-    if device == "mps":
-        return launch_seconds(1.0), wait_seconds()
     costs = read_toml("step_time.toml")["device"][device]
-    return costs["launch"], costs["wait"]
+    if "launch" in costs:
+        return costs["launch"], costs["wait"]
+    return launch_seconds(1.0, device), wait_seconds() if device == "mps" else 0.0
 
 
 def _peak(workload: Workload, rates: Rates) -> float:
@@ -282,9 +283,12 @@ def rates_of(machine: Any, device: str | None) -> Rates | str:
     timed = read_toml("step_time.toml")["device"]
     if device is not None and device not in timed:
         raise ArgumentError(f"no time for {device!r}: one of {', '.join(timed)}", given=device)
-    if isinstance(machine, str) and (card := cuda_card(machine)) is not None:
-        return _card_rates(card, device)
-    chip = _chip_of(machine)
+    chip = _chip_named(machine)
+    if chip is None:
+        host = detect_host() if machine is None else as_host(machine)
+        if host.cuda_card is not None:
+            return _card_rates(cuda_cards()[host.cuda_card.lower()], device)
+        chip = None if host.is_vm else host.chip  # a virtual Mac has a share of the chip's figures
     if chip is None:
         return "only Macs with Apple silicon and the cards of data/cuda_cards.csv have figures"
     if device == "cuda":
@@ -292,25 +296,14 @@ def rates_of(machine: Any, device: str | None) -> Rates | str:
     return _chip_rates(chip, device or "mps")
 
 
-def _chip_of(machine: Any) -> Chip | None:
-    """Return the Apple chip of a machine; a virtual Mac has a share of one, without figures."""
+def _chip_named(machine: Any) -> Chip | None:
+    """Return the chip that stands for a whole machine: given, or by its name without RAM."""
     if isinstance(machine, Chip):
         return machine
-    if isinstance(machine, str) and (chip := parse_chip(machine)) is not None:
-        if "virtual" in machine.lower():
-            return None
-        if chip.generation is not None and not _sized(machine):
-            return chip
-    if machine is None or isinstance(machine, Host):
-        host = machine or detect_host()
-        return None if host.is_vm else host.chip
-    found = find_machine(machine)
-    return None if found.kind is HostKind.MAC_VM else found.chip_facts
-
-
-def _sized(name: str) -> bool:
-    """Return whether a machine's name says its RAM: ``m1-16gb``."""
-    return name.lower().rstrip().endswith(("gb", "gib", "g"))
+    if not isinstance(machine, str) or cuda_card(machine) is not None:  # A100 is no Apple chip
+        return None
+    chip, more = parse_chip(machine), re.search(r"(?i)\d\s*-?g|virtual", machine)
+    return None if chip is None or chip.generation is None or more else chip
 
 
 def _chip_rates(chip: Chip, device: str) -> Rates | str:
