@@ -40,7 +40,7 @@ def generated(config: dict[str, Any], shape: tuple[int, int], until: int, dtype:
 
 @pytest.mark.parametrize(
     ("config", "shape", "until", "precision"),
-    [(QWEN, (2, 64), 80, "fp32"), (QWEN, (1, 512), 520, "fp32"), (QWEN, (8, 16), 36, "bf16"),
+    [(QWEN, (2, 64), 76, "fp32"), (QWEN, (1, 512), 520, "fp32"), (QWEN, (8, 64), 74, "bf16"),
      (GPT2, (4, 64), 72, "fp32")],
 )  # fmt: skip
 def test_decoding_takes_what_was_estimated(
