@@ -132,6 +132,16 @@ def test_a_base_in_half_precision(capsys):
     assert "give lora= too" in capsys.readouterr().err
 
 
+def test_generation_is_inference(capsys):
+    decoded = estimate_from_config(
+        "openai-community/gpt2", batch_size=2, seq_len=128, training=False, cache_len=136
+    )
+    assert main([*GPT2, "--json", "--cache-len", "136"]) == 0
+    assert json.loads(capsys.readouterr().out)["peak_bytes"] == decoded.peak_bytes
+    assert main([*GPT2, "--cache-len", "136"]) == 0
+    assert "inference: 2 rows of 128 tokens, until 136" in capsys.readouterr().out
+
+
 def test_the_defaults_of_a_config_are_told(capsys):
     assert main(["estimate", "gpt2", "--inference"]) == 0
     assert "openai-community/gpt2, inference: 1 row of 512 tokens" in capsys.readouterr().out

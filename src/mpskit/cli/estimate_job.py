@@ -51,7 +51,8 @@ class Job:
         lora = f", LoRA of rank {options.lora}" if options.lora is not None else ""
         lora += f" on a {options.base} base" if options.base is not None else ""
         rows = "1 row" if options.batch_size == 1 else f"{options.batch_size} rows"
-        return f"{self.config}, {doing}{lora}: {rows} of {options.seq_len} tokens"
+        until = f", until {options.cache_len}" if options.cache_len is not None else ""
+        return f"{self.config}, {doing}{lora}: {rows} of {options.seq_len} tokens{until}"
 
     def changed(self, **options: Any) -> Job:
         """Return the same job with other options."""

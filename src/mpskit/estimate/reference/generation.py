@@ -16,7 +16,7 @@ __all__ = ["check_cache", "generating", "left_out", "traced_lengths"]
 
 # Steps of one token that are traced: all, or as many evenly spaced ones, from each to the next of
 # which the cache grows at once. The live peak is that of the prompt or of the last step.
-_MOST = 24
+_MOST = 12
 
 
 def check_cache(shape: Shape, *, seq_len: int, cache_len: int) -> None:

@@ -1,9 +1,9 @@
 """Repeats the middle layer of a traced step: the events of a deep model from a shallow one.
 
-The layers of a transformer allocate alike, so three are traced. Each event of the middle one stands
-for that event of every layer in between, in the order in which the layers run: upwards in the
-forward pass, downwards in the backward pass. A storage that one layer makes and its neighbour frees
-keeps that distance.
+The layers of a transformer allocate alike, so three to five are traced. Each event of the middle
+one stands for that event of every layer in between, in the order in which the layers run: upwards
+in the forward pass, downwards in the backward pass. A storage that one layer makes and its
+neighbour frees keeps that distance.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Subject:
 def traced_depth(
     layers: tuple[int, ...], depth: int | None = None, *, alike: bool = True
 ) -> tuple[int, ...]:
-    """Return how many layers of each stack to trace: an odd number, whose middle one is repeated.
+    """Return how many layers of each stack to trace: that at half of them is repeated.
 
-    Where the outermost layers are not ``alike`` (the first of a frozen model has no gradient to
-    pass on) or share a tensor (an encoder's result, relative positions, whose gradient the last
-    one begins), the repeated one needs a plain neighbour on both sides.
+    It needs a plain neighbour on both sides. The first layer is none where it is not ``alike`` (in
+    a frozen model it has no gradient to pass on), and the outermost ones of two stacks are none:
+    they share a tensor (an encoder's result, relative positions, whose gradient the last begins).
     """
-    most = depth or (3 if alike and len(layers) == 1 else 5)
+    most = depth or ((3 if alike else 4) if len(layers) == 1 else 5)
     return tuple(min(count, most) for count in layers)
 
 
