@@ -51,11 +51,13 @@ if TYPE_CHECKING:
         UnsupportedTorchError,
     )
     from mpskit.estimate import (
+        MaxBatch,
         MemoryEstimate,
         TensorSpec,
         estimate_from_config,
         estimate_inference_memory,
         estimate_training_memory,
+        max_batch_size,
     )
     from mpskit.host import (
         Host,
@@ -167,11 +169,13 @@ _PUBLIC = {
     "cpu_threads": "mpskit.training.threads",
     "set_cpu_threads": "mpskit.training.threads",
     "keep_awake": "mpskit.training.keep_awake",
+    "MaxBatch": "mpskit.estimate",
     "MemoryEstimate": "mpskit.estimate",
     "TensorSpec": "mpskit.estimate",
     "estimate_from_config": "mpskit.estimate",
     "estimate_inference_memory": "mpskit.estimate",
     "estimate_training_memory": "mpskit.estimate",
+    "max_batch_size": "mpskit.estimate",
     "Rehearsal": "mpskit.rehearsal",
     "rehearse": "mpskit.rehearsal",
     "simulate": "mpskit.simulation",
@@ -220,6 +224,7 @@ __all__ = [
     "Host",
     "HostKind",
     "Machine",
+    "MaxBatch",
     "MemoryBudget",
     "MemoryEstimate",
     "MemoryMonitor",
@@ -264,6 +269,7 @@ __all__ = [
     "keep_awake",
     "known_issues",
     "limit_memory",
+    "max_batch_size",
     "memory_budget",
     "memory_budget_for",
     "memory_snapshot",

@@ -9,6 +9,7 @@ from mpskit._base.lazy import resolver
 if TYPE_CHECKING:
     from mpskit.estimate.api import estimate_inference_memory, estimate_training_memory
     from mpskit.estimate.from_config import estimate_from_config
+    from mpskit.estimate.max_batch import MaxBatch, max_batch_size
     from mpskit.estimate.result import (
         Difference,
         MemoryEstimate,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Difference": "mpskit.estimate.result",
+    "MaxBatch": "mpskit.estimate.max_batch",
     "MemoryEstimate": "mpskit.estimate.result",
     "ModuleUse": "mpskit.estimate.result",
     "Peak": "mpskit.estimate.result",
@@ -30,10 +32,12 @@ _PUBLIC = {
     "estimate_from_config": "mpskit.estimate.from_config",
     "estimate_inference_memory": "mpskit.estimate.api",
     "estimate_training_memory": "mpskit.estimate.api",
+    "max_batch_size": "mpskit.estimate.max_batch",
 }
 
 __all__ = [
     "Difference",
+    "MaxBatch",
     "MemoryEstimate",
     "ModuleUse",
     "Peak",
@@ -43,6 +47,7 @@ __all__ = [
     "estimate_from_config",
     "estimate_inference_memory",
     "estimate_training_memory",
+    "max_batch_size",
 ]
 
 if not TYPE_CHECKING:

@@ -12,7 +12,7 @@ from mpskit.errors import EstimateError
 from mpskit.estimate.specs import TensorSpec, map_tensors
 from mpskit.estimate.trace.storage_log import StorageLog
 
-__all__ = ["build_batch"]
+__all__ = ["build_batch", "keeps_values"]
 
 # Numbers up to this many keep their values: integers steer a step (masks, lengths, edges), and
 # so do a few floats; the pixels of an image do not.
@@ -51,12 +51,16 @@ def _twin(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
             "a dense one, or a step= that makes it sparse",
             given=tensor.layout,
         )
-    floats = tensor.is_floating_point()
-    wanted = dtype if dtype and floats else tensor.dtype
-    kept = _KEPT_FLOATS if floats or tensor.is_complex() else _KEPT_INTEGERS
-    if tensor.device.type == "meta" or tensor.numel() > kept:
+    wanted = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+    if tensor.device.type == "meta" or not keeps_values(tensor.dtype, tensor.numel()):
         return _contiguous(tensor.shape, wanted)
     return tensor.detach().to("cpu", wanted, copy=True)
+
+
+def keeps_values(dtype: torch.dtype, count: int) -> bool:
+    """Return whether so many numbers of a tensor of the batch have values in the trace."""
+    floats = dtype.is_floating_point or dtype.is_complex
+    return count <= (_KEPT_FLOATS if floats else _KEPT_INTEGERS)
 
 
 def _contiguous(shape: Any, dtype: torch.dtype) -> torch.Tensor:
