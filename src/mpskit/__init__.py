@@ -84,6 +84,12 @@ if TYPE_CHECKING:
         parse_oom,
         run_with_batch_size,
     )
+    from mpskit.plan import (
+        InferencePlan,
+        TrainingPlan,
+        plan_inference,
+        plan_training,
+    )
     from mpskit.rehearsal import (
         Rehearsal,
         rehearse,
@@ -176,6 +182,10 @@ _PUBLIC = {
     "estimate_inference_memory": "mpskit.estimate",
     "estimate_training_memory": "mpskit.estimate",
     "max_batch_size": "mpskit.estimate",
+    "InferencePlan": "mpskit.plan",
+    "TrainingPlan": "mpskit.plan",
+    "plan_inference": "mpskit.plan",
+    "plan_training": "mpskit.plan",
     "Rehearsal": "mpskit.rehearsal",
     "rehearse": "mpskit.rehearsal",
     "simulate": "mpskit.simulation",
@@ -223,6 +233,7 @@ __all__ = [
     "EstimateError",
     "Host",
     "HostKind",
+    "InferencePlan",
     "Machine",
     "MaxBatch",
     "MemoryBudget",
@@ -243,6 +254,7 @@ __all__ = [
     "StepTime",
     "TensorSpec",
     "TooLateError",
+    "TrainingPlan",
     "UnsupportedTorchError",
     "Workload",
     "__version__",
@@ -274,6 +286,8 @@ __all__ = [
     "memory_budget_for",
     "memory_snapshot",
     "parse_oom",
+    "plan_inference",
+    "plan_training",
     "precision_for",
     "predict_speedup",
     "rehearse",

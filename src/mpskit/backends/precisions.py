@@ -16,7 +16,16 @@ from mpskit.errors import ArgumentError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BASES", "PRECISIONS", "Dtypes", "PrecisionLike", "precision_name", "precision_of"]
+__all__ = [
+    "BASES",
+    "PRECISIONS",
+    "Dtypes",
+    "PrecisionLike",
+    "dtype_of",
+    "half_named",
+    "precision_name",
+    "precision_of",
+]
 
 PrecisionLike: TypeAlias = "str | torch.dtype"
 
@@ -54,6 +63,18 @@ class Dtypes(NamedTuple):
 
     weights: torch.dtype | None
     autocast: torch.dtype | None
+
+
+def dtype_of(name: str) -> str:
+    """Return the dtype that most weights have in a precision or a base, or the base's own name."""
+    if name in BASES:
+        return BASES[name] or name
+    return PRECISIONS[name][0] or "float32"
+
+
+def half_named(dtype: str | None) -> str | None:
+    """Return the short name of a half-precision dtype; None for every other."""
+    return next((name for name, found in BASES.items() if found == dtype and dtype), None)
 
 
 def precision_name(given: object) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from mpskit.cli.estimate_job import read_batch
 from mpskit.cli.json_output import print_json
-from mpskit.cli.output import check_folder, completing, print_wrapped
+from mpskit.cli.output import check_folder, completing, print_wrapped, progress
 from mpskit.cli.user_file import run_file, users_code
 from mpskit.errors import ArgumentError
 
@@ -70,9 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _check_model(arguments)
     from mpskit import check_device
 
-    _progress("trying the known bugs, each in a process of its own")
+    progress("trying the known bugs, each in a process of its own")
     report = check_device(arguments.device, keys=arguments.only)
-    _progress("")
+    progress("")
     if arguments.json:
         print_json("check", report.model_dump(mode="json"))
     else:
@@ -86,9 +85,9 @@ def _check_model(arguments: argparse.Namespace) -> int:
 
     path, _, name = arguments.model.rpartition(":")
     batch = read_batch(arguments.batch)
-    _progress(f"running {path}")
+    progress(f"running {path}")
     names = run_file(path, name, arguments.step)
-    _progress("comparing one step")
+    progress("comparing one step")
     with users_code(path):
         found = find_divergence(
             names[name],
@@ -97,7 +96,7 @@ def _check_model(arguments: argparse.Namespace) -> int:
             step=names[arguments.step] if arguments.step is not None else None,
             train=not arguments.inference,
         )
-    _progress("")
+    progress("")
     script: str | None = arguments.script if found.script is not None else None
     if script is not None:
         found.save_script(script)
@@ -147,9 +146,3 @@ def _keys() -> Iterable[str]:
     from mpskit.correctness.issue_table import issue_table
 
     return [issue.key for issue in issue_table()]
-
-
-def _progress(text: str) -> None:
-    """Show on a terminal what takes time; the next call overwrites the line."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from mpskit.cli.output import (
     machines_and_cards,
     print_rows,
     print_wrapped,
+    progress,
 )
 from mpskit.errors import ArgumentError
 
@@ -116,12 +116,12 @@ def run(arguments: argparse.Namespace) -> int:
         return _list(as_json=arguments.json)
     _check(arguments)
     arguments.precision = precision_name(arguments.precision)
-    job = read_job(arguments, _progress)
-    _progress("tracing the step")
+    job = read_job(arguments, progress)
+    progress("tracing the step")
     estimate = job.estimate()
     verdict = estimate.fits(arguments.machine) if arguments.machine else None
     helps = _help(job, arguments) if verdict is not None and not verdict else ()
-    _progress("")
+    progress("")
     if arguments.json:
         payload = estimate.model_dump(mode="json")
         answer = verdict.model_dump(mode="json") if verdict is not None else None
@@ -153,7 +153,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _help(job: Job, arguments: argparse.Namespace) -> tuple[str, ...]:
-    _progress("looking for what would fit")
+    progress("looking for what would fit")
     return tuple(what_would_help(job, arguments.machine))
 
 
@@ -198,9 +198,3 @@ def _model_names() -> Iterable[str]:
     from mpskit.estimate.models import bundled_models
 
     return bundled_models()
-
-
-def _progress(text: str) -> None:
-    """Show on a terminal what takes time; the next call overwrites the line."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

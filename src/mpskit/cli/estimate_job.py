@@ -143,12 +143,9 @@ def _variations(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _smallest_machine(estimate: MemoryEstimate) -> str | None:
-    from mpskit.host import HostKind
-    from mpskit.host.machines import machines
+    from mpskit.host.machines import sold_macs
 
-    apple = HostKind.APPLE_SILICON
-    sold = [machine for machine in machines().values() if machine.kind is apple]
-    for machine in sorted(sold, key=lambda one: one.ram_gib):
+    for machine in sold_macs():
         if estimate.fits(machine).answer == "fits":
             return f"{machine.name}, {machine.ram_gib} GiB"
     return None

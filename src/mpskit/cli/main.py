@@ -30,6 +30,7 @@ COMMANDS = {
     "budget": "how much memory a job may use, here or on another machine",
     "monitor": "run a command and watch its memory",
     "estimate": "how much memory a model needs, before it runs",
+    "plan": "settings that fit: for a model, on a machine",
     "compare": "which device is faster for a step, and why it is slow",
     "evidence": "what this machine has measured and remembers",
     "validate": "whether this machine does what mpskit says of it",

@@ -25,6 +25,7 @@ __all__ = [
     "print_rows",
     "print_wrapped",
     "printer",
+    "progress",
     "told_warnings",
     "wrapped",
 ]
@@ -175,3 +176,9 @@ def _console() -> Any:
     except ImportError:
         return None
     return Console()
+
+
+def progress(text: str) -> None:
+    """Show on a terminal what takes time; the next call overwrites the line."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

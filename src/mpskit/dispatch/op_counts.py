@@ -133,7 +133,7 @@ def _flops(
     return float(max(t.numel() for t in (*given, *made)))
 
 
-def _grouped_backward(args: Any) -> float:
+def _grouped_backward(args: tuple[Any, ...]) -> float:
     """Return the arithmetic of a grouped convolution's backward pass.
 
     Each gradient takes what the forward pass takes. torch's formula counts the weight's as if the

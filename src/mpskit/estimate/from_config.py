@@ -176,10 +176,8 @@ def traced_config(
     for name, value in (("training", training), ("checkpointing", checkpointing)):
         if not isinstance(value, bool):
             raise wrong_type(name, "True or False", value)
-    if cache_len is not None:
-        check_counts(cache_len=cache_len)
-        if training:
-            raise ArgumentError("cache_len= is for inference: give training=False", given=cache_len)
+    _check_optimizer(optimizer)
+    _check_cache_len(cache_len, training=training)
     target, frozen = target_for(device), lora is not None or not training
     named = precision_name(precision)
     weights = read_base(base, precision=named, frozen=frozen, device=target.device)
@@ -207,6 +205,19 @@ def traced_config(
         training, named, optimizer_class(optimizer), accumulate, weights is not None, cache_len
     )
     return ConfigTrace(trace_subject(subject, step, target, (batch_size, seq_len)), base)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, str | None) and not callable(optimizer):
+        raise wrong_type("optimizer", "a name, a class or None", optimizer)
+
+
+def _check_cache_len(cache_len: int | None, *, training: bool) -> None:
+    if cache_len is None:
+        return
+    check_counts(cache_len=cache_len)
+    if training:
+        raise ArgumentError("cache_len= is for inference: give training=False", given=cache_len)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from mpskit.estimate.trace.batch import keeps_values
 from mpskit.host.named import MachineLike
 from mpskit.memory.budget import MemoryBudget, memory_budget
 
-__all__ = ["MaxBatch", "max_batch_size"]
+__all__ = ["MaxBatch", "batch_of", "max_batch_size"]
 
 # The size found is at least this share of the largest that fits.
 _ENOUGH = 0.95
@@ -146,7 +146,7 @@ def _estimator(
         raise ArgumentError("a model needs a batch; seq_len= is for a config", given=seq_len)
     run = estimate_training_memory if training else estimate_inference_memory
     _check_options(run, options)
-    make = batch if callable(batch) else _scaling(batch)
+    make = batch if callable(batch) else batch_of(batch)
     return lambda rows: run(model, make(rows), **options)
 
 
@@ -162,7 +162,7 @@ def _check_options(run: Callable[..., Any], options: Mapping[str, Any]) -> None:
             )
 
 
-def _scaling(batch: Any) -> Callable[[int], Any]:
+def batch_of(batch: Any) -> Callable[[int], Any]:
     """Return a function that makes the batch with another number of rows.
 
     Raises:

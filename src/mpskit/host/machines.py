@@ -230,6 +230,12 @@ def machines() -> Mapping[str, Machine]:
     return {name: _machine(name) for name in _facts()}
 
 
+def sold_macs() -> list[Machine]:
+    """Return the profiles of Macs with Apple silicon that one can buy, the smallest first."""
+    sold = [machine for machine in machines().values() if machine.kind is HostKind.APPLE_SILICON]
+    return sorted(sold, key=lambda machine: machine.ram_gib)
+
+
 @functools.cache
 def aliases() -> Mapping[str, str]:
     """Return the aliases of profiles, each with the profile's name."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils import checkpoint
 
 from mpskit.backends.kinds import ACCELERATORS
 from mpskit.backends.memory import mps_settings
@@ -194,7 +195,7 @@ class _Casting:
         patches.bind(region, "__exit__", self._left)
         patches.bind(torch, "clear_autocast_cache", self._autocast.emptying)
         # A checkpoint restores autocast for the device of its arguments, which lie on the CPU here.
-        patches.bind(torch.utils.checkpoint, "_infer_device_type", lambda _: lambda *_: "mps")
+        patches.bind(checkpoint, "_infer_device_type", lambda _: lambda *_: "mps")
 
     def _named(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def init(region: Any, device_type: str, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,300 @@
+"""The model that a plan is for: from a config or a module, estimated and counted at any setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from mpskit._base.arguments import check_count
+from mpskit.backends.precisions import BASES
+from mpskit.errors import ArgumentError
+from mpskit.estimate.api import estimate_inference_memory, estimate_training_memory
+from mpskit.estimate.from_config import estimate_from_config
+from mpskit.estimate.max_batch import batch_of
+from mpskit.estimate.models import bundled_models, find_model
+from mpskit.estimate.reference.config import Shape, read_config, read_shape
+from mpskit.estimate.result import MemoryEstimate
+from mpskit.estimate.trace.optimizers import optimizer_class
+from mpskit.plan.defaults import defaults
+from mpskit.plan.search import Estimates
+from mpskit.plan.settings import Setting
+from mpskit.speed.count_config import workload_from_config
+from mpskit.speed.workload import Workload
+
+__all__ = [
+    "Job",
+    "Model",
+    "config_job",
+    "generation_job",
+    "is_config",
+    "module_job",
+    "smaller_models",
+]
+
+Model = Any
+"""A config (mapping, path, bundled name), or a module, its class, or a callable that makes it."""
+
+
+@dataclass
+class Job:
+    """A model whose settings can be estimated.
+
+    Attributes:
+        name: of the model, for a person.
+        estimates: on one kind of device, made once each.
+        count: returns what a setting's step computes, counted once.
+        lengths: sequence lengths to try, the longest first; None alone for a module.
+        targets: names of the modules that adapters are on; empty where there are none.
+        parameters: of the model; None if unknown.
+        checkpoints: whether its activations can be recomputed.
+        adapts: whether it can have adapters.
+        shape: of a transformer; None for a module.
+        on: returns the same job for another kind of device, each made once.
+        like: returns the same job for another bundled model; None for a module.
+    """
+
+    name: str
+    estimates: Estimates
+    count: Callable[[Setting], Workload]
+    lengths: tuple[int | None, ...]
+    targets: tuple[str, ...]
+    parameters: int | None
+    checkpoints: bool
+    adapts: bool
+    shape: Shape | None
+    on: Callable[[str], Job]
+    like: Callable[[str], Job] | None
+
+
+def is_config(model: Model) -> bool:
+    """Return whether a model is given by its config."""
+    return isinstance(model, str | Path | Mapping)
+
+
+def config_job(config: Any, device: str, *, seq_len: int | None = None) -> Job:
+    """Return the job of training a transformer from its config.
+
+    Args:
+        config: as :func:`mpskit.estimate_from_config` takes it; a bundled model's short name too.
+        device: the target.
+        seq_len: tokens in a row; None tries the usual lengths.
+
+    Raises:
+        ArgumentError: no such model (near names are listed), or a config that is not modelled.
+        ArgumentTypeError: an argument of the wrong type.
+    """
+    lengths = _lengths("seq_len", seq_len, defaults("sequence")["lengths"])
+    found = _named(config)
+    shape = read_shape(found, tokens=min(lengths))
+    roles = dict(zip(("query", "key", "value"), shape.columns["roles"], strict=False))
+    targets = tuple(dict.fromkeys(roles[role] for role in ("query", "value") if roles[role]))
+    return Job(
+        name=_name(found),
+        estimates=Estimates(partial(_estimate, found, device)),
+        count=cache(partial(_count, found, device)),
+        lengths=lengths,
+        targets=targets,
+        parameters=_parameters(found),
+        checkpoints=True,
+        adapts=bool(targets),
+        shape=shape,
+        on=cache(lambda other: config_job(config, other, seq_len=seq_len)),
+        like=lambda name: config_job(name, device, seq_len=seq_len),
+    )
+
+
+def generation_job(config: Any, device: str, *, context: int | None = None) -> Job:
+    """Return the job of running a transformer from its config; a decoder generates.
+
+    Args:
+        config: as for :func:`config_job`.
+        device: the target.
+        context: tokens of prompt and answer; None tries the usual lengths.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for :func:`config_job`.
+    """
+    lengths = _lengths("context", context, defaults("context")["lengths"])
+    found = _named(config)
+    shape = read_shape(found, tokens=min(lengths))
+    decodes = shape.columns["stacks"] == "decoder"
+    return Job(
+        name=_name(found),
+        estimates=Estimates(partial(_estimate_generation, found, device, decodes)),
+        count=cache(partial(_count_token, found, device, decodes)),
+        lengths=lengths,
+        targets=(),
+        parameters=_parameters(found),
+        checkpoints=False,
+        adapts=False,
+        shape=shape,
+        on=cache(lambda other: generation_job(config, other, context=context)),
+        like=lambda name: generation_job(name, device, context=context),
+    )
+
+
+def _lengths(name: str, asked: int | None, usual: Sequence[int]) -> tuple[int, ...]:
+    if asked is None:
+        return tuple(usual)
+    check_count(name, asked, least=1)
+    return (asked,)
+
+
+def _name(config: Any) -> str:
+    return config if isinstance(config, str) else str(read_config(config).get("model_type"))
+
+
+def _parameters(config: Any) -> int | None:
+    known = read_config(config).get("parameters")
+    return known if isinstance(known, int) else None
+
+
+def _named(config: Any) -> Any:
+    """Return a bundled model's full name for a short one; a path or a mapping as it is."""
+    if not isinstance(config, str) or config.endswith(".json") or Path(config).exists():
+        return str(config) if isinstance(config, Path) else config
+    return find_model(config)
+
+
+def _arguments(setting: Setting) -> dict[str, Any]:
+    return {
+        "batch_size": setting.rows,
+        "seq_len": setting.seq_len or 1,
+        "lora": _adapters(setting),
+        "precision": setting.precision,
+        "optimizer": setting.optimizer,
+        "accumulate": setting.accumulate,
+        "checkpointing": setting.checkpointing,
+    }
+
+
+def _adapters(setting: Setting) -> dict[str, Any] | None:
+    if setting.rank is None:
+        return None
+    return {"rank": setting.rank, "targets": list(setting.targets) or None}
+
+
+def _estimate(config: Any, device: str, setting: Setting) -> MemoryEstimate:
+    return estimate_from_config(config, base=setting.base, device=device, **_arguments(setting))
+
+
+def _count(config: Any, device: str, setting: Setting) -> Workload:
+    asked = _arguments(setting)
+    if setting.base is not None and BASES[setting.base]:  # the arithmetic is in the base's dtype
+        asked["precision"] = setting.base
+    return workload_from_config(config, device=device, **asked)
+
+
+def _estimate_generation(
+    config: Any, device: str, decodes: bool, setting: Setting
+) -> MemoryEstimate:
+    """Estimate a prompt of half the context and its answer; an encoder sees the whole at once."""
+    context = setting.seq_len or 1
+    return estimate_from_config(
+        config,
+        batch_size=setting.rows,
+        seq_len=max(context // 2, 1) if decodes else context,
+        cache_len=context if decodes else None,
+        training=False,
+        precision=setting.precision,
+        base=setting.base,
+        device=device,
+    )
+
+
+def _count_token(config: Any, device: str, decodes: bool, setting: Setting) -> Workload:
+    """Count the last token of the answer, which reads the longest cache; or the encoder's pass."""
+    context = setting.seq_len or 1
+    return workload_from_config(
+        config,
+        batch_size=setting.rows,
+        seq_len=1 if decodes else context,
+        cached_tokens=context - 1 if decodes else 0,
+        training=False,
+        precision=setting.precision,
+        device=device,
+    )
+
+
+def module_job(model: Any, batch: Any, device: str, *, training: bool = True) -> Job:
+    """Return the job of a module with one batch of its data.
+
+    Args:
+        model: a module, its class, or a callable that makes it.
+        batch: tensors or :class:`mpskit.TensorSpec`, nested; the leading size of each is the rows.
+        device: the target.
+        training: whether it is trained.
+
+    Raises:
+        ArgumentError: there is no batch.
+    """
+    if batch is None:
+        raise ArgumentError(
+            "a module needs batch=, tensors or TensorSpec: their leading size is the rows",
+            given=batch,
+        )
+    rows = batch_of(batch)
+    return Job(
+        name=model.__name__ if isinstance(model, type) else type(model).__name__,
+        estimates=Estimates(partial(_estimate_module, model, rows, device, training)),
+        count=cache(partial(_count_module, model, rows, training)),
+        lengths=(None,),
+        targets=(),
+        parameters=None,
+        checkpoints=False,
+        adapts=False,
+        shape=None,
+        on=cache(lambda other: module_job(model, batch, other, training=training)),
+        like=None,
+    )
+
+
+def _estimate_module(
+    model: Any, rows: Callable[[int], Any], device: str, training: bool, setting: Setting
+) -> MemoryEstimate:
+    batch = rows(setting.rows)
+    if not training:
+        return estimate_inference_memory(model, batch, device=device)
+    return estimate_training_memory(
+        model,
+        batch,
+        optimizer=optimizer_class(setting.optimizer),
+        precision=setting.precision,
+        accumulate=setting.accumulate,
+        device=device,
+    )
+
+
+def _count_module(
+    model: Any, rows: Callable[[int], Any], training: bool, setting: Setting
+) -> Workload:
+    counted = Workload.of(model, rows(setting.rows), training=training)
+    return counted if setting.accumulate == 1 else _times(counted, setting.accumulate)
+
+
+def _times(workload: Workload, count: int) -> Workload:
+    """Return the counts of so many steps in turn."""
+    grown = {
+        name: value * count
+        for name in ("flops", "bytes_moved", "launches")
+        if (value := getattr(workload, name)) is not None
+    }
+    return workload.model_copy(update=grown)
+
+
+def smaller_models(name: str, job: Job) -> list[str]:
+    """Return the smaller bundled models of the same family: its owner's first, largest first."""
+    models = bundled_models()
+    if job.parameters is None or name not in models:
+        return []
+    family = models[name]["model_type"]
+    smaller = {
+        other: int(config["parameters"])
+        for other, config in models.items()
+        if config["model_type"] == family and config["parameters"] < job.parameters
+    }
+    owner = name.partition("/")[0]
+    return sorted(smaller, key=lambda other: (not other.startswith(owner), -smaller[other]))

@@ -1,0 +1,117 @@
+"""Which ways there are to run a step, and in which order they are tried."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpskit.errors import ArgumentError
+from mpskit.plan.settings import Setting, batch_sizes, inference_ways, ways
+
+LORA, FULL = Setting(rank=8), Setting()
+
+
+def words(**options: object) -> list[str]:
+    asked: dict[str, object] = {"half": "bf16", "mixed": "bf16-mixed", "half_rate": 1.0, **options}
+    first = asked.pop("first", LORA)
+    return [way.setting.words for way in ways(first, **asked)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # No dtype is faster: what loses least comes first, and checkpointing costs a pass.
+        (
+            {},
+            [
+                "fp32",
+                "bf16 base",
+                "bf16-mixed",
+                "fp32 + checkpointing",
+                "bf16 base + checkpointing",
+                "bf16-mixed + checkpointing",
+            ],
+        ),
+        # Half precision is faster: then float32 comes late.
+        (
+            {"half_rate": 2.0},
+            [
+                "bf16 base",
+                "bf16-mixed",
+                "bf16 base + checkpointing",
+                "bf16-mixed + checkpointing",
+                "fp32",
+                "fp32 + checkpointing",
+            ],
+        ),
+        # What loses nothing comes first, however long it takes.
+        (
+            {"half_rate": 2.0, "prefer": "fidelity"},
+            [
+                "fp32",
+                "fp32 + checkpointing",
+                "bf16-mixed",
+                "bf16-mixed + checkpointing",
+                "bf16 base",
+                "bf16 base + checkpointing",
+            ],
+        ),
+        ({"half": None, "mixed": None}, ["fp32", "fp32 + checkpointing"]),
+        ({"half": None, "mixed": None, "checkpoints": False}, ["fp32"]),
+        (
+            {"mixed": None, "quantized": ("nf4",), "checkpoints": False},
+            ["fp32", "bf16 base", "4-bit base"],
+        ),
+        # No base without adapters: every weight is trained in float32 then.
+        (
+            {"first": FULL, "mixed": None, "checkpoints": False},
+            ["fp32", "fp32 + adafactor"],
+        ),
+        ({"fixed": {"base": "bf16", "checkpointing": True}}, ["bf16 base + checkpointing"]),
+        ({"fixed": {"precision": "fp32", "base": None}}, ["fp32", "fp32 + checkpointing"]),
+        # What the user has decided needs no advice.
+        (
+            {"mixed": None, "fixed": {"precision": "fp16-mixed"}, "checkpoints": False},
+            ["fp16-mixed"],
+        ),
+    ],
+)
+def test_the_ways_and_their_order(options: dict[str, object], expected: list[str]) -> None:
+    assert words(**options) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"half": "fp16"}, ["fp16", "fp32"]),
+        ({"half": "fp16", "prefer": "fidelity"}, ["fp32", "fp16"]),
+        ({"half": None}, ["fp32"]),
+        ({"half": "bf16", "quantized": ("int8", "nf4")}, ["bf16", "fp32", "8-bit", "4-bit"]),
+        ({"half": "bf16", "fixed": {"precision": "fp32"}}, ["fp32"]),
+    ],
+)
+def test_the_ways_to_run_a_model(options: dict[str, object], expected: list[str]) -> None:
+    found = inference_ways(Setting(optimizer="none"), **options)  # type: ignore[arg-type]
+    assert [way.setting.words.partition(" base")[0] for way in found] == expected
+
+
+@given(st.integers(1, 500))
+def test_batches_divide_the_effective_one(effective: int) -> None:
+    sizes = batch_sizes(effective)
+    assert sizes[0] == 1
+    assert sizes[-1] == effective
+    assert list(sizes) == sorted(sizes)
+    assert all(effective % size == 0 for size in sizes)
+
+
+@given(st.integers(1, 100), st.integers(1, 100))
+def test_rows_and_accumulation_make_the_effective_batch(rows: int, times: int) -> None:
+    setting = Setting().with_rows(rows, rows * times)
+    assert (setting.rows, setting.accumulate) == (rows, times)
+
+
+def test_a_batch_that_does_not_divide() -> None:
+    assert batch_sizes(8, 4) == (4,)
+    with pytest.raises(ArgumentError, match="one of 1, 2, 4, 8"):
+        batch_sizes(8, 3)
