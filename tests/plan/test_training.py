@@ -274,3 +274,19 @@ def test_a_module_whose_forward_fails() -> None:
 def test_adapters_for_a_module() -> None:
     with pytest.raises(ArgumentError, match="for a transformer's config"):
         planned(torch.nn.Linear(2, 2), batch=(torch.zeros(1, 2), torch.zeros(1, 2)), lora=4)
+
+
+@pytest.mark.parametrize("lora", [8, None])
+def test_accumulated_batches_are_counted_from_one(tiny: dict[str, Any], lora: int | None) -> None:
+    """As a trace of every batch counts them."""
+    from mpskit import workload_from_config
+    from mpskit.plan.jobs import config_job
+    from mpskit.plan.settings import Setting
+
+    setting = Setting(rows=1, accumulate=3, seq_len=64, rank=lora)
+    counted = config_job(tiny, "mps").count(setting)
+    whole = workload_from_config(
+        tiny, batch_size=1, seq_len=64, lora=lora, accumulate=3, device="mps"
+    )
+    for name in ("flops", "bytes_moved", "launches"):
+        assert getattr(counted, name) == pytest.approx(getattr(whole, name))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mpskit._base.arguments import check_count
-from mpskit.backends.precisions import BASES
 from mpskit.errors import ArgumentError
 from mpskit.estimate.api import estimate_inference_memory, estimate_training_memory
 from mpskit.estimate.from_config import estimate_from_config
@@ -182,10 +181,16 @@ def _estimate(config: Any, device: str, setting: Setting) -> MemoryEstimate:
 
 
 def _count(config: Any, device: str, setting: Setting) -> Workload:
-    asked = _arguments(setting)
-    if setting.base is not None and BASES[setting.base]:  # the arithmetic is in the base's dtype
-        asked["precision"] = setting.base
-    return workload_from_config(config, device=device, **asked)
+    """Count one batch and what each further one adds, rather than trace every batch of a step."""
+
+    def counted(accumulate: int) -> Workload:
+        asked = {**_arguments(setting), "accumulate": accumulate}
+        return workload_from_config(config, base=setting.base, device=device, **asked)
+
+    once = counted(1)
+    if setting.accumulate == 1:
+        return once
+    return _times(once, setting.accumulate, counted(2))
 
 
 def _estimate_generation(
@@ -271,18 +276,24 @@ def _estimate_module(
 def _count_module(
     model: Any, rows: Callable[[int], Any], training: bool, setting: Setting
 ) -> Workload:
-    counted = Workload.of(model, rows(setting.rows), training=training)
-    return counted if setting.accumulate == 1 else _times(counted, setting.accumulate)
+    return _times(Workload.of(model, rows(setting.rows), training=training), setting.accumulate)
 
 
-def _times(workload: Workload, count: int) -> Workload:
-    """Return the counts of so many steps in turn."""
-    grown = {
-        name: value * count
-        for name in ("flops", "bytes_moved", "launches")
-        if (value := getattr(workload, name)) is not None
-    }
-    return workload.model_copy(update=grown)
+def _times(once: Workload, count: int, twice: Workload | None = None) -> Workload:
+    """Return the counts of a step of so many batches.
+
+    Args:
+        once: of one batch.
+        count: the batches.
+        twice: of two, which tell what a further one adds; None where that is all of the first.
+    """
+    grown = {}
+    for name in ("flops", "bytes_moved", "launches"):
+        first = getattr(once, name)
+        if first is not None:
+            more = first if twice is None else getattr(twice, name) - first
+            grown[name] = first + (count - 1) * more
+    return once.model_copy(update=grown)
 
 
 def smaller_models(name: str, job: Job) -> list[str]:

@@ -13,6 +13,7 @@ from mpskit.plan.jobs import Job, smaller_models
 from mpskit.plan.places import Place
 from mpskit.plan.result import Option
 from mpskit.plan.search import Found
+from mpskit.speed.step_time import GUIDE_CARDS
 
 __all__ = ["options"]
 
@@ -97,7 +98,7 @@ def _card(job: Job, leanest: Found) -> Iterator[Option]:
         estimate = job.on("cuda").estimates(leanest.setting)
     except MpskitError:
         return
-    for card in defaults("cloud")["cards"]:
+    for card in GUIDE_CARDS:
         verdict = estimate.fits(machine=card)
         if verdict:
             yield Option(

@@ -97,6 +97,10 @@ class CloudCard(Value):
     needed_bytes: int
     step: StepTime | None = None
 
+    def __str__(self) -> str:
+        time = "" if self.step is None else f" ({self.step.step} a step)"
+        return f"{self.card} {self.answer}{time}"
+
 
 class _Plan(Value):
     """What plans of training and of inference share.
@@ -233,6 +237,8 @@ class TrainingPlan(_Plan):
             ("batch", self._batch()),
             ("memory", self._verdict_line()),
             ("time", self._time()),
+            ("run", self._run()),
+            ("cards", ", ".join(map(str, self.cloud))),
         ]
         lines = [f"{self.model} on {self.machine} ({self.device})"]
         lines += [f"  {name:<10}{text}" for name, text in rows if text]
@@ -262,7 +268,19 @@ class TrainingPlan(_Plan):
         )
 
     def _time(self) -> str:
-        return "" if self.step is None else f"{self.step} for an optimizer step"
+        if self.step is None:
+            return ""
+        held = f"such ranges held {self.step.coverage:.0%} of {self.step.rows} published times"
+        return f"{self.step.step} an optimizer step, most of it {self.step.bound}; {held}"
+
+    def _run(self) -> str:
+        if self.epoch is None or self.run is None:
+            return ""
+        where = "here" if self.local else "better on a card"
+        return (
+            f"{self.epoch} an epoch of {self.samples} rows, {self.run} for {self.epochs}: {where}; "
+            f"try {self.quick_run} rows first"
+        )
 
 
 class InferencePlan(_Plan):
@@ -286,7 +304,7 @@ class InferencePlan(_Plan):
             f"  memory    {self._verdict_line()}",
         ]
         if self.step is not None:
-            lines.append(f"  time      {self.step} for a token")
+            lines.append(f"  time      {self.step.step} a token at the end of the context")
         lines += [f"  {name}: {text}" for name, text in self.reasons.items()]
         return "\n".join([*lines, *self._tail()])
 

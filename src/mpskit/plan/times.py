@@ -11,7 +11,7 @@ from mpskit.plan.places import Place
 from mpskit.plan.result import CloudCard
 from mpskit.plan.search import Found
 from mpskit.plan.settings import Setting
-from mpskit.speed.step_time import StepTime, TimeRange, estimate_time
+from mpskit.speed.step_time import GUIDE_CARDS, StepTime, TimeRange, estimate_time
 from mpskit.training.loader import dataloader_kwargs
 
 __all__ = ["cloud_cards", "epoch_time", "loader_of", "stay_local", "step_time"]
@@ -50,7 +50,7 @@ def cloud_cards(job: Job, taken: Found) -> tuple[CloudCard, ...]:
     except EstimateError:  # such as a step that needs what the device lacks
         return ()
     cards = []
-    for card in defaults("cloud")["cards"]:
+    for card in GUIDE_CARDS:
         verdict = estimate.fits(machine=card)
         cards.append(
             CloudCard(
