@@ -122,6 +122,35 @@ def test_an_error_of_the_script_is_raised_and_reported():
     assert not run.report.runs
 
 
+def test_a_decorated_function_returns_the_report_of_each_call():
+    @mpskit.rehearse(["m1-8gb", "m1-16gb"], steps=2)
+    def train(width, *, steps):
+        """Train."""
+        model = nn.Linear(width, 8).to("mps")
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(steps):
+            model(torch.ones(4, width, device="mps")).sum().backward()
+            optimizer.step()
+        if steps == 1:
+            raise ValueError("the function's own")
+
+    small, large = train(8, steps=9), train(800, steps=9)
+    assert (small.steps, small.ended, len(small.machines)) == (2, "steps", 2)
+    assert small.peak_bytes < large.peak_bytes
+    assert (train.__name__, train.__doc__) == ("train", "Train.")
+    with pytest.raises(ValueError, match="the function's own"):
+        train(8, steps=1)
+
+
+def test_it_decorates_plain_functions_only():
+    async def later():
+        pass
+
+    for given in (later, nn.Linear, 3):
+        with pytest.raises(mpskit.ArgumentTypeError, match="rehearse decorates plain functions"):
+            mpskit.rehearse()(given)
+
+
 def test_the_report_waits_for_the_end():
     run = mpskit.rehearse()
     with pytest.raises(mpskit.SimulationError, match="has not ended"):

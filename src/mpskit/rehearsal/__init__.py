@@ -37,7 +37,9 @@ def rehearse(
     fallback: bool | None = None,
     stepped: Callable[[int], None] | None = None,
 ) -> RehearsalRun:
-    """Return a rehearsal, to be entered by ``with``; its ``report`` is there after the block.
+    """Return a rehearsal, to use in a ``with`` or as a decorator.
+
+    After the block its ``report`` is there; a decorated function returns the report of each call.
 
     Args:
         machine: a profile's name or a ``Machine``; of several the code sees the first, and its

@@ -12,7 +12,16 @@ from mpskit._base.values import Value
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SCHEMA", "Finding", "MachineVerdict", "Place", "Rehearsal", "Severity", "Verdict"]
+__all__ = [
+    "SCHEMA",
+    "SEVERITIES",
+    "Finding",
+    "MachineVerdict",
+    "Place",
+    "Rehearsal",
+    "Severity",
+    "Verdict",
+]
 
 # Only keys are added under one number; a removed or changed key increments it.
 SCHEMA = 1
@@ -20,7 +29,8 @@ SCHEMA = 1
 Severity: TypeAlias = Literal["stops", "wrong", "slow", "note"]
 End: TypeAlias = Literal["steps", "end", "exit", "error", "interrupted"]
 
-_ORDER: tuple[Severity, ...] = ("stops", "wrong", "slow", "note")
+# The most serious first.
+SEVERITIES: tuple[Severity, ...] = ("stops", "wrong", "slow", "note")
 _TITLES: dict[Severity, str] = {
     "stops": "stops the run on a Mac",
     "wrong": "may give wrong results",
@@ -231,7 +241,7 @@ class Rehearsal(Value):
             yield f"most tensors are live at {self.peak}"
         if self.seconds is not None:
             yield f"a step takes about {self.seconds:.3g} s on its GPU ({self.launches} kernels)"
-        for severity in _ORDER:
+        for severity in SEVERITIES:
             found = self.of(severity)
             if found:
                 yield f"{_TITLES[severity]}:"
@@ -253,4 +263,4 @@ _ENDS: dict[End, str] = {
 
 def ordered(findings: list[Finding]) -> tuple[Finding, ...]:
     """Return findings with the most serious first, each severity in order of appearance."""
-    return tuple(sorted(findings, key=lambda one: _ORDER.index(one.severity)))
+    return tuple(sorted(findings, key=lambda one: SEVERITIES.index(one.severity)))

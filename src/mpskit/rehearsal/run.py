@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, ParamSpec, Self, cast
 
 import torch
 
@@ -31,13 +32,15 @@ from mpskit.rehearsal.result import End, Place, Rehearsal, Severity, ordered
 from mpskit.rehearsal.tracking import RehearsalEnd, ScriptTracker
 from mpskit.rehearsal.writing import Aside
 from mpskit.simulation.core import Simulation
-from mpskit.simulation.lifecycle import SimulatedMac
+from mpskit.simulation.lifecycle import SimulatedMac, check_plain
 from mpskit.simulation.memory import Memory
 from mpskit.speed.count import workload_of
 from mpskit.speed.predict import predict_speedup
 from mpskit.speed.watch import Wait, watch_cache, watch_printing
 
 __all__ = ["RehearsalRun"]
+
+_P = ParamSpec("_P")
 
 
 class _Mac(SimulatedMac):
@@ -56,7 +59,9 @@ class _Mac(SimulatedMac):
 
 
 class RehearsalRun:
-    """A run on a simulated Mac without numbers; ``rehearse`` makes it.
+    """A run on a simulated Mac without numbers, as context manager and as decorator.
+
+    ``rehearse`` makes it.
 
     Attributes:
         machine: the machine that the script sees.
@@ -79,6 +84,10 @@ class RehearsalRun:
         self._told = stepped
         self._report: Rehearsal | None = None
         self._patches = Patches()
+        self._fresh = functools.partial(
+            RehearsalRun, machines, steps=steps, strict=strict, write=write, fallback=fallback,
+            stepped=stepped,
+        )  # fmt: skip
 
     @property
     def report(self) -> Rehearsal:
@@ -92,7 +101,7 @@ class RehearsalRun:
         return self._report
 
     def __enter__(self) -> Self:
-        self._started = time.perf_counter()
+        self._started, self._report = time.perf_counter(), None
         self._mac.__enter__()
         try:
             self._install(self._patches)
@@ -108,14 +117,44 @@ class RehearsalRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if error is not None:
-            self._note_error(error)
         try:
             self._patches.undo()
         finally:
             self._mac.__exit__(kind, error, trace)
-        self._report = self._made(_end_of(error))
+        return self.conclude(error)
+
+    def conclude(self, error: BaseException | None) -> bool:
+        """Make the report, and leave it to ``__exit__`` to leave the Mac; the first call counts.
+
+        Args:
+            error: what ended the run; None for its own end.
+
+        Returns:
+            Whether it is the exception that ends a rehearsal after its steps.
+        """
+        if self._report is None:
+            if error is not None:
+                self._note_error(error)
+            self._report = self._made(_end_of(error))
         return isinstance(error, RehearsalEnd)
+
+    def __call__(self, function: Callable[_P, object]) -> Callable[_P, Rehearsal]:
+        """Return ``function`` rehearsed anew at each call, with the report as its result.
+
+        What the function raises is raised.
+
+        Raises:
+            ArgumentTypeError: it is not a plain function (a coroutine's body would run outside).
+        """
+        check_plain(function, "rehearse")
+
+        @functools.wraps(function)
+        def rehearsed(*args: _P.args, **kwargs: _P.kwargs) -> Rehearsal:
+            with self._fresh() as run:
+                function(*args, **kwargs)
+            return run.report
+
+        return rehearsed
 
     def _prepare(self, simulation: Simulation) -> None:
         self._simulation = simulation
