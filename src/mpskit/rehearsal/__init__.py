@@ -22,10 +22,18 @@ from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from mpskit.host import Machine
-    from mpskit.rehearsal.result import Finding, MachineVerdict, Place, Rehearsal
+    from mpskit.rehearsal.result import Change, Finding, MachineVerdict, Place, Rehearsal
     from mpskit.rehearsal.run import RehearsalRun
 
-__all__ = ["Finding", "MachineVerdict", "Place", "Rehearsal", "chosen_machines", "rehearse"]
+__all__ = [
+    "Change",
+    "Finding",
+    "MachineVerdict",
+    "Place",
+    "Rehearsal",
+    "chosen_machines",
+    "rehearse",
+]
 
 
 def rehearse(
@@ -100,7 +108,7 @@ def chosen_machines(given: Any) -> list[Machine]:
 
 
 _HOMES = dict.fromkeys(
-    ("Finding", "MachineVerdict", "Place", "Rehearsal"), "mpskit.rehearsal.result"
+    ("Change", "Finding", "MachineVerdict", "Place", "Rehearsal"), "mpskit.rehearsal.result"
 )
 
 if not TYPE_CHECKING:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA",
     "SEVERITIES",
+    "Change",
     "Finding",
     "MachineVerdict",
     "Place",
@@ -139,6 +140,40 @@ class MachineVerdict(Value):
         return text if self.refused is None else f"{text}; out of memory: {self.refused}"
 
 
+class Change(Value):
+    """Something that would take less memory, replayed from the events of this run.
+
+    Attributes:
+        what: to change.
+        peak_bytes: the largest sum of live tensors then; None where it is only named, because the
+            figure needs the script.
+        driver_bytes: the largest memory held from the driver then.
+        scaled: whether the figures are this run's events with some sizes scaled, which the script
+            need not follow exactly.
+        fits: the machines that the run would fit then, of those that it does not fit well.
+    """
+
+    what: str
+    peak_bytes: int | None = None
+    driver_bytes: int | None = None
+    scaled: bool = False
+    fits: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.peak_bytes is None or self.driver_bytes is None:
+            return f"{self.what} (no figure without the script)"
+        text = (
+            f"{self.what}: about {format_bytes(self.peak_bytes)} live, "
+            f"{format_bytes(self.driver_bytes)} held from the driver (scaled)"
+        )
+        return f"{text}, fits {_shortened(self.fits)}" if self.fits else text
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 class Moment(Value):
     """Memory after one allocation event: bytes live, bytes held from the driver, completed steps.
 
@@ -165,6 +200,7 @@ class Rehearsal(Value):
         torch_version: whose rules and operators these are.
         machines: the verdicts; the script saw the first machine.
         peak: where the most tensors were live.
+        changes: what would take less memory, where a machine is short of it.
         findings: what stops the run first, then what may be wrong, what is slow, what to know.
         steps: optimizer steps that ran.
         ended: ``steps`` (as many as were asked for), ``end`` (the script's own), ``exit`` (by
@@ -180,6 +216,7 @@ class Rehearsal(Value):
     torch_version: str
     machines: tuple[MachineVerdict, ...]
     peak: Place | None = None
+    changes: tuple[Change, ...] = ()
     findings: tuple[Finding, ...] = ()
     steps: int = 0
     ended: End = "end"
@@ -241,6 +278,9 @@ class Rehearsal(Value):
             yield f"most tensors are live at {self.peak}"
         if self.seconds is not None:
             yield f"a step takes about {self.seconds:.3g} s on its GPU ({self.launches} kernels)"
+        if self.changes:
+            yield "what to change, to take less memory:"
+            yield from (f"  {one}" for one in self.changes)
         for severity in SEVERITIES:
             found = self.of(severity)
             if found:

@@ -25,6 +25,7 @@ from mpskit.estimate.trace.user_line import shown
 from mpskit.host import Machine
 from mpskit.rehearsal import assuming, loading
 from mpskit.rehearsal.assuming import Assumed, ScriptLog, ScriptTracer
+from mpskit.rehearsal.changes import Kinds, changes
 from mpskit.rehearsal.findings import Findings, Kind, Spot, spot_of
 from mpskit.rehearsal.handler import Rehearsing, ScriptDispatch
 from mpskit.rehearsal.memory import Mark, RehearsedMemory, allocator_of, timeline, verdicts
@@ -167,7 +168,8 @@ class RehearsalRun:
         ops = frozenset(op for issue in issue_table() for op in issue.ops)
         self._shared = Rehearsing(tracer, self._findings, OpCounts(), {}, ops, self._strict)
         self._counts = self._shared.counts
-        self._tracker = ScriptTracker(log, self._steps, self._stepped)
+        self._kinds = Kinds(simulation.tags.entry)
+        self._tracker = ScriptTracker(log, self._steps, self._stepped, self._kinds)
         self._memory.mark, self._memory.refused = self._mark, self._refused
         simulation.refuse = self._shared.refuse
         simulation.handler = lambda mac, state: ScriptDispatch(mac, state, self._shared)
@@ -216,8 +218,7 @@ class RehearsalRun:
         spot = spot_of(sys._getframe(1))
         self._findings.add(
             Kind.MEMORY, where.op, f"{text}, in {where.path() or 'no module'} ({where.phase})",
-            "a smaller batch with accumulation, gradient checkpointing, bf16, or LoRA", spot=spot,
-            rated=False,
+            "see what to change", spot=spot, rated=False,
         )  # fmt: skip
         if self._strict:
             raise error
@@ -240,10 +241,12 @@ class RehearsalRun:
         work = workload_of(self._counts, recurrent=False, training=steps > 0) if steps else None
         predicted = None if work is None else predict_speedup(work, self.machine.chip)
         self._add_issues(version)
+        found = verdicts(events, self._machines, version, _place)
         return Rehearsal(
             torch_version=version,
-            machines=verdicts(events, self._machines, version, _place),
+            machines=found,
             peak=None if top < 0 else _place(events.mark(top)),
+            changes=changes(events, self._kinds, self._machines, found, version),
             findings=ordered(self._findings.listed(steps)),
             steps=steps,
             ended=ended,

@@ -11,6 +11,7 @@ import torch
 
 from mpskit.estimate.trace.module_tracker import ModuleTracker
 from mpskit.estimate.trace.storage_log import StorageLog
+from mpskit.rehearsal.changes import Kinds
 
 __all__ = ["RehearsalEnd", "ScriptTracker"]
 
@@ -26,10 +27,14 @@ class ScriptTracker(ModuleTracker):
         log: whose ``where`` is kept true.
         steps: optimizer steps after which the run ends; None for no end.
         stepped: called after each.
+        kinds: learns of the models and optimizers.
     """
 
-    def __init__(self, log: StorageLog, steps: int | None, stepped: Callable[[], None]) -> None:
+    def __init__(
+        self, log: StorageLog, steps: int | None, stepped: Callable[[], None], kinds: Kinds
+    ) -> None:
         super().__init__(None, log, "step")
+        self._kinds = kinds
         self._paths_of: weakref.WeakKeyDictionary[torch.nn.Module, str] = (
             weakref.WeakKeyDictionary()
         )
@@ -42,6 +47,18 @@ class ScriptTracker(ModuleTracker):
     def own_thread(self) -> bool:
         """Whether the caller runs on the thread that is tracked."""
         return get_ident() == self._thread
+
+    def _call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        tracked, kinds = super()._call(call), self._kinds
+
+        def run(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self.where.phase == "backward":
+                kinds.recomputes = True
+            elif not self.where.module:
+                kinds.called(module, (*args, *kwargs.values()))
+            return tracked(module, *args, **kwargs)
+
+        return run
 
     def _name(self, module: torch.nn.Module, outer: str) -> str:
         found = self._paths_of.get(module)
@@ -57,10 +74,19 @@ class ScriptTracker(ModuleTracker):
         for path, module in root.named_modules():
             self._paths_of[module] = path or name
 
+    def _before_step(self, *rest: Any) -> None:
+        super()._before_step(*rest)
+        if self.own_thread:
+            self._kinds.look()
+
     def _after_step(self, optimizer: torch.optim.Optimizer, *rest: Any) -> None:
         super()._after_step(optimizer, *rest)
         if not self.own_thread:
             return
+        for state in optimizer.state.values():
+            for value in state.values() if isinstance(state, dict) else ():
+                if isinstance(value, torch.Tensor):
+                    self._kinds.note(value, "optimizer")
         self._taken[optimizer] = self._taken.get(optimizer, 0) + 1
         taken = list(self._taken.values())
         if max(taken) > self.steps:
