@@ -36,6 +36,8 @@ class Kind(StrEnum):
     RESTARTS = "workers-restarted"
     WAIT = "host-sync"
     CACHE = "empty-cache"
+    AUTOCAST = "autocast"
+    COMPILE = "compile"
     ISSUE = "known-issue"
     ASSUMED = "assumed"
     WRITE = "write"
@@ -47,6 +49,8 @@ _SEVERITIES: dict[Kind, Severity] = {
     Kind.RESTARTS: "slow",
     Kind.WAIT: "slow",
     Kind.CACHE: "slow",
+    Kind.AUTOCAST: "slow",
+    Kind.COMPILE: "note",
     Kind.ISSUE: "wrong",
     Kind.ASSUMED: "note",
     Kind.WRITE: "note",

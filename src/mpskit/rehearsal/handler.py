@@ -71,11 +71,13 @@ class Rehearsing:
         kind = Kind.CACHE if wait is Wait.CACHE else Kind.WAIT
         self.findings.add(kind, op, wait.value, WAIT_FIXES[wait], spot=spot)
 
-    def note_call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember how an operator with a known bug is called, and where first."""
+    def note_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool = False
+    ) -> None:
+        """Remember how a function with a known bug is called, and where first."""
         found: set[OpUse] = set()
         with torch._C.DisableTorchFunction():
-            record_use(found, name, args, kwargs, compiled=False)
+            record_use(found, name, args, kwargs, compiled=compiled)
         for use in found:
             if use not in self.uses:
                 self.uses[use] = spot_of(sys._getframe(1))

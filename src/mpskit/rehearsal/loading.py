@@ -15,6 +15,7 @@ from typing import Any
 
 from mpskit.dispatch.patches import Patches
 from mpskit.rehearsal.findings import Findings, Kind, spot_of
+from mpskit.rehearsal.result import Severity
 
 __all__ = ["install"]
 
@@ -29,6 +30,9 @@ def install(patches: Patches, findings: Findings) -> None:
 
     def derived(call: Callable[..., Any]) -> Callable[..., Any]:
         def iterator(self: Any) -> Any:
+            if self.pin_memory:
+                text = "pin_memory=True does nothing for MPS, whose memory is the CPU's"
+                _add(findings, Kind.PINNED, text, "pin_memory=False on a Mac", severity="note")
             if not self.num_workers:
                 return call(self)
             begun[self] = begun.get(self, 0) + 1
@@ -61,9 +65,11 @@ def _check_workers(loader: Any, findings: Findings) -> None:
         _add(findings, Kind.WORKERS, text, 'put the run under if __name__ == "__main__":')
 
 
-def _add(findings: Findings, kind: Kind, text: str, fix: str) -> None:
+def _add(
+    findings: Findings, kind: Kind, text: str, fix: str, severity: Severity | None = None
+) -> None:
     spot = spot_of(sys._getframe(1))
-    findings.add(kind, "DataLoader", text, fix, spot=spot)
+    findings.add(kind, "DataLoader", text, fix, severity=severity, spot=spot)
 
 
 def _unguarded(frame: FrameType | None) -> bool:

@@ -23,7 +23,7 @@ from mpskit.errors import SimulationError
 from mpskit.estimate.trace.guards import search_on
 from mpskit.estimate.trace.user_line import shown
 from mpskit.host import Machine
-from mpskit.rehearsal import assuming, loading
+from mpskit.rehearsal import assuming, loading, torch_features
 from mpskit.rehearsal.assuming import Assumed, ScriptLog, ScriptTracer
 from mpskit.rehearsal.changes import Kinds, changes
 from mpskit.rehearsal.findings import Findings, Kind, Spot, spot_of
@@ -181,6 +181,7 @@ class RehearsalRun:
             patches, simulation.tags, reads, lambda name: self._shared.wait(Wait.COPY, name)
         )
         loading.install(patches, self._findings)
+        self._features = torch_features.install(patches, self._findings)
         if not self._write:
             Aside(self._findings).install(patches)
         watch_printing(patches, self._waited, "mps")
@@ -195,7 +196,7 @@ class RehearsalRun:
         if self._shared.is_new and any(
             isinstance(one, torch.Tensor) and tags.has(one) for one in args
         ):
-            self._shared.note_call(name, args, kwargs)
+            self._shared.note_call(name, args, kwargs, compiled=self._features.compiled)
 
     def _waited(self, wait: Wait) -> None:
         self._shared.wait(wait, wait.name.lower())
@@ -241,6 +242,7 @@ class RehearsalRun:
         work = workload_of(self._counts, recurrent=False, training=steps > 0) if steps else None
         predicted = None if work is None else predict_speedup(work, self.machine.chip)
         self._add_issues(version)
+        self._features.end(steps)
         found = verdicts(events, self._machines, version, _place)
         return Rehearsal(
             torch_version=version,
