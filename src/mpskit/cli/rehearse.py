@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mpskit rehearse MACHINE ... [options] -- SCRIPT"
     parser.epilog = _EXAMPLES
     _add_options(parser)
-    add_words(parser, "machines, or all, and what to run: a .py file, or -m MODULE")
+    add_words(parser, "machines, or all, and what to run: a .py file, -m MODULE, or torchrun ...")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +112,19 @@ def _rehearse(
 
 @contextlib.contextmanager
 def _script_output(*, aside: bool) -> Iterator[None]:
-    with contextlib.redirect_stdout(sys.stderr) if aside else contextlib.nullcontext():
+    """Send what the script and its children print to stderr: stdout is for the report."""
+    if not aside:
         yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _progress(arguments: argparse.Namespace) -> Callable[[int], None] | None:

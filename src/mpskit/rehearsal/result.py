@@ -210,6 +210,8 @@ class Rehearsal(Value):
         flops: floating-point operations in each step after the first.
         elapsed_seconds: how long the rehearsal took here, imports of the script included.
         timeline: some hundred moments of the first machine's memory.
+        processes: how many Python processes were rehearsed; this is the report of the lowest rank
+            that trained.
     """
 
     schema_version: int = SCHEMA
@@ -225,6 +227,7 @@ class Rehearsal(Value):
     flops: float | None = None
     elapsed_seconds: float = 0.0
     timeline: tuple[Moment, ...] = ()
+    processes: int = 1
 
     @property
     def peak_bytes(self) -> int:
@@ -290,6 +293,9 @@ class Rehearsal(Value):
             yield "nothing breaks, nothing slows it"
         steps = f"{self.steps} optimizer step{'s' if self.steps != 1 else ''}"
         yield f"rehearsed {steps} in {self.elapsed_seconds:.1f} s ({_ENDS[self.ended]})"
+        if self.processes > 1:
+            of = "the lowest rank that trained"
+            yield f"{self.processes} processes were rehearsed: this is of {of}"
 
 
 _ENDS: dict[End, str] = {

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, cast
@@ -26,12 +27,14 @@ from mpskit.host import Machine
 from mpskit.rehearsal import assuming, loading, torch_features
 from mpskit.rehearsal.assuming import Assumed, ScriptLog, ScriptTracer
 from mpskit.rehearsal.changes import Kinds, changes
+from mpskit.rehearsal.children import Reports, request_of
 from mpskit.rehearsal.findings import Findings, Kind, Spot, spot_of
 from mpskit.rehearsal.handler import Rehearsing, ScriptDispatch
 from mpskit.rehearsal.memory import Mark, RehearsedMemory, allocator_of, timeline, verdicts
 from mpskit.rehearsal.result import End, Place, Rehearsal, Severity, ordered
 from mpskit.rehearsal.tracking import RehearsalEnd, ScriptTracker
 from mpskit.rehearsal.writing import Aside
+from mpskit.simulation.children import carried
 from mpskit.simulation.core import Simulation
 from mpskit.simulation.lifecycle import SimulatedMac, check_plain
 from mpskit.simulation.memory import Memory
@@ -48,15 +51,22 @@ class _Mac(SimulatedMac):
     """A simulated Mac that is changed before it is switched on."""
 
     def __init__(
-        self, machine: Machine, fallback: bool | None, prepare: Callable[[Simulation], None]
+        self,
+        machine: Machine,
+        fallback: bool | None,
+        prepare: Callable[[Simulation], None],
+        request: Callable[[], dict[str, Any]],
     ) -> None:
         super().__init__(machine, rng="cpu", fallback=fallback)
-        self._prepare = prepare
+        self._prepare, self._request = prepare, request
 
     def _built(self, memory: type[Memory] = RehearsedMemory) -> Simulation:
         simulation = super()._built(memory)
         self._prepare(simulation)
         return simulation
+
+    def _carried(self) -> AbstractContextManager[None]:
+        return carried(self.machine, fallback=self._fallback, request=self._request())
 
 
 class RehearsalRun:
@@ -77,18 +87,26 @@ class RehearsalRun:
         write: bool,
         fallback: bool | None,
         stepped: Callable[[int], None] | None = None,
+        reports: Reports | None = None,
     ) -> None:
         self.machine = machines[0]
-        self._mac = _Mac(self.machine, fallback, self._prepare)
+        options: dict[str, Any] = {"steps": steps, "strict": strict, "write": write}
+        options["fallback"] = fallback
+        self._reports = reports
+        self._mac = _Mac(
+            self.machine,
+            fallback,
+            self._prepare,
+            lambda: request_of(machines, self._children.folder, **options),
+        )
         self._machines, self._steps = machines, steps
         self._strict, self._write = strict, write
         self._told = stepped
         self._report: Rehearsal | None = None
         self._patches = Patches()
         self._fresh = functools.partial(
-            RehearsalRun, machines, steps=steps, strict=strict, write=write, fallback=fallback,
-            stepped=stepped,
-        )  # fmt: skip
+            RehearsalRun, machines, **options, stepped=stepped, reports=reports
+        )
 
     @property
     def report(self) -> Rehearsal:
@@ -103,12 +121,18 @@ class RehearsalRun:
 
     def __enter__(self) -> Self:
         self._started, self._report = time.perf_counter(), None
-        self._mac.__enter__()
+        self._children = self._reports or Reports()
+        try:
+            self._mac.__enter__()
+        except BaseException:
+            self._children.close()
+            raise
         try:
             self._install(self._patches)
         except BaseException:
             self._patches.undo()
             self._mac.__exit__(None, None, None)
+            self._children.close()
             raise
         return self
 
@@ -122,7 +146,10 @@ class RehearsalRun:
             self._patches.undo()
         finally:
             self._mac.__exit__(kind, error, trace)
-        return self.conclude(error)
+        try:
+            return self.conclude(error)
+        finally:
+            self._children.close()
 
     def conclude(self, error: BaseException | None) -> bool:
         """Make the report, and leave it to ``__exit__`` to leave the Mac; the first call counts.
@@ -136,7 +163,7 @@ class RehearsalRun:
         if self._report is None:
             if error is not None:
                 self._note_error(error)
-            self._report = self._made(_end_of(error))
+            self._report = self._told_best(self._made(_end_of(error)))
         return isinstance(error, RehearsalEnd)
 
     def __call__(self, function: Callable[_P, object]) -> Callable[_P, Rehearsal]:
@@ -231,6 +258,20 @@ class RehearsalRun:
         elif isinstance(error, SystemExit) and error.code not in {None, 0}:
             text = f"the script ended itself with exit code {error.code}"
             self._findings.add(Kind.ERROR, "exit", text, spot=_spot_in(error))
+
+    @property
+    def end(self) -> RehearsalEnd | None:
+        """What has ended the run, if that were its steps."""
+        return self._tracker.end
+
+    def _told_best(self, own: Rehearsal) -> Rehearsal:
+        """Return a child's report in place of one that trained nothing."""
+        if self._reports is not None or own.steps:
+            return own
+        best, number = self._children.best(own)
+        if best is None or best is own:
+            return own
+        return best.model_copy(update={"processes": number})
 
     def _made(self, ended: End) -> Rehearsal:
         version = str(torch.__version__)

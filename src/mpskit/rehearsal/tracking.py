@@ -16,8 +16,14 @@ from mpskit.rehearsal.changes import Kinds
 __all__ = ["RehearsalEnd", "ScriptTracker"]
 
 
-class RehearsalEnd(BaseException):
-    """Enough steps have run. No ``except Exception`` of a trainer catches it."""
+class RehearsalEnd(SystemExit):
+    """Enough steps have run. No ``except Exception`` of a trainer catches it.
+
+    A process that it ends has exit code 0, as its launcher (torchrun) expects.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 class ScriptTracker(ModuleTracker):
@@ -28,6 +34,10 @@ class ScriptTracker(ModuleTracker):
         steps: optimizer steps after which the run ends; None for no end.
         stepped: called after each.
         kinds: learns of the models and optimizers.
+
+    Attributes:
+        steps: how many optimizer steps have run.
+        end: what was raised after the last of them.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class ScriptTracker(ModuleTracker):
         self._most, self._stepped = steps, stepped
         self._taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.steps = 0
+        self.end: RehearsalEnd | None = None
         self.where.step, self.where.phase = 0, "setup"
 
     @property
@@ -94,7 +105,8 @@ class ScriptTracker(ModuleTracker):
             self.begin(self.steps)
             self._stepped()
         if self._most is not None and self._is_enough(taken, self._most):
-            raise RehearsalEnd
+            self.end = RehearsalEnd()
+            raise self.end
 
     def _is_enough(self, taken: list[int], most: int) -> bool:
         """Several optimizers have to come to the same number, unless one lags far behind."""
