@@ -1,10 +1,15 @@
-"""Data loaders in a rehearsal: workers are not started, what a Mac would say of them is."""
+"""Data loaders and files of weights in a rehearsal: no workers are started, no weights are read.
+
+What a Mac would say of the workers is said.
+"""
 
 from __future__ import annotations
 
 import ast
 import copy
+import functools
 import importlib
+import importlib.util
 import linecache
 import sys
 import weakref
@@ -24,7 +29,37 @@ _ALONE |= {"_DataLoader__multiprocessing_context": None}
 
 
 def install(patches: Patches, findings: Findings) -> None:
-    """Let every loader read in this process, and check what spawned workers would need."""
+    """Let every loader read in this process, and let files of weights be mapped, not read."""
+    _install_loaders(patches, findings)
+    if importlib.util.find_spec("safetensors") is not None:
+        _map_weights(patches)
+
+
+def _map_weights(patches: Patches) -> None:
+    """Map safetensors files although the caller asks to read them, as transformers does for MPS.
+
+    A library that was imported has the name already, and one that is imported in the rehearsal
+    keeps the replacement, which then does what it replaces.
+    """
+    inside = [True]
+    patches.on_exit(inside.clear)
+
+    def mapping(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def safe_open(*args: Any, **kwargs: Any) -> Any:
+            if inside:
+                kwargs.pop("backend", None)
+            return call(*args, **kwargs)
+
+        return safe_open
+
+    original = importlib.import_module("safetensors").safe_open
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get("safe_open") is original:
+            patches.derive(module, "safe_open", mapping)
+
+
+def _install_loaders(patches: Patches, findings: Findings) -> None:
     loader: Any = importlib.import_module("torch.utils.data.dataloader").DataLoader
     begun: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
