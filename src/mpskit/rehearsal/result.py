@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
+from mpskit.speed.step_time import StepTime, TimeRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,7 +206,8 @@ class Rehearsal(Value):
         steps: optimizer steps that ran.
         ended: ``steps`` (as many as were asked for), ``end`` (the script's own), ``exit`` (by
             ``sys.exit``), ``error`` or ``interrupted``.
-        seconds: predicted for one step on the first machine's GPU; None where mpskit has no model.
+        time: of one step on the first machine's GPU, as a range with its sources; None where
+            published times support none.
         launches: kernels in each step after the first.
         flops: floating-point operations in each step after the first.
         elapsed_seconds: how long the rehearsal took here, imports of the script included.
@@ -222,7 +224,7 @@ class Rehearsal(Value):
     findings: tuple[Finding, ...] = ()
     steps: int = 0
     ended: End = "end"
-    seconds: float | None = None
+    time: StepTime | None = None
     launches: int | None = None
     flops: float | None = None
     elapsed_seconds: float = 0.0
@@ -245,6 +247,11 @@ class Rehearsal(Value):
         return self.machines[0].verdict
 
     @property
+    def seconds(self) -> TimeRange | None:
+        """Seconds of one step on the first machine's GPU; None without a range."""
+        return None if self.time is None else self.time.step
+
+    @property
     def runs(self) -> bool:
         """Whether nothing stops the script and it fits every machine that was asked for."""
         fits = all(one.verdict is not Verdict.DOES_NOT_FIT for one in self.machines)
@@ -258,7 +265,9 @@ class Rehearsal(Value):
         """Return the document of ``mpskit rehearse --json``."""
         document = self.model_dump(mode="json", exclude={"schema_version"})
         top = ("verdict", "peak_bytes", "driver_bytes")
-        return {"schema": self.schema_version} | {k: getattr(self, k) for k in top} | document
+        seconds = None if self.seconds is None else self.seconds.model_dump(mode="json")
+        given = {"schema": self.schema_version, **{key: getattr(self, key) for key in top}}
+        return given | {"seconds": seconds} | document
 
     def plot(self, path: str | Path) -> Path:
         """Draw the memory over time, with the machines' limits as lines, into a file.
@@ -279,8 +288,9 @@ class Rehearsal(Value):
             yield str(machine)
         if self.peak is not None:
             yield f"most tensors are live at {self.peak}"
-        if self.seconds is not None:
-            yield f"a step takes about {self.seconds:.3g} s on its GPU ({self.launches} kernels)"
+        if self.launches:
+            of = "no range, for want of published times" if self.time is None else str(self.time)
+            yield f"a step has {self.launches} kernels: {of}"
         if self.changes:
             yield "what to change, to take less memory:"
             yield from (f"  {one}" for one in self.changes)

@@ -39,7 +39,7 @@ from mpskit.simulation.core import Simulation
 from mpskit.simulation.lifecycle import SimulatedMac, check_plain
 from mpskit.simulation.memory import Memory
 from mpskit.speed.count import workload_of
-from mpskit.speed.predict import predict_speedup
+from mpskit.speed.step_time import estimate_time
 from mpskit.speed.watch import Wait, watch_cache, watch_printing
 
 __all__ = ["RehearsalRun"]
@@ -280,8 +280,7 @@ class RehearsalRun:
         moments, top = timeline(
             events, allocator_of(self.machine, version), lambda mark: (mark[3], mark[2])
         )
-        work = workload_of(self._counts, recurrent=False, training=steps > 0) if steps else None
-        predicted = None if work is None else predict_speedup(work, self.machine.chip)
+        work = workload_of(self._counts, recurrent=False, training=True) if steps else None
         self._add_issues(version)
         self._features.end(steps)
         found = verdicts(events, self._machines, version, _place)
@@ -293,7 +292,7 @@ class RehearsalRun:
             findings=ordered(self._findings.listed(steps)),
             steps=steps,
             ended=ended,
-            seconds=None if predicted is None else predicted.mps_seconds,
+            time=None if work is None else estimate_time(work, self.machine),
             launches=self._counts.launches if steps else None,
             flops=self._counts.flops if steps else None,
             elapsed_seconds=time.perf_counter() - self._started,
