@@ -195,6 +195,16 @@ def test_all_machines():
     assert {one.verdict for one in run.report.machines} == {"fits"}
 
 
+def test_a_hosted_runner_is_not_among_all_and_allocates_nothing():
+    runner = "github-macos-15-vm"
+    assert runner not in {one.name for one in mpskit.rehearsal.chosen_machines("all")}
+    for machines in ([runner, "m1-8gb"], ["m1-8gb", runner]):
+        with mpskit.rehearse(machines) as run:
+            torch.ones(4, device="mps")
+        verdicts = {one.machine: one.verdict for one in run.report.machines}
+        assert verdicts == {"m1-8gb": "fits", runner: "does not fit"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

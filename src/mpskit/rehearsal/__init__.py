@@ -91,11 +91,11 @@ def chosen_machines(given: Any) -> list[Machine]:
         UnknownMachineError: no such profile.
         ArgumentError: there is none; ArgumentTypeError: it is something else.
     """
-    from mpskit.host import Machine, find_machine
+    from mpskit.host import HostKind, Machine, find_machine
     from mpskit.host.machines import machines
 
     if given == "all":
-        return [one for one in machines().values() if one.is_apple_silicon]
+        return [one for one in machines().values() if one.kind is HostKind.APPLE_SILICON]
     if isinstance(given, str | Machine):
         return [find_machine(given)]
     if not isinstance(given, list | tuple):
