@@ -253,7 +253,7 @@ class RehearsalRun:
 
     def _note_error(self, error: BaseException) -> None:
         if isinstance(error, Exception):
-            text = f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {error}".splitlines()[0]  # the whole is printed
             self._findings.add(Kind.ERROR, "", text, spot=_spot_in(error))
         elif isinstance(error, SystemExit) and error.code not in {None, 0}:
             text = f"the script ended itself with exit code {error.code}"

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch.amp import autocast_mode
 
+from mpskit.backends.kinds import ACCELERATORS
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import SimulationWarning
 from mpskit.rehearsal.findings import Findings, Kind, Spot, spot_of
 
 __all__ = ["Features", "install"]
 
-_ELSEWHERE = frozenset({"cuda", "xpu"})
+_ELSEWHERE = frozenset(ACCELERATORS) - {"mps"}
 
 
 class Features:
