@@ -33,9 +33,8 @@ def main() -> int:
         print(json.dumps(one(arguments.one[0], arguments.one[1], arguments.machine)))
         return 0
     names = arguments.only or sorted(p.stem for p in SCRIPTS.glob("[a-z]*.py"))
-    print(
-        "| script | live | driver | live, rehearsed | driver, rehearsed | CPU s | CPU s, rehearsed |"
-    )
+    columns = ("script", "live", "driver", "live, rehearsed", "driver, rehearsed", "CPU s")
+    print("|", " | ".join((*columns, "CPU s, rehearsed")), "|")
     print("|---|---|---|---|---|---|---|", flush=True)
     rows = []
     for name in names:
