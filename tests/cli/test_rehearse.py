@@ -78,7 +78,7 @@ def test_scripts_that_end_early(tmp_path, script, code, said):
     ("words", "said"),
     [
         (["m1-8gb", "--", "missing.py"], "no such file"),
-        (["m1-8gb", "--", "torchrun"], "not a .py file"),
+        (["m1-8gb", "--", "no-such-program"], "no such file, program"),
         (["m1-8gb", "--", "-m"], "name of a module"),
         (["m1-9gb", "--", "x.py"], "m1-9gb"),
         (["m1-8gb", "--steps", "0", "--", "x.py"], "at least one step"),

@@ -27,12 +27,12 @@ def perceptron(optimizer=torch.optim.AdamW, steps=3, batch=64):
     return model
 
 
-def convolution():
+def convolution(size=32):
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3))
     model.to("mps")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for _ in range(3):
-        model(torch.randn(8, 3, 32, 32, device="mps")).square().mean().backward()
+        model(torch.randn(8, 3, size, size, device="mps")).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -122,6 +122,35 @@ def test_an_error_of_the_script_is_raised_and_reported():
     assert not run.report.runs
 
 
+def test_a_decorated_function_returns_the_report_of_each_call():
+    @mpskit.rehearse(["m1-8gb", "m1-16gb"], steps=2)
+    def train(width, *, steps):
+        """Train."""
+        model = nn.Linear(width, 8).to("mps")
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(steps):
+            model(torch.ones(4, width, device="mps")).sum().backward()
+            optimizer.step()
+        if steps == 1:
+            raise ValueError("the function's own")
+
+    small, large = train(8, steps=9), train(800, steps=9)
+    assert (small.steps, small.ended, len(small.machines)) == (2, "steps", 2)
+    assert small.peak_bytes < large.peak_bytes
+    assert (train.__name__, train.__doc__) == ("train", "Train.")
+    with pytest.raises(ValueError, match="the function's own"):
+        train(8, steps=1)
+
+
+def test_it_decorates_plain_functions_only():
+    async def later():
+        pass
+
+    for given in (later, nn.Linear, 3):
+        with pytest.raises(mpskit.ArgumentTypeError, match="rehearse decorates plain functions"):
+            mpskit.rehearse()(given)
+
+
 def test_the_report_waits_for_the_end():
     run = mpskit.rehearse()
     with pytest.raises(mpskit.SimulationError, match="has not ended"):
@@ -166,6 +195,16 @@ def test_all_machines():
     assert {one.verdict for one in run.report.machines} == {"fits"}
 
 
+def test_a_hosted_runner_is_not_among_all_and_allocates_nothing():
+    runner = "github-macos-15-vm"
+    assert runner not in {one.name for one in mpskit.rehearsal.chosen_machines("all")}
+    for machines in ([runner, "m1-8gb"], ["m1-8gb", runner]):
+        with mpskit.rehearse(machines) as run:
+            torch.ones(4, device="mps")
+        verdicts = {one.machine: one.verdict for one in run.report.machines}
+        assert verdicts == {"m1-8gb": "fits", runner: "does not fit"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -190,8 +229,24 @@ def test_the_document_has_what_the_issue_names():
     assert document["schema"] == 1
     top = {"verdict", "peak_bytes", "driver_bytes", "seconds", "steps", "findings", "machines"}
     assert top <= document.keys()
-    assert run.report.seconds > 0
     assert run.report.launches > 30
+    assert document["seconds"] is None  # no times of perceptrons were published
+    assert "no range, for want of published times" in str(run.report)
+
+
+def test_the_time_of_a_step_is_a_range_with_its_sources():
+    def report(machine):
+        with mpskit.rehearse(machine, steps=2) as run:
+            convolution(512)
+        return run.report
+
+    slow, fast = report("m1-8gb"), report("m3-max-64gb")
+    assert 0 < slow.seconds.low < slow.seconds.middle < slow.seconds.high
+    assert fast.seconds.middle < slow.seconds.middle
+    assert slow.time.sources
+    document = slow.to_json()
+    assert document["seconds"] == document["time"]["step"] == slow.seconds.model_dump()
+    assert f"{slow.seconds} a step on M1" in str(slow)
 
 
 def test_a_plot(tmp_path):

@@ -107,3 +107,30 @@ def test_averaged_model():
         averaged = torch.optim.swa_utils.AveragedModel(model)
         averaged.update_parameters(model)
         assert averaged.module.weight.is_mps
+
+
+def test_tensors_are_grouped_by_the_simulated_device():
+    with simulate("m1-8gb"):
+        first, second = torch.ones(3, device="mps"), torch.ones(2, device="mps")
+        plain, half = torch.ones(2), torch.ones(1, dtype=torch.float16)
+        lists = [[first, plain, second, half], [first, None, None, None], []]
+        groups = torch._C._group_tensors_by_device_and_dtype(lists, True)
+        kinds = {(str(device), dtype): at for (device, dtype), (_, at) in groups.items()}
+        (firsts, seconds, empty), _ = groups[torch.device("mps", 0), torch.float32]
+        assert all(found is given for found, given in zip(firsts, [first, second], strict=True))
+        assert (seconds[0] is first, seconds[1], empty) == (True, None, [])
+    assert kinds == {
+        ("mps:0", torch.float32): [0, 2],
+        ("cpu", torch.float32): [1],
+        ("cpu", torch.float16): [3],
+    }
+
+
+def test_clipping_loops_over_the_gradients_as_on_a_mac():
+    clip = torch.nn.utils.clip_grad_norm_
+    with simulate("m1-8gb"):
+        model = torch.nn.Linear(4, 4).to("mps")
+        model(torch.ones(2, 4, device="mps")).sum().backward()
+        with pytest.raises(RuntimeError, match="can't use the foreach API on mps tensors"):
+            clip(model.parameters(), 1.0, foreach=True)
+        assert clip(model.parameters(), 1.0).device.type == "mps"

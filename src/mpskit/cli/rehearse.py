@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mpskit.cli.json_output import print_json
-from mpskit.cli.output import check_folder, completing, known_machines, print_wrapped
+from mpskit.cli.output import check_folder, print_wrapped
+from mpskit.cli.script_words import add_words, own_options
 from mpskit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -37,14 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mpskit rehearse MACHINE ... [options] -- SCRIPT"
     parser.epilog = _EXAMPLES
     _add_options(parser)
-    # argparse cannot tell where the script's own options begin: see _own_options.
-    words = parser.add_argument(
-        "words",
-        nargs=argparse.REMAINDER,
-        metavar="MACHINE -- SCRIPT ...",
-        help="machines, or all, and what to run: a .py file, or -m MODULE",
-    )
-    completing(words, known_machines)
+    add_words(parser, "machines, or all, and what to run: a .py file, -m MODULE, or torchrun ...")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +65,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rehearse the script and return the exit code."""
-    names, words = _own_options(arguments)
+    words = own_options(arguments, "rehearse", _add_options, machines="*")
+    names: list[str] = arguments.machines
     if not names or not words:
         raise ArgumentError("name a machine and what to run: m1-8gb -- train.py", given=words)
     if arguments.plot is not None:
@@ -86,17 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         print_wrapped(f"timeline: {report.plot(arguments.plot)}", error=arguments.json)
     return 0 if report.runs else 1
-
-
-def _own_options(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Parse mpskit's own options out of the words; return the machines and the script's words."""
-    words: list[str] = arguments.words
-    cut = words.index("--") if "--" in words else 1
-    options = argparse.ArgumentParser(prog="mpskit rehearse", add_help=False)
-    _add_options(options)
-    options.add_argument("machines", nargs="*")
-    options.parse_args(words[:cut], namespace=arguments)
-    return arguments.machines, words[cut + 1 :] if "--" in words else words[1:]
 
 
 def _rehearse(
@@ -127,8 +112,19 @@ def _rehearse(
 
 @contextlib.contextmanager
 def _script_output(*, aside: bool) -> Iterator[None]:
-    with contextlib.redirect_stdout(sys.stderr) if aside else contextlib.nullcontext():
+    """Send what the script and its children print to stderr: stdout is for the report."""
+    if not aside:
         yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _progress(arguments: argparse.Namespace) -> Callable[[int], None] | None:

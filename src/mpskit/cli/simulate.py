@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpskit.cli.json_output import print_json
-from mpskit.cli.output import completing, known_machines, print_rows
+from mpskit.cli.output import print_rows
+from mpskit.cli.script_words import add_words, own_options
 from mpskit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -34,18 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mpskit simulate MACHINE [options] -- SCRIPT ..."
     parser.epilog = _EXAMPLES
     _add_options(parser)
-    # argparse cannot tell where the script's own options begin: see _own_options.
-    words = parser.add_argument(
-        "words",
-        nargs=argparse.REMAINDER,
-        metavar="MACHINE -- SCRIPT ...",
-        help="a machine of --list, and what to run on it: a .py file, -m MODULE or a program",
+    add_words(
+        parser, "a machine of --list, and what to run on it: a .py file, -m MODULE or a program"
     )
-    completing(words, known_machines)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(machine=None)
+    parser.set_defaults(machines=None)
     parser.add_argument("--macos", metavar="V", help="another macOS version, such as 14.5")
     parser.add_argument(
         "--rng", choices=("cpu", "separate"), default="cpu",
@@ -60,33 +56,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the script on the machine and return its exit code."""
-    words = _own_options(arguments)
+    words = own_options(arguments, "simulate", _add_options, machines="?")
     if arguments.list:
         return _list(as_json=arguments.json)
-    if arguments.machine is None or not words:
+    if arguments.machines is None or not words:
         raise ArgumentError("name a machine and what to run: m1-8gb -- train.py", given=words)
     code = _run(words, _environment(arguments))
     if arguments.json:
-        print_json("simulate", {"machine": arguments.machine, "run": words, "exit_code": code})
+        print_json("simulate", {"machine": arguments.machines, "run": words, "exit_code": code})
     return code
-
-
-def _own_options(arguments: argparse.Namespace) -> list[str]:
-    """Parse mpskit's own options out of the words; return the words from the script on."""
-    words: list[str] = arguments.words
-    cut = words.index("--") if "--" in words else 1
-    options = argparse.ArgumentParser(prog="mpskit simulate", add_help=False)
-    _add_options(options)
-    options.add_argument("machine", nargs="?")
-    options.parse_args(words[:cut], namespace=arguments)
-    return words[cut + 1 :] if "--" in words else words[1:]
 
 
 def _environment(arguments: argparse.Namespace) -> dict[str, str]:
     from mpskit.host import Machine, find_machine
     from mpskit.simulation.children import environment
 
-    machine = find_machine(arguments.machine)
+    machine = find_machine(arguments.machines)
     if arguments.macos is not None:
         machine = Machine(**machine.model_dump() | {"macos": arguments.macos})
     fallback = True if arguments.fallback else None

@@ -22,10 +22,18 @@ from mpskit.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from mpskit.host import Machine
-    from mpskit.rehearsal.result import Finding, MachineVerdict, Place, Rehearsal
+    from mpskit.rehearsal.result import Change, Finding, MachineVerdict, Place, Rehearsal
     from mpskit.rehearsal.run import RehearsalRun
 
-__all__ = ["Finding", "MachineVerdict", "Place", "Rehearsal", "chosen_machines", "rehearse"]
+__all__ = [
+    "Change",
+    "Finding",
+    "MachineVerdict",
+    "Place",
+    "Rehearsal",
+    "chosen_machines",
+    "rehearse",
+]
 
 
 def rehearse(
@@ -37,7 +45,9 @@ def rehearse(
     fallback: bool | None = None,
     stepped: Callable[[int], None] | None = None,
 ) -> RehearsalRun:
-    """Return a rehearsal, to be entered by ``with``; its ``report`` is there after the block.
+    """Return a rehearsal, to use in a ``with`` or as a decorator.
+
+    After the block its ``report`` is there; a decorated function returns the report of each call.
 
     Args:
         machine: a profile's name or a ``Machine``; of several the code sees the first, and its
@@ -81,11 +91,11 @@ def chosen_machines(given: Any) -> list[Machine]:
         UnknownMachineError: no such profile.
         ArgumentError: there is none; ArgumentTypeError: it is something else.
     """
-    from mpskit.host import Machine, find_machine
+    from mpskit.host import HostKind, Machine, find_machine
     from mpskit.host.machines import machines
 
     if given == "all":
-        return [one for one in machines().values() if one.is_apple_silicon]
+        return [one for one in machines().values() if one.kind is HostKind.APPLE_SILICON]
     if isinstance(given, str | Machine):
         return [find_machine(given)]
     if not isinstance(given, list | tuple):
@@ -98,7 +108,7 @@ def chosen_machines(given: Any) -> list[Machine]:
 
 
 _HOMES = dict.fromkeys(
-    ("Finding", "MachineVerdict", "Place", "Rehearsal"), "mpskit.rehearsal.result"
+    ("Change", "Finding", "MachineVerdict", "Place", "Rehearsal"), "mpskit.rehearsal.result"
 )
 
 if not TYPE_CHECKING:

@@ -15,7 +15,7 @@ from mpskit.estimate.trace.storage_log import Where
 from mpskit.rehearsal.result import Finding, Severity
 from mpskit.speed.watch import Wait
 
-__all__ = ["WAIT_FIXES", "Findings", "Kind", "Spot", "called_by_torch", "spot_of"]
+__all__ = ["WAIT_FIXES", "Findings", "Kind", "Spot", "spot_of"]
 
 _MPSKIT = str(Path(__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
@@ -36,6 +36,8 @@ class Kind(StrEnum):
     RESTARTS = "workers-restarted"
     WAIT = "host-sync"
     CACHE = "empty-cache"
+    AUTOCAST = "autocast"
+    COMPILE = "compile"
     ISSUE = "known-issue"
     ASSUMED = "assumed"
     WRITE = "write"
@@ -47,6 +49,8 @@ _SEVERITIES: dict[Kind, Severity] = {
     Kind.RESTARTS: "slow",
     Kind.WAIT: "slow",
     Kind.CACHE: "slow",
+    Kind.AUTOCAST: "slow",
+    Kind.COMPILE: "note",
     Kind.ISSUE: "wrong",
     Kind.ASSUMED: "note",
     Kind.WRITE: "note",
@@ -83,14 +87,6 @@ def spot_of(frame: FrameType | None) -> Spot:
             library = _library(name)
         frame = frame.f_back
     return Spot(None, None, library)
-
-
-def called_by_torch() -> bool:
-    """Return whether it is torch's own code that calls an operator, and nobody else's."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((_MPSKIT, "<")):
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_filename.startswith(_TORCH)
 
 
 def _library(name: str) -> str | None:

@@ -14,7 +14,7 @@ from mpskit.dispatch.intercept import calls_operators
 from mpskit.dispatch.meta_shapes import tensors_in
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.estimate.trace.tracer import Tracer
-from mpskit.rehearsal.findings import WAIT_FIXES, Findings, Kind, Spot, called_by_torch, spot_of
+from mpskit.rehearsal.findings import WAIT_FIXES, Findings, Kind, Spot, spot_of
 from mpskit.simulation.core import Simulation, ThreadState
 from mpskit.simulation.device_mismatch import check_mix
 from mpskit.simulation.operators import Dispatch
@@ -71,11 +71,13 @@ class Rehearsing:
         kind = Kind.CACHE if wait is Wait.CACHE else Kind.WAIT
         self.findings.add(kind, op, wait.value, WAIT_FIXES[wait], spot=spot)
 
-    def note_call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember how an operator with a known bug is called, and where first."""
+    def note_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool = False
+    ) -> None:
+        """Remember how a function with a known bug is called, and where first."""
         found: set[OpUse] = set()
         with torch._C.DisableTorchFunction():
-            record_use(found, name, args, kwargs, compiled=False)
+            record_use(found, name, args, kwargs, compiled=compiled)
         for use in found:
             if use not in self.uses:
                 self.uses[use] = spot_of(sys._getframe(1))
@@ -130,9 +132,8 @@ class ScriptDispatch(Dispatch):
         given = list(tensors_in((*args, *kwargs.values())))
         made = result if isinstance(result, list | tuple) else (result,)
         wait = wait_of(facts, "mps", given, made)
-        if wait is None or (wait is Wait.COPY and not made[0].dim() and called_by_torch()):
-            return  # torch groups tensors by device in C++, which sees the CPU (clip_grad_norm_)
-        self._shared.wait(wait, facts.name)
+        if wait is not None:
+            self._shared.wait(wait, facts.name)
 
     def _check(self, func: Any, facts: OpFacts, where: int, args: Any, kwargs: Any) -> None:
         self._shared.tracer.where.op = facts.name

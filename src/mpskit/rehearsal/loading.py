@@ -1,10 +1,15 @@
-"""Data loaders in a rehearsal: workers are not started, what a Mac would say of them is."""
+"""Data loaders and files of weights in a rehearsal: no workers are started, no weights are read.
+
+What a Mac would say of the workers is said.
+"""
 
 from __future__ import annotations
 
 import ast
 import copy
+import functools
 import importlib
+import importlib.util
 import linecache
 import sys
 import weakref
@@ -15,6 +20,7 @@ from typing import Any
 
 from mpskit.dispatch.patches import Patches
 from mpskit.rehearsal.findings import Findings, Kind, spot_of
+from mpskit.rehearsal.result import Severity
 
 __all__ = ["install"]
 
@@ -23,12 +29,45 @@ _ALONE |= {"_DataLoader__multiprocessing_context": None}
 
 
 def install(patches: Patches, findings: Findings) -> None:
-    """Let every loader read in this process, and check what spawned workers would need."""
+    """Let every loader read in this process, and let files of weights be mapped, not read."""
+    _install_loaders(patches, findings)
+    if importlib.util.find_spec("safetensors") is not None:
+        _map_weights(patches)
+
+
+def _map_weights(patches: Patches) -> None:
+    """Map safetensors files although the caller asks to read them, as transformers does for MPS.
+
+    A library that was imported has the name already, and one that is imported in the rehearsal
+    keeps the replacement, which then does what it replaces.
+    """
+    inside = [True]
+    patches.on_exit(inside.clear)
+
+    def mapping(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def safe_open(*args: Any, **kwargs: Any) -> Any:
+            if inside:
+                kwargs.pop("backend", None)
+            return call(*args, **kwargs)
+
+        return safe_open
+
+    original = importlib.import_module("safetensors").safe_open
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get("safe_open") is original:
+            patches.derive(module, "safe_open", mapping)
+
+
+def _install_loaders(patches: Patches, findings: Findings) -> None:
     loader: Any = importlib.import_module("torch.utils.data.dataloader").DataLoader
     begun: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def derived(call: Callable[..., Any]) -> Callable[..., Any]:
         def iterator(self: Any) -> Any:
+            if self.pin_memory:
+                text = "pin_memory=True does nothing for MPS, whose memory is the CPU's"
+                _add(findings, Kind.PINNED, text, "pin_memory=False on a Mac", severity="note")
             if not self.num_workers:
                 return call(self)
             begun[self] = begun.get(self, 0) + 1
@@ -61,9 +100,11 @@ def _check_workers(loader: Any, findings: Findings) -> None:
         _add(findings, Kind.WORKERS, text, 'put the run under if __name__ == "__main__":')
 
 
-def _add(findings: Findings, kind: Kind, text: str, fix: str) -> None:
+def _add(
+    findings: Findings, kind: Kind, text: str, fix: str, severity: Severity | None = None
+) -> None:
     spot = spot_of(sys._getframe(1))
-    findings.add(kind, "DataLoader", text, fix, spot=spot)
+    findings.add(kind, "DataLoader", text, fix, severity=severity, spot=spot)
 
 
 def _unguarded(frame: FrameType | None) -> bool:

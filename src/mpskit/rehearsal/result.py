@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
+from mpskit.speed.step_time import StepTime, TimeRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SCHEMA", "Finding", "MachineVerdict", "Place", "Rehearsal", "Severity", "Verdict"]
+__all__ = [
+    "SCHEMA",
+    "SEVERITIES",
+    "Change",
+    "Finding",
+    "MachineVerdict",
+    "Place",
+    "Rehearsal",
+    "Severity",
+    "Verdict",
+]
 
 # Only keys are added under one number; a removed or changed key increments it.
 SCHEMA = 1
@@ -20,7 +31,8 @@ SCHEMA = 1
 Severity: TypeAlias = Literal["stops", "wrong", "slow", "note"]
 End: TypeAlias = Literal["steps", "end", "exit", "error", "interrupted"]
 
-_ORDER: tuple[Severity, ...] = ("stops", "wrong", "slow", "note")
+# The most serious first.
+SEVERITIES: tuple[Severity, ...] = ("stops", "wrong", "slow", "note")
 _TITLES: dict[Severity, str] = {
     "stops": "stops the run on a Mac",
     "wrong": "may give wrong results",
@@ -129,6 +141,40 @@ class MachineVerdict(Value):
         return text if self.refused is None else f"{text}; out of memory: {self.refused}"
 
 
+class Change(Value):
+    """Something that would take less memory, replayed from the events of this run.
+
+    Attributes:
+        what: to change.
+        peak_bytes: the largest sum of live tensors then; None where it is only named, because the
+            figure needs the script.
+        driver_bytes: the largest memory held from the driver then.
+        scaled: whether the figures are this run's events with some sizes scaled, which the script
+            need not follow exactly.
+        fits: the machines that the run would fit then, of those that it does not fit well.
+    """
+
+    what: str
+    peak_bytes: int | None = None
+    driver_bytes: int | None = None
+    scaled: bool = False
+    fits: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.peak_bytes is None or self.driver_bytes is None:
+            return f"{self.what} (no figure without the script)"
+        text = (
+            f"{self.what}: about {format_bytes(self.peak_bytes)} live, "
+            f"{format_bytes(self.driver_bytes)} held from the driver (scaled)"
+        )
+        return f"{text}, fits {_shortened(self.fits)}" if self.fits else text
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 class Moment(Value):
     """Memory after one allocation event: bytes live, bytes held from the driver, completed steps.
 
@@ -155,29 +201,35 @@ class Rehearsal(Value):
         torch_version: whose rules and operators these are.
         machines: the verdicts; the script saw the first machine.
         peak: where the most tensors were live.
+        changes: what would take less memory, where a machine is short of it.
         findings: what stops the run first, then what may be wrong, what is slow, what to know.
         steps: optimizer steps that ran.
         ended: ``steps`` (as many as were asked for), ``end`` (the script's own), ``exit`` (by
             ``sys.exit``), ``error`` or ``interrupted``.
-        seconds: predicted for one step on the first machine's GPU; None where mpskit has no model.
+        time: of one step on the first machine's GPU, as a range with its sources; None where
+            published times support none.
         launches: kernels in each step after the first.
         flops: floating-point operations in each step after the first.
         elapsed_seconds: how long the rehearsal took here, imports of the script included.
         timeline: some hundred moments of the first machine's memory.
+        processes: how many Python processes were rehearsed; this is the report of the lowest rank
+            that trained.
     """
 
     schema_version: int = SCHEMA
     torch_version: str
     machines: tuple[MachineVerdict, ...]
     peak: Place | None = None
+    changes: tuple[Change, ...] = ()
     findings: tuple[Finding, ...] = ()
     steps: int = 0
     ended: End = "end"
-    seconds: float | None = None
+    time: StepTime | None = None
     launches: int | None = None
     flops: float | None = None
     elapsed_seconds: float = 0.0
     timeline: tuple[Moment, ...] = ()
+    processes: int = 1
 
     @property
     def peak_bytes(self) -> int:
@@ -195,6 +247,11 @@ class Rehearsal(Value):
         return self.machines[0].verdict
 
     @property
+    def seconds(self) -> TimeRange | None:
+        """Seconds of one step on the first machine's GPU; None without a range."""
+        return None if self.time is None else self.time.step
+
+    @property
     def runs(self) -> bool:
         """Whether nothing stops the script and it fits every machine that was asked for."""
         fits = all(one.verdict is not Verdict.DOES_NOT_FIT for one in self.machines)
@@ -208,7 +265,9 @@ class Rehearsal(Value):
         """Return the document of ``mpskit rehearse --json``."""
         document = self.model_dump(mode="json", exclude={"schema_version"})
         top = ("verdict", "peak_bytes", "driver_bytes")
-        return {"schema": self.schema_version} | {k: getattr(self, k) for k in top} | document
+        seconds = None if self.seconds is None else self.seconds.model_dump(mode="json")
+        given = {"schema": self.schema_version, **{key: getattr(self, key) for key in top}}
+        return given | {"seconds": seconds} | document
 
     def plot(self, path: str | Path) -> Path:
         """Draw the memory over time, with the machines' limits as lines, into a file.
@@ -229,9 +288,13 @@ class Rehearsal(Value):
             yield str(machine)
         if self.peak is not None:
             yield f"most tensors are live at {self.peak}"
-        if self.seconds is not None:
-            yield f"a step takes about {self.seconds:.3g} s on its GPU ({self.launches} kernels)"
-        for severity in _ORDER:
+        if self.launches:
+            of = "no range, for want of published times" if self.time is None else str(self.time)
+            yield f"a step has {self.launches} kernels: {of}"
+        if self.changes:
+            yield "what to change, to take less memory:"
+            yield from (f"  {one}" for one in self.changes)
+        for severity in SEVERITIES:
             found = self.of(severity)
             if found:
                 yield f"{_TITLES[severity]}:"
@@ -240,6 +303,9 @@ class Rehearsal(Value):
             yield "nothing breaks, nothing slows it"
         steps = f"{self.steps} optimizer step{'s' if self.steps != 1 else ''}"
         yield f"rehearsed {steps} in {self.elapsed_seconds:.1f} s ({_ENDS[self.ended]})"
+        if self.processes > 1:
+            of = "the lowest rank that trained"
+            yield f"{self.processes} processes were rehearsed: this is of {of}"
 
 
 _ENDS: dict[End, str] = {
@@ -253,4 +319,4 @@ _ENDS: dict[End, str] = {
 
 def ordered(findings: list[Finding]) -> tuple[Finding, ...]:
     """Return findings with the most serious first, each severity in order of appearance."""
-    return tuple(sorted(findings, key=lambda one: _ORDER.index(one.severity)))
+    return tuple(sorted(findings, key=lambda one: SEVERITIES.index(one.severity)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, ParamSpec, Self, cast
 
 import torch
 
@@ -22,41 +24,55 @@ from mpskit.errors import SimulationError
 from mpskit.estimate.trace.guards import search_on
 from mpskit.estimate.trace.user_line import shown
 from mpskit.host import Machine
-from mpskit.rehearsal import assuming, loading
+from mpskit.rehearsal import assuming, loading, torch_features
 from mpskit.rehearsal.assuming import Assumed, ScriptLog, ScriptTracer
+from mpskit.rehearsal.changes import Kinds, changes
+from mpskit.rehearsal.children import Reports, request_of
 from mpskit.rehearsal.findings import Findings, Kind, Spot, spot_of
 from mpskit.rehearsal.handler import Rehearsing, ScriptDispatch
 from mpskit.rehearsal.memory import Mark, RehearsedMemory, allocator_of, timeline, verdicts
 from mpskit.rehearsal.result import End, Place, Rehearsal, Severity, ordered
 from mpskit.rehearsal.tracking import RehearsalEnd, ScriptTracker
 from mpskit.rehearsal.writing import Aside
+from mpskit.simulation.children import carried
 from mpskit.simulation.core import Simulation
-from mpskit.simulation.lifecycle import SimulatedMac
+from mpskit.simulation.lifecycle import SimulatedMac, check_plain
 from mpskit.simulation.memory import Memory
 from mpskit.speed.count import workload_of
-from mpskit.speed.predict import predict_speedup
+from mpskit.speed.step_time import estimate_time
 from mpskit.speed.watch import Wait, watch_cache, watch_printing
 
 __all__ = ["RehearsalRun"]
+
+_P = ParamSpec("_P")
 
 
 class _Mac(SimulatedMac):
     """A simulated Mac that is changed before it is switched on."""
 
     def __init__(
-        self, machine: Machine, fallback: bool | None, prepare: Callable[[Simulation], None]
+        self,
+        machine: Machine,
+        fallback: bool | None,
+        prepare: Callable[[Simulation], None],
+        request: Callable[[], dict[str, Any]],
     ) -> None:
         super().__init__(machine, rng="cpu", fallback=fallback)
-        self._prepare = prepare
+        self._prepare, self._request = prepare, request
 
     def _built(self, memory: type[Memory] = RehearsedMemory) -> Simulation:
         simulation = super()._built(memory)
         self._prepare(simulation)
         return simulation
 
+    def _carried(self) -> AbstractContextManager[None]:
+        return carried(self.machine, fallback=self._fallback, request=self._request())
+
 
 class RehearsalRun:
-    """A run on a simulated Mac without numbers; ``rehearse`` makes it.
+    """A run on a simulated Mac without numbers, as context manager and as decorator.
+
+    ``rehearse`` makes it.
 
     Attributes:
         machine: the machine that the script sees.
@@ -71,14 +87,26 @@ class RehearsalRun:
         write: bool,
         fallback: bool | None,
         stepped: Callable[[int], None] | None = None,
+        reports: Reports | None = None,
     ) -> None:
         self.machine = machines[0]
-        self._mac = _Mac(self.machine, fallback, self._prepare)
+        options: dict[str, Any] = {"steps": steps, "strict": strict, "write": write}
+        options["fallback"] = fallback
+        self._reports = reports
+        self._mac = _Mac(
+            self.machine,
+            fallback,
+            self._prepare,
+            lambda: request_of(machines, self._children.folder, **options),
+        )
         self._machines, self._steps = machines, steps
         self._strict, self._write = strict, write
         self._told = stepped
         self._report: Rehearsal | None = None
         self._patches = Patches()
+        self._fresh = functools.partial(
+            RehearsalRun, machines, **options, stepped=stepped, reports=reports
+        )
 
     @property
     def report(self) -> Rehearsal:
@@ -92,13 +120,19 @@ class RehearsalRun:
         return self._report
 
     def __enter__(self) -> Self:
-        self._started = time.perf_counter()
-        self._mac.__enter__()
+        self._started, self._report = time.perf_counter(), None
+        self._children = self._reports or Reports()
+        try:
+            self._mac.__enter__()
+        except BaseException:
+            self._children.close()
+            raise
         try:
             self._install(self._patches)
         except BaseException:
             self._patches.undo()
             self._mac.__exit__(None, None, None)
+            self._children.close()
             raise
         return self
 
@@ -108,14 +142,47 @@ class RehearsalRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if error is not None:
-            self._note_error(error)
         try:
             self._patches.undo()
         finally:
             self._mac.__exit__(kind, error, trace)
-        self._report = self._made(_end_of(error))
+        try:
+            return self.conclude(error)
+        finally:
+            self._children.close()
+
+    def conclude(self, error: BaseException | None) -> bool:
+        """Make the report, and leave it to ``__exit__`` to leave the Mac; the first call counts.
+
+        Args:
+            error: what ended the run; None for its own end.
+
+        Returns:
+            Whether it is the exception that ends a rehearsal after its steps.
+        """
+        if self._report is None:
+            if error is not None:
+                self._note_error(error)
+            self._report = self._told_best(self._made(_end_of(error)))
         return isinstance(error, RehearsalEnd)
+
+    def __call__(self, function: Callable[_P, object]) -> Callable[_P, Rehearsal]:
+        """Return ``function`` rehearsed anew at each call, with the report as its result.
+
+        What the function raises is raised.
+
+        Raises:
+            ArgumentTypeError: it is not a plain function (a coroutine's body would run outside).
+        """
+        check_plain(function, "rehearse")
+
+        @functools.wraps(function)
+        def rehearsed(*args: _P.args, **kwargs: _P.kwargs) -> Rehearsal:
+            with self._fresh() as run:
+                function(*args, **kwargs)
+            return run.report
+
+        return rehearsed
 
     def _prepare(self, simulation: Simulation) -> None:
         self._simulation = simulation
@@ -128,7 +195,8 @@ class RehearsalRun:
         ops = frozenset(op for issue in issue_table() for op in issue.ops)
         self._shared = Rehearsing(tracer, self._findings, OpCounts(), {}, ops, self._strict)
         self._counts = self._shared.counts
-        self._tracker = ScriptTracker(log, self._steps, self._stepped)
+        self._kinds = Kinds(simulation.tags.entry)
+        self._tracker = ScriptTracker(log, self._steps, self._stepped, self._kinds)
         self._memory.mark, self._memory.refused = self._mark, self._refused
         simulation.refuse = self._shared.refuse
         simulation.handler = lambda mac, state: ScriptDispatch(mac, state, self._shared)
@@ -140,6 +208,7 @@ class RehearsalRun:
             patches, simulation.tags, reads, lambda name: self._shared.wait(Wait.COPY, name)
         )
         loading.install(patches, self._findings)
+        self._features = torch_features.install(patches, self._findings)
         if not self._write:
             Aside(self._findings).install(patches)
         watch_printing(patches, self._waited, "mps")
@@ -154,7 +223,7 @@ class RehearsalRun:
         if self._shared.is_new and any(
             isinstance(one, torch.Tensor) and tags.has(one) for one in args
         ):
-            self._shared.note_call(name, args, kwargs)
+            self._shared.note_call(name, args, kwargs, compiled=self._features.compiled)
 
     def _waited(self, wait: Wait) -> None:
         self._shared.wait(wait, wait.name.lower())
@@ -177,19 +246,32 @@ class RehearsalRun:
         spot = spot_of(sys._getframe(1))
         self._findings.add(
             Kind.MEMORY, where.op, f"{text}, in {where.path() or 'no module'} ({where.phase})",
-            "a smaller batch with accumulation, gradient checkpointing, bf16, or LoRA", spot=spot,
-            rated=False,
+            "see what to change", spot=spot, rated=False,
         )  # fmt: skip
         if self._strict:
             raise error
 
     def _note_error(self, error: BaseException) -> None:
         if isinstance(error, Exception):
-            text = f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {error}".splitlines()[0]  # the whole is printed
             self._findings.add(Kind.ERROR, "", text, spot=_spot_in(error))
         elif isinstance(error, SystemExit) and error.code not in {None, 0}:
             text = f"the script ended itself with exit code {error.code}"
             self._findings.add(Kind.ERROR, "exit", text, spot=_spot_in(error))
+
+    @property
+    def end(self) -> RehearsalEnd | None:
+        """What has ended the run, if that were its steps."""
+        return self._tracker.end
+
+    def _told_best(self, own: Rehearsal) -> Rehearsal:
+        """Return a child's report in place of one that trained nothing."""
+        if self._reports is not None or own.steps:
+            return own
+        best, number = self._children.best(own)
+        if best is None or best is own:
+            return own
+        return best.model_copy(update={"processes": number})
 
     def _made(self, ended: End) -> Rehearsal:
         version = str(torch.__version__)
@@ -198,17 +280,19 @@ class RehearsalRun:
         moments, top = timeline(
             events, allocator_of(self.machine, version), lambda mark: (mark[3], mark[2])
         )
-        work = workload_of(self._counts, recurrent=False, training=steps > 0) if steps else None
-        predicted = None if work is None else predict_speedup(work, self.machine.chip)
+        work = workload_of(self._counts, recurrent=False, training=True) if steps else None
         self._add_issues(version)
+        self._features.end(steps)
+        found = verdicts(events, self._machines, version, _place)
         return Rehearsal(
             torch_version=version,
-            machines=verdicts(events, self._machines, version, _place),
+            machines=found,
             peak=None if top < 0 else _place(events.mark(top)),
+            changes=changes(events, self._kinds, self._machines, found, version),
             findings=ordered(self._findings.listed(steps)),
             steps=steps,
             ended=ended,
-            seconds=None if predicted is None else predicted.mps_seconds,
+            time=None if work is None else estimate_time(work, self.machine),
             launches=self._counts.launches if steps else None,
             flops=self._counts.flops if steps else None,
             elapsed_seconds=time.perf_counter() - self._started,

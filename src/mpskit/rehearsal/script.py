@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import runpy
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from mpskit._base.user_code import is_own
 from mpskit.errors import ArgumentError
 from mpskit.rehearsal import rehearse
+from mpskit.rehearsal.children import Reports, environment, is_launcher
+from mpskit.rehearsal.result import Finding
 from mpskit.simulation.children import TorchFinder, looks_like
+from mpskit.system.command import exit_code, run_command
 
 if TYPE_CHECKING:
     from mpskit.host import Machine
@@ -31,7 +36,8 @@ def rehearse_script(
     What the program raises is printed and becomes a finding.
 
     Args:
-        words: a ``.py`` file or ``-m`` and a module, then its arguments.
+        words: a ``.py`` file, ``-m`` and a module, or a program that starts Python (torchrun), then
+            its arguments.
         machines: as for ``rehearse``.
         options: of ``rehearse``.
 
@@ -39,8 +45,10 @@ def rehearse_script(
         None where the program imported no torch.
 
     Raises:
-        ArgumentError: there is no such file or module, or it is no Python that can be read.
+        ArgumentError: there is no such file or program, or it is no Python that can be read.
     """
+    if is_launcher(words) or _is_program(words[0]):
+        return _rehearse_program(words, machines, **options)
     program = _program(words)
     entered: list[RehearsalRun] = []
 
@@ -64,6 +72,42 @@ def rehearse_script(
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
     return entered[0].report if entered else None
+
+
+def _is_program(word: str) -> bool:
+    return not word.startswith("-") and not word.endswith(".py") and shutil.which(word) is not None
+
+
+def _rehearse_program(
+    words: Sequence[str],
+    machines: Sequence[Machine],
+    *,
+    fallback: bool | None = None,
+    stepped: Any = None,  # noqa: ARG001 - other processes step
+    **options: Any,
+) -> Rehearsal | None:
+    """Run a program whose Python processes rehearse, and return the report of the first rank.
+
+    Raises:
+        ArgumentError: it cannot be started.
+    """
+    command = [sys.executable, *words] if words[0] == "-m" else list(words)
+    reports = Reports()
+    try:
+        variables = environment(machines, reports.folder, fallback=fallback, **options)
+        code = exit_code(run_command(command, os.environ | variables))
+        report, number = reports.best(None)
+    except OSError as error:
+        raise ArgumentError(f"cannot run {words[0]!r}: {error.strerror}", given=words) from None
+    finally:
+        reports.close()
+    if report is None:
+        return None
+    if code and report.runs:
+        text = f"{words[0]} ended with exit code {code}"
+        failed = Finding(kind="error", severity="stops", op="exit", text=text)
+        report = report.model_copy(update={"findings": (failed, *report.findings)})
+    return report.model_copy(update={"processes": number})
 
 
 def _run(program: Callable[[], object], entered: list[RehearsalRun]) -> None:
@@ -103,7 +147,7 @@ def _program(words: Sequence[str]) -> Callable[[], object]:
         return lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     path = Path(name)
     if not path.is_file():
-        what = "no such file" if path.suffix == ".py" else "not a .py file, nor -m MODULE"
+        what = "no such file" if path.suffix == ".py" else "no such file, program, or -m MODULE"
         raise ArgumentError(f"cannot rehearse {name!r}: {what}", given=name)
     try:
         compile(path.read_bytes(), name, "exec")

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,12 @@ SITE = str(Path(__file__).parent / "_site")
 
 
 def environment(
-    machine: Machine, *, rng: str = "cpu", fallback: bool | None = None, early: bool = False
+    machine: Machine,
+    *,
+    rng: str = "cpu",
+    fallback: bool | None = None,
+    early: bool = False,
+    request: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Return the variables that put a child process on ``machine``.
 
@@ -48,22 +54,31 @@ def environment(
         rng: as ``simulate`` takes it.
         fallback: as ``simulate`` takes it.
         early: simulate from the child's first line on, not only from its import of torch.
+        request: what else the child is told; its ``room`` names a module whose ``enter`` gets it
+            all in place of a plain simulation.
     """
-    request = {
+    told = {
         "machine": machine.model_dump(mode="json", exclude_none=True),
         "rng": rng,
         "fallback": fallback,
         "early": early,
+        **(request or {}),
     }
     folders = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     path = os.pathsep.join([SITE, *(folder for folder in folders if folder != SITE)])
-    return {SIMULATE: json.dumps(request), "PYTHONPATH": path}
+    return {SIMULATE: json.dumps(told), "PYTHONPATH": path}
 
 
 @contextlib.contextmanager
-def carried(machine: Machine, *, rng: str = "cpu", fallback: bool | None = None) -> Iterator[None]:
-    """Put children started inside the block on ``machine`` too."""
-    variables = environment(machine, rng=rng, fallback=fallback)
+def carried(
+    machine: Machine,
+    *,
+    rng: str = "cpu",
+    fallback: bool | None = None,
+    request: Mapping[str, Any] | None = None,
+) -> Iterator[None]:
+    """Put children started inside the block on ``machine`` too; as ``environment`` says."""
+    variables = environment(machine, rng=rng, fallback=fallback, request=request)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     _stop_forkserver()
@@ -170,6 +185,9 @@ def looks_like(machine: Machine) -> Patches:
 
 def _enter(request: dict[str, Any]) -> None:
     """Enter the machine for the rest of this process."""
+    if "room" in request:
+        importlib.import_module(request["room"]).enter(request)
+        return
     from mpskit.simulation import simulate
 
     rng, fallback = request.get("rng", "cpu"), request.get("fallback")

@@ -47,7 +47,7 @@ from mpskit.simulation.rng import Randomness
 from mpskit.simulation.rules import Rules
 from mpskit.simulation.tags import Tags
 
-__all__ = ["SimulatedMac", "active"]
+__all__ = ["SimulatedMac", "active", "check_plain"]
 
 
 _P = ParamSpec("_P")
@@ -128,12 +128,7 @@ class SimulatedMac:
         Raises:
             ArgumentTypeError: it is not a plain function (a coroutine's body would run outside).
         """
-        given: Any = function
-        if not callable(given) or _is_deferred(given):
-            raise ArgumentTypeError(
-                f"simulate decorates plain functions; use `with` inside {function!r}",
-                given=function,
-            )
+        check_plain(function, "simulate")
 
         @functools.wraps(function)
         def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -194,6 +189,18 @@ class SimulatedMac:
         if self._simulation is None:
             raise SimulationError("enter the simulated Mac first: with simulate(...) as mac")
         return self._simulation
+
+
+def check_plain(function: Any, decorator: str) -> None:
+    """Check that a decorator gets a function whose body runs when it is called.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+    if not callable(function) or _is_deferred(function):
+        raise ArgumentTypeError(
+            f"{decorator} decorates plain functions; use `with` inside {function!r}", given=function
+        )
 
 
 def _is_deferred(function: Callable[..., Any]) -> bool:

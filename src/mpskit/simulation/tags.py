@@ -47,6 +47,14 @@ class Tags:
         except NotImplementedError:
             return any(self.has(part) for part in _parts(tensor))
 
+    def entry(self, tensor: torch.Tensor) -> int | None:
+        """Return the block of a tensor's storage; None where it has none, or is not tagged."""
+        try:
+            tag = self.live.get(address_of(tensor))
+        except NotImplementedError:
+            return None
+        return None if tag is None else tag.entry
+
     def add(self, tensor: torch.Tensor, size: int | None = None) -> None:
         """Tag a tensor's storage and charge it, unless it is tagged already.
 

@@ -11,7 +11,7 @@ from mpskit.backends.versions import has
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import SimulationError
 from mpskit.simulation import events
-from mpskit.simulation.core import Simulation
+from mpskit.simulation.core import MPS, Simulation
 
 __all__ = ["install"]
 
@@ -19,6 +19,7 @@ __all__ = ["install"]
 def install(simulation: Simulation, patches: Patches) -> None:
     """Install the simulated bindings in ``torch._C``."""
     bindings = _machine(simulation) | _memory(simulation) | _profiler() | events.bindings()
+    bindings["_group_tensors_by_device_and_dtype"] = _grouping(simulation)
     if simulation.usable:
         bindings |= _accelerator(simulation)
     for name, value in bindings.items():
@@ -53,6 +54,29 @@ def _newer_than(macos: str, torch_version: str) -> Any:
         return own >= (major, minor)
 
     return is_newer
+
+
+def _grouping(simulation: Simulation) -> Any:
+    """Return torch's grouping by device and dtype, which reads a tensor's device in C++.
+
+    Optimizers and ``clip_grad_norm_`` go by it: MPS is in neither list of devices whose tensors
+    they update all at once (torch/utils/_foreach_utils.py).
+    """
+    by_dtype: Any = vars(torch._C)["_group_tensors_by_device_and_dtype"]
+    has = simulation.tags.has
+
+    def grouped(lists: Any, with_indices: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for (device, dtype), (members, indices) in by_dtype(lists, with_indices).items():
+            on_mac = [has(tensor) for tensor in members[0]]
+            for side in dict.fromkeys(on_mac):
+                own = [place for place, one in enumerate(on_mac) if one is side]
+                parts = [[each[place] for place in own] if each else [] for each in members]
+                numbers = [indices[place] for place in own] if indices else []
+                found[MPS if side else device, dtype] = (parts, numbers)
+        return found
+
+    return grouped
 
 
 def _memory(simulation: Simulation) -> dict[str, Any]:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mpskit.backends.kinds import ACCELERATORS
+from mpskit.testing.simulation import simulated
 
 if TYPE_CHECKING:
     import torch
 
 __all__: list[str] = []
 
-# The simulated machines have their own file, which imports no torch either.
-pytest_plugins = ("mpskit.testing.simulation",)
+# Simulated machines and rehearsals have their own files, which import no torch either.
+pytest_plugins = ("mpskit.testing.simulation", "mpskit.testing.rehearsal")
 
 _ANY = "accelerator"
 _REQUIREMENTS = (*ACCELERATORS, _ANY)
@@ -67,7 +68,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a device that this machine has not; on a simulated one its fixture does."""
-    if "mpskit_mac" not in getattr(item, "fixturenames", ()):
+    if simulated(getattr(item, "fixturenames", ())) is None:
         skip_unless_usable(item)
 
 
@@ -88,8 +89,9 @@ def skip_unless_usable(item: pytest.Item) -> None:
 @pytest.fixture
 def _mpskit_machine_first(request: pytest.FixtureRequest) -> None:
     """Be on the test's simulated Mac before its device is chosen, whatever the arguments' order."""
-    if "mpskit_mac" in request.fixturenames:
-        request.getfixturevalue("mpskit_mac")
+    fixture = simulated(request.fixturenames)
+    if fixture is not None:
+        request.getfixturevalue(fixture)
 
 
 @pytest.fixture

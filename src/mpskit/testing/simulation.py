@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from mpskit.host import Machine
     from mpskit.simulation.lifecycle import SimulatedMac
 
-__all__: list[str] = []
+__all__ = ["DEFAULT_MACHINE", "each_machine", "outside", "simulated", "usage_errors"]
 
-_DEFAULT = "m1-8gb"
+DEFAULT_MACHINE = "m1-8gb"
 _FIXTURE = "mpskit_mac"
 _MARKER = "mpskit_machine"
+# marker -> the fixture that it asks for
+_FIXTURES = {_MARKER: _FIXTURE, "mpskit_rehearse": "_mpskit_rehearsal"}
 _FALLBACK_WARNING = ".*will fall back to run on the CPU.*"
 _MARKERS = (
     "mpskit_machine(*machines, **options): run on each simulated Mac; options of mpskit.simulate",
@@ -71,22 +73,29 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> None:
     Pytest asks for every attribute of a module and class, mocks and lazy objects among them: only
     the type of an object is looked at, and what a function of Python holds.
     """
-    if collector.get_closest_marker(_MARKER) is not None:
-        _use_fixture(collector.iter_markers("usefixtures"), collector.add_marker)
+    for marker, fixture in _FIXTURES.items():
+        if collector.get_closest_marker(marker) is not None:
+            _use_fixture(fixture, collector.iter_markers("usefixtures"), collector.add_marker)
     function = obj.__func__ if type(obj) is types.MethodType else obj
     marks = vars(function).get("pytestmark") if type(function) is types.FunctionType else None
     if not isinstance(marks, list):
         return
     own = [mark for mark in marks if isinstance(mark, pytest.Mark)]
-    if any(mark.name == _MARKER for mark in own):
-        _use_fixture(own, lambda mark: mark(function))
+    for marker, fixture in _FIXTURES.items():
+        if any(mark.name == marker for mark in own):
+            _use_fixture(fixture, own, lambda mark: mark(function))
 
 
 def _use_fixture(
-    marks: Iterable[pytest.Mark], add: Callable[[pytest.MarkDecorator], object]
+    fixture: str, marks: Iterable[pytest.Mark], add: Callable[[pytest.MarkDecorator], object]
 ) -> None:
-    if not any(mark.name == "usefixtures" and _FIXTURE in mark.args for mark in marks):
-        add(pytest.mark.usefixtures(_FIXTURE))
+    if not any(mark.name == "usefixtures" and fixture in mark.args for mark in marks):
+        add(pytest.mark.usefixtures(fixture))
+
+
+def simulated(names: Iterable[str]) -> str | None:
+    """Return the fixture among a test's that puts it on a simulated Mac; None without one."""
+    return next((fixture for fixture in _FIXTURES.values() if fixture in names), None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -101,16 +110,20 @@ def _marked(metafunc: pytest.Metafunc) -> list[dict[str, Any]]:
     mark = metafunc.definition.get_closest_marker(_MARKER)
     if mark is None:
         return []
-    return [{**mark.kwargs, "machine": machine} for machine in mark.args or (_DEFAULT,)]
+    return [{**mark.kwargs, "machine": machine} for machine in mark.args or (DEFAULT_MACHINE,)]
 
 
 def each_machine(metafunc: pytest.Metafunc) -> Iterator[None]:
     """Enter each machine that a test will run on in turn; once nothing if it names none."""
-    if _FIXTURE not in metafunc.fixturenames:
+    fixture = simulated(metafunc.fixturenames)
+    if fixture is None:
         yield
         return
-    for given in _marked(metafunc) or _parametrised(metafunc) or [None]:
-        with _usage_errors(), _on(_options(given)):
+    machines = _marked(metafunc) or _parametrised(metafunc) or [None]
+    if fixture != _FIXTURE:
+        machines = [_first_rehearsed(metafunc)]
+    for given in machines:
+        with usage_errors(), _on(_options(given)):
             yield
 
 
@@ -121,6 +134,12 @@ def _parametrised(metafunc: pytest.Metafunc) -> list[Any]:
             values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
             return [pytest.param(value).values[0] for value in values]
     return []
+
+
+def _first_rehearsed(metafunc: pytest.Metafunc) -> Any:
+    """Return the machine that a rehearsed test sees."""
+    mark = metafunc.definition.get_closest_marker("mpskit_rehearse")
+    return DEFAULT_MACHINE if mark is None or not mark.args else mark.args[0]
 
 
 def _name(machine: object) -> str:
@@ -137,7 +156,7 @@ def mpskit_mac(request: pytest.FixtureRequest) -> Iterator[SimulatedMac]:
     from mpskit.testing.plugin import skip_unless_usable
 
     with contextlib.ExitStack() as stack:
-        with _usage_errors():
+        with usage_errors():
             mac = stack.enter_context(_on(_options(getattr(request, "param", None))))
         skip_unless_usable(request.node)
         yield mac
@@ -150,7 +169,7 @@ def _options(given: object) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
     """Fail the test with a wrong argument's own sentence, without this file's source."""
     from mpskit.errors import MpskitError
 
@@ -174,11 +193,25 @@ def _on(options: dict[str, Any]) -> Iterator[SimulatedMac]:
         yield outer
         return
     with contextlib.ExitStack() as stack:
-        if outer is not None:
-            outer.__exit__(None, None, None)
-            stack.callback(outer.__enter__)
-        chosen: dict[str, Any] = {"machine": _DEFAULT, **options}
+        stack.enter_context(outside())
+        chosen: dict[str, Any] = {"machine": DEFAULT_MACHINE, **options}
         yield stack.enter_context(simulate(**chosen))
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """Leave the active machine for the time of the block, if there is one."""
+    from mpskit.simulation import active
+
+    outer = active()
+    if outer is None:
+        yield
+        return
+    outer.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        outer.__enter__()
 
 
 def _will_do(mac: SimulatedMac, options: dict[str, Any]) -> bool:
@@ -222,7 +255,7 @@ def _limited(mark: pytest.Mark) -> Iterator[None]:
     """Fail if the peak of live tensors is above the limit; a backend without peaks never fails."""
     from mpskit._base.sizes import format_bytes, parse_bytes
 
-    with _usage_errors():
+    with usage_errors():
         limit = parse_bytes(mark.args[0] if len(mark.args) == 1 else "")
     gc.collect()
     _reset_peak()
