@@ -99,8 +99,10 @@ class SimulatedMac:
         try:
             if _active is not self:
                 raise SimulationError("this simulated Mac was not entered")
-        finally:
             self._switch_off()
+        except BaseException:  # perhaps Ctrl-C before it was deferred
+            self._switch_off()
+            raise
 
     def _switch_on(self) -> None:
         global _active
