@@ -87,7 +87,8 @@ def _needed_by(path):
     """Return what ``pytestmark`` says that a file needs; nothing in tests/simulation goes without."""
     if path.parent.name == "simulation":
         return "simulation"
-    mark = re.search(r'^pytestmark = .*needs_torch\("(.+?)"\)', path.read_text("utf-8"), re.M)
+    marks = r'^pytestmark = (?:\[[^]]*?|.*)needs_torch\("(.+?)"\)'
+    mark = re.search(marks, path.read_text("utf-8"), re.M)
     return mark and mark[1]
 
 

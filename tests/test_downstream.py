@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from mpskit._base.sizes import GIB
+from mpskit.allocator.mps_text import size_text
+from mpskit.backends import versions
+
+TORCH = versions.torch_version()
 PROJECT = Path(__file__).parent / "downstream"
 ERRORS = {
     "test_float64": "TypeError: Cannot convert a MPS Tensor to float64 dtype as the MPS framework",
     "test_missing_operator": "NotImplementedError: The operator 'aten::linalg_eig' is not currently",
     "test_device_mix": "RuntimeError: Expected all tensors to be on the same device, but found at",
     "test_unpicklable_dataset": "Can't pickle local object",
-    "test_out_of_memory": "max allowed: 9.07 GiB). Tried to allocate 1024.00 MiB on shared pool.",
 }
 
 
@@ -48,3 +52,10 @@ def test_each_planted_mistake_is_caught_with_the_macs_own_error():
     for name, error in ERRORS.items():
         section = done.stdout.partition(f"_ {name} _")[2].partition("\n____")[0]
         assert error in section, section
+    section = done.stdout.partition("_ test_out_of_memory _")[2].partition("\n____")[0]
+    cap = size_text(int(9.07 * GIB), str(TORCH))
+    pool = "shared" if versions.has("mps.shared_storage", str(TORCH)) else "private"
+    assert (
+        f"max allowed: {cap}). Tried to allocate {size_text(GIB, str(TORCH))} on {pool} pool."
+        in (section)
+    ), section

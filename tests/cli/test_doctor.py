@@ -72,7 +72,8 @@ def test_a_wrong_variable_is_a_failed_check_and_json_comes_all_the_same():
 )
 def test_a_broken_torch_is_one_failed_check_with_its_remedy(tmp_path, fault):
     (tmp_path / "torch.py").write_text(fault)
-    done = _run("doctor", "--json", PYTHONPATH=str(tmp_path))
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = _run("doctor", "--json", PYTHONPATH=path)
     failed = [check for check in json.loads(done.stdout)["checks"] if check["mark"] == "fail"]
     assert (done.returncode, [check["name"] for check in failed]) == (1, ["torch"])
     assert failed[0]["fix"].endswith("-m pip install --force-reinstall torch")

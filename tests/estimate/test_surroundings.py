@@ -18,7 +18,11 @@ def told(device):
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_autocast_around_the_call_is_counted_and_noted(device):
     bare = told(device)
-    with torch.autocast(device, torch.bfloat16):
+    try:
+        region = torch.autocast(device, torch.bfloat16)
+    except RuntimeError as error:  # 2.9.1 asks for the version of macOS, on Linux too
+        pytest.skip(f"torch {torch.__version__} has no autocast for {device} here: {error}")
+    with region:
         found = told(device)
         assert torch.is_autocast_enabled(device)
     note = "autocast to torch.bfloat16 is on around the estimate, and is in the figures"

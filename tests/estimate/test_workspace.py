@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpskit.estimate.trace.workspace import cpu_op_memory
 
@@ -51,3 +52,30 @@ def test_products_in_half_precision_are_a_range(name):
 
 def test_batch_norm_takes_its_input_once_more():
     assert RULES["native_batch_norm_backward"]((X, X), True).workspace_bytes == X.numel() * 4
+
+
+class _Workspaces(TorchDispatchMode):
+    """Compares the workspace that each call of oneDNN's LSTM gives back with the rule's."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mkldnn_rnn_layer.default:
+            kept = result[3].numel() * result[3].element_size()
+            self.pairs.append((kept, RULES["mkldnn_rnn_layer"](args, True).outputs[3]))
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(32, 64, 8, 20), (100, 37, 3, 17), (512, 256, 2, 16)])
+def test_the_workspace_of_an_lstm_is_what_onednn_says(sizes, dtype):
+    width, hidden, batch, steps = sizes
+    layer = torch.nn.LSTM(width, hidden).to(dtype)
+    with _Workspaces() as seen:
+        layer(torch.randn(steps, batch, width, dtype=dtype))
+    if not seen.pairs:
+        pytest.skip(f"this processor computes an LSTM in {dtype} without oneDNN")
+    assert [rule for _, rule in seen.pairs] == [kept for kept, _ in seen.pairs]

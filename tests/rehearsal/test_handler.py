@@ -134,6 +134,11 @@ def argument(out):
     functional.adaptive_avg_pool2d(torch.ones(1, 1, 7, 7, device="mps"), 3)  # here
 
 
+def mistakes(report):
+    """Return the findings; a bug that this torch has on MPS is none of the script's."""
+    return [f for f in report.findings if f.severity != "note" and f.kind != "known-issue"]
+
+
 def run_loop(body, **options):
     with mpskit.rehearse("m1-8gb", **options) as run:
         model = nn.Linear(64, 64).to("mps")
@@ -153,7 +158,7 @@ def test_a_planted_mistake_is_found_at_its_line(name):
     body, kind, severity = CASES[name]
     lines, first = inspect.getsourcelines(body)
     line = first + next(i for i, text in enumerate(lines) if "# here" in text)
-    found = [one for one in run_loop(body).findings if one.severity != "note"]
+    found = mistakes(run_loop(body))
     places = {(one.kind, one.severity, one.line) for one in found}
     assert (kind, severity, line) in places
     assert {one.line for one in found} == {line}
@@ -165,7 +170,7 @@ def test_a_planted_mistake_is_found_at_its_line(name):
 
 def test_clean_code_has_no_finding():
     report = run_loop(lambda out: out.detach())
-    assert [one for one in report.findings if one.severity != "note"] == []
+    assert mistakes(report) == []
     assert report.runs
 
 
@@ -193,7 +198,7 @@ def test_a_fallback_is_slow_and_stops_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = run_loop(CASES["missing"][0], fallback=True)
-    (found,) = [one for one in report.findings if one.severity != "note"]
+    (found,) = mistakes(report)
     assert (found.kind, found.severity, found.per_step) == ("fallback", "slow", 1)
 
 

@@ -83,3 +83,26 @@ def test_wrapper_subclasses():
         assert torch.ones(1, device="mps").is_mps
     assert torch._C._len_torch_dispatch_stack() == 0
     assert (Wrapped(torch.ones(2)) * 2).inner.is_cpu
+
+
+# Whose backward has C++ make a tensor from nothing, in one torch or another.
+_MADE_IN_BACKWARD = {
+    "split": lambda x: x.split(1)[0],
+    "unbind": lambda x: x.unbind(0)[1],
+    "prod": lambda x: x.prod(),
+    "topk": lambda x: x.topk(2).values,
+    "cumprod": lambda x: x.cumprod(0),
+    "repeat to nothing": lambda x: x.repeat(0, 2),
+}
+
+
+@pytest.mark.parametrize("name", _MADE_IN_BACKWARD)
+def test_what_backward_makes_is_on_its_nodes_device_under_a_mode_too(name):
+    with simulate("m3-max-64gb"):
+        on_mac = torch.rand(3, 4, device="mps", requires_grad=True)
+        on_cpu = torch.rand(3, 4, requires_grad=True)
+        with Log() as log:
+            for x in (on_mac, on_cpu):
+                _MADE_IN_BACKWARD[name](x).sum().backward()
+        assert (on_mac.grad.device.type, on_cpu.grad.device.type) == ("mps", "cpu")
+    assert len(log.seen) > 4

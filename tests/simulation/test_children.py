@@ -52,7 +52,7 @@ def test_pythonpath_keeps_what_it_had(monkeypatch):
 
 def test_a_subprocess_is_inside_and_runs_the_users_own_sitecustomize(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.mine = __name__")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with mpskit.simulate("m1-8gb", macos="15.3"):
         done = python(SAY + "\nimport sys; print(sys.mine)")
     assert done.stdout.split() == ["mps:0", "15.3", "sitecustomize"], done.stderr

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mpskit import diagnose, simulate
+from mpskit.backends import versions
 from mpskit.errors import ArgumentTypeError, DeviceUnavailableError
 from mpskit.host.power import PowerState
 from mpskit.speed.diagnosis import CauseKind, Diagnosis, Observation, causes_of
@@ -179,7 +180,9 @@ def test_memory_that_grows_with_the_shapes():
 
         return step
 
-    assert CauseKind.GROWTH in kinds(diagnose(make, seconds=0.01))
+    # Placement heaps (from torch 2.14) serve tensors of any size from what is free.
+    grows = not versions.has("mps.placement_heaps", torch.__version__)
+    assert (CauseKind.GROWTH in kinds(diagnose(make, seconds=0.01))) is grows
 
 
 def test_tensors_that_something_keeps_alive():

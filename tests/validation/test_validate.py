@@ -222,6 +222,7 @@ def test_bad_arguments(arguments, error):
         validate(**arguments)
 
 
+@pytest.mark.needs_torch("simulation")
 def test_the_command_runs_in_processes_on_a_simulated_mac():
     words = ["-m", "mpskit", "validate", "--checks", "dtypes", "allocator", "--json"]
     command = [sys.executable, "-m", "mpskit", "simulate", "m2-16gb", "--", *words]

@@ -43,6 +43,13 @@ class deferred_signals:  # noqa: N801 - used as `with deferred_signals():`
         self._pending.append((number, frame))
 
     def _restore(self) -> None:
+        try:
+            self._put_back()
+        except BaseException:  # from a handler that was back before the others
+            self._put_back()
+            raise
+
+    def _put_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -65,6 +65,9 @@ FEATURES: dict[str, tuple[str, str | None]] = {
     "mps.env.disable_prefill_attention": ("2.13", None),
     "mps.env.metal_version": ("2.15", None),
     "mps.knows_macos_26": ("2.11", None),
+    "flop_counter.out_val": ("2.4", None),  # the result's name in torch.utils.flop_counter
+    # torch.load inside torch.serialization.skip_data: in 2.9.1, not in 2.6.
+    "skip_data.load": ("2.9", None),
     "default_device": ("2.3", None),  # torch.get_default_device; it could be set before
     "xpu": ("2.3", None),  # torch.xpu
     # On 2.4.1 figures were up to 3% short, CTC failed and "mps" knew no autocast; 2.5 is not tried.

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mpskit._base.data import read_toml
+from mpskit.backends.versions import has
 from mpskit.dispatch.dataless_tensors import is_dataless
 from mpskit.dispatch.meta_shapes import tensors_in
 from mpskit.dispatch.op_schema import OpSchema
@@ -129,7 +130,8 @@ def _flops(
         return _grouped_backward(args)
     formula = _formula(func, name)
     if formula is not None:
-        return float(formula(*args, **kwargs, out_val=result))
+        out = "out_val" if has("flop_counter.out_val", torch.__version__) else "out"
+        return float(formula(*args, **kwargs, **{out: result}))
     return float(max(t.numel() for t in (*given, *made)))
 
 

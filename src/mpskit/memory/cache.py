@@ -34,6 +34,8 @@ from mpskit.memory.amounts import Amount, amount_bytes
 from mpskit.system.memory import system_memory
 
 if TYPE_CHECKING:
+    import torch
+
     from mpskit.backends.memory import DeviceLike
 
 __all__ = ["CacheReport", "check_device", "clear", "devices_in_use", "empty_cache"]
@@ -198,7 +200,14 @@ def _has_tensor(kind: str) -> bool:
     torch = sys.modules["torch"]
     # Exact types only, because reading an unknown object's device may run any code.
     types = (torch.Tensor, torch.nn.Parameter)
-    return any(type(one) in types and one.device.type == kind for one in gc.get_objects())
+    return any(type(one) in types and _kind_of(one) == kind for one in gc.get_objects())
+
+
+def _kind_of(tensor: torch.Tensor) -> str | None:
+    try:
+        return tensor.device.type
+    except RuntimeError:  # torch's undefined tensor, such as one that the collector has cleared
+        return None
 
 
 def _held(device: DeviceLike, above: Amount) -> bool:

@@ -119,4 +119,11 @@ def _leaves() -> list[torch.Tensor]:
     # type(), because reading an unknown object's __class__ may run any code.
     tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     with torch._C.DisableTorchFunctionSubclass():
-        return [one for one in tensors if one.is_leaf and one.requires_grad]
+        return [one for one in tensors if _is_trained_leaf(one)]
+
+
+def _is_trained_leaf(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.is_leaf and tensor.requires_grad
+    except RuntimeError:  # torch's undefined tensor, such as one that the collector has cleared
+        return False

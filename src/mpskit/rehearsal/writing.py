@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from mpskit.backends.versions import has
 from mpskit.dispatch.patches import Patches
 from mpskit.rehearsal.findings import Findings, Kind, spot_of
 
@@ -232,8 +233,8 @@ class Aside:
     def _loading(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def load(f: Any, *args: Any, **kwargs: Any) -> Any:
             seen = self._seen(f)
-            if seen is f:
-                return call(f, *args, **kwargs)
+            if seen is f or not has("skip_data.load", torch.__version__):
+                return call(seen, *args, **kwargs)
             with torch.serialization.skip_data():
                 return call(seen, *args, **kwargs)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils import _device
 
@@ -141,7 +142,8 @@ class FunctionMode(TorchFunctionMode):
                 break
         state = self._state
         before = state.call
-        state.call = (args, kwargs)
+        if not _is_handed_on(func, args):
+            state.call = (args, kwargs)
         try:
             return func(*args, **kwargs)
         finally:
@@ -166,3 +168,11 @@ class FunctionMode(TorchFunctionMode):
         return tuple(
             move(self._simulation, value, MPS) if id(value) in alone else value for value in args
         )
+
+
+def _is_handed_on(func: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether a dispatch mode calls a factory for whoever called it first.
+
+    That may be C++ in autograd's engine, whose call belongs to its node.
+    """
+    return type(func) is OpOverload and not any(isinstance(v, torch.Tensor) for v in args)

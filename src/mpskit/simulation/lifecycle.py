@@ -97,10 +97,12 @@ class SimulatedMac:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if _active is not self:
-                raise SimulationError("this simulated Mac was not entered")
-        finally:
+            was_on = self._switch_off()
+        except BaseException:  # perhaps Ctrl-C before it was deferred
             self._switch_off()
+            raise
+        if not was_on:
+            raise SimulationError("this simulated Mac was not entered")
 
     def _switch_on(self) -> None:
         global _active
@@ -114,13 +116,15 @@ class SimulatedMac:
             self._stack = _entered(self._simulation, self._carried())
             _active = self
 
-    def _switch_off(self) -> None:
-        """Leave the machine if it is the active one."""
+    def _switch_off(self) -> bool:
+        """Leave the machine if it is the active one, and return whether it was."""
         global _active
         with deferred_signals(), _lock:
-            if _active is self:
+            was_on = _active is self
+            if was_on:
                 _active = None
                 self._stack.close()
+            return was_on
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Return ``function`` running on a fresh machine of this kind at each call.
