@@ -104,7 +104,7 @@ def _plan(
         **common_fields(job, place, search, taken, beside),
         context=setting.seq_len or 0,
         cache_bytes=_cache_bytes(job, setting),
-        step=step_time(job, setting, place),
+        step=step_time(job, taken, place),
         reasons=_reasons(place, setting, beside),
         notes=taken.estimate.notes,
     )

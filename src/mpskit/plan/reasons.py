@@ -42,7 +42,7 @@ def reasons(
         "precision": _precision(place, beside, setting),
         "checkpointing": _checkpointing(beside, setting),
         "batch_size": _batch(search, taken),
-        "seq_len": _length(job, setting),
+        "seq_len": _length(job, taken),
         "optimizer": optimizer.reason or _optimizer(setting),
         "quantization": _quantization(place, setting),
     }
@@ -108,9 +108,12 @@ def _batch(search: Search, taken: Found) -> str:
     )
 
 
-def _length(job: Job, setting: Setting) -> str:
+def _length(job: Job, taken: Found) -> str:
+    setting = taken.setting
     if setting.seq_len is None or len(job.lengths) == 1 or setting.seq_len == job.lengths[0]:
         return ""
+    if not taken.verdict:
+        return "the shortest rows that are tried"
     return f"longer rows than {setting.seq_len} tokens do not fit with a tenth to spare"
 
 

@@ -121,7 +121,7 @@ class _Plan(Value):
         needed_bytes: what the step takes on the device, caches included.
         usable_bytes: what the machine gives to it.
         estimate: the figures behind ``needed_bytes``.
-        step: seconds of one step; None where no published figure supports one.
+        step: seconds of one step; None where no published figure supports one, or it does not fit.
         reasons: why, one sentence for each choice, by the field's name.
         compared: the ways that were compared.
         would_fit: what else would fit, for a plan that does not or only just.

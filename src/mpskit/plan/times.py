@@ -26,10 +26,16 @@ def loader_of(place: Place, rows: int) -> tuple[dict[str, Any], str]:
         return known, "choose num_workers on that machine: dataloader_kwargs() does"
 
 
-def step_time(job: Job, setting: Setting, place: Place) -> StepTime | None:
-    """Return the seconds of one optimizer step; None where no published figure supports any."""
+def step_time(job: Job, taken: Found, place: Place) -> StepTime | None:
+    """Return the seconds of one step.
+
+    None where no published figure supports any, and for a step that does not fit: none is known of
+    how long swapping takes.
+    """
+    if not taken.verdict:
+        return None
     try:
-        counts = job.count(setting)
+        counts = job.count(taken.setting)
     except EstimateError:  # the step can be estimated, and not counted
         return None
     return estimate_time(counts, place.machine, device=place.device)
@@ -57,7 +63,7 @@ def cloud_cards(job: Job, taken: Found) -> tuple[CloudCard, ...]:
                 card=card,
                 answer=verdict.answer,
                 needed_bytes=verdict.needed_bytes,
-                step=estimate_time(counts, card),
+                step=estimate_time(counts, card) if verdict else None,
             )
         )
     return tuple(cards)

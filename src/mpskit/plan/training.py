@@ -311,7 +311,7 @@ def _plan(
     loader, workers = loader_of(place, setting.rows)
     cap = int(min(verdict.needed_bytes * _CAP, place.usable_bytes))
     lora = None if setting.rank is None else _lora(job, request, setting.rank)
-    epochs, step = stage_epochs(request.stage), step_time(job, setting, place)
+    epochs, step = stage_epochs(request.stage), step_time(job, taken, place)
     epoch = epoch_time(step, setting, request.samples)
     run = None if epoch is None else epoch.times(epochs)
     cards = cloud_cards(job, taken) if place.device != "cuda" else ()
