@@ -416,3 +416,10 @@ def test_fidelity():
     rows = {row["dtype"]: row["percent"] for row in benchmark.summary(cases)}
     assert rows["float32"] >= 99
     assert rows["all"] >= 97
+
+
+def test_a_composite_that_does_not_call_its_own_out_is_there():
+    with simulate("m3-max-64gb"):
+        x = torch.rand(3, device="mps") + 3
+        assert torch.mvlgamma(x, 2).is_mps
+        assert x.mvlgamma_(2).is_mps
