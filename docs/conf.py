@@ -1,0 +1,47 @@
+"""How Sphinx builds the site: `make docs` writes it to out/docs, and a warning fails the build."""
+
+from importlib.metadata import version as installed_version
+from typing import Any
+
+project = "mpskit"
+author = "The mpskit authors"
+project_copyright = "The mpskit authors"
+release = version = installed_version("mpskit")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "index"
+exclude_patterns = ["README.md"]  # for a reader of the folder: it points to the index
+
+myst_heading_anchors = 4
+suppress_warnings = ["myst.xref_missing_file"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # an attribute is described once, in the class's own docstring
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+default_role = "code"
+maximum_signature_line_length = 80
+
+html_theme = "furo"
+html_title = "mpskit"
+html_copy_source = False
+html_show_sphinx = False
+
+
+def mark_examples(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Mark an indented block after a paragraph as code: docstrings do without reST's ``::``."""
+    for i in range(len(lines) - 1, 1, -1):
+        before = lines[i - 2]
+        block = lines[i].startswith("    ") and not lines[i - 1] and before.strip()
+        if block and not before.startswith(" ") and not before.endswith(":"):
+            lines[i:i] = ["::", ""]
+
+
+def setup(app: Any) -> None:
+    """Connect the docstrings' hook; it must come before napoleon's."""
+    app.connect("autodoc-process-docstring", mark_examples, priority=400)
