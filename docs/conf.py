@@ -12,8 +12,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
 exclude_patterns = ["README.md"]  # for a reader of the folder: it points to the index
 
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.xref_missing_file"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
