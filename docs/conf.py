@@ -1,5 +1,6 @@
 """How Sphinx builds the site: `make docs` writes it to out/docs, and a warning fails the build."""
 
+import re
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -29,6 +30,8 @@ maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = "mpskit"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
@@ -42,6 +45,15 @@ def mark_examples(app: Any, what: str, name: str, obj: Any, options: Any, lines:
             lines[i:i] = ["::", ""]
 
 
+def trim_doctests(app: Any, name: str, source: list[str]) -> None:
+    """Drop the empty line that ends a doctest's last output, which a reader does not need."""
+    source[0] = re.sub(r"(^(?:>>> |\.\.\. )(?:(?!^```).)*?)\n\n```$", r"\1\n```", source[0], flags=_TEXT)
+
+
+_TEXT = re.MULTILINE | re.DOTALL
+
+
 def setup(app: Any) -> None:
-    """Connect the docstrings' hook; it must come before napoleon's."""
+    """Connect both hooks; the docstrings' must come before napoleon's."""
+    app.connect("source-read", trim_doctests)
     app.connect("autodoc-process-docstring", mark_examples, priority=400)
