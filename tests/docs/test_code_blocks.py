@@ -37,10 +37,10 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(784, 10)
+        self.layer = nn.Linear(8, 10)
 
     def forward(self, x):
-        return self.layer(x)
+        return self.layer(x.flatten(1)[:, :8])
 
 
 def make_model():
@@ -155,6 +155,8 @@ def run(folder, command):
 def test_a_command_runs(folder, block, command, output):
     done = run(folder, command)
     said = f"{block}: {command}\n{done.stdout}\n{done.stderr}"
+    if done.returncode == 2 and "this machine has no accelerator to check" in done.stderr:
+        pytest.skip("needs an accelerator; the same command on a simulated Mac is on the page too")
     assert done.returncode in (0, 1), said
     assert "Traceback" not in done.stderr, said
     if output.strip():

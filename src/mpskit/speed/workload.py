@@ -37,7 +37,7 @@ def _dtype(given: Any) -> Any:
     return f"{_ALIASES[short[1]]}{short[2]}" if short else _ALIASES.get(name, name)
 
 
-# pydantic 2.0 takes allow_inf_nan only beside the type, before a validator wraps it.
+# pydantic 2.1 takes allow_inf_nan only beside the type, before a validator wraps it.
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 _Count = Annotated[int, Field(ge=0), BeforeValidator(_number)]
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
