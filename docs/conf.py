@@ -36,8 +36,9 @@ html_copy_source = False
 html_show_sphinx = False
 
 
-def mark_examples(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def mark_examples(*event: Any) -> None:
     """Mark an indented block after a paragraph as code: docstrings do without reST's ``::``."""
+    lines: list[str] = event[-1]
     for i in range(len(lines) - 1, 1, -1):
         before = lines[i - 2]
         block = lines[i].startswith("    ") and not lines[i - 1] and before.strip()
@@ -45,12 +46,13 @@ def mark_examples(app: Any, what: str, name: str, obj: Any, options: Any, lines:
             lines[i:i] = ["::", ""]
 
 
-def trim_doctests(app: Any, name: str, source: list[str]) -> None:
+def trim_doctests(*event: Any) -> None:
     """Drop the empty line that ends a doctest's last output, which a reader does not need."""
-    source[0] = re.sub(r"(^(?:>>> |\.\.\. )(?:(?!^```).)*?)\n\n```$", r"\1\n```", source[0], flags=_TEXT)
+    source: list[str] = event[-1]
+    source[0] = _DOCTEST_END.sub(r"\1\n```", source[0])
 
 
-_TEXT = re.MULTILINE | re.DOTALL
+_DOCTEST_END = re.compile(r"(^(?:>>> |\.\.\. )(?:(?!^```).)*?)\n\n```$", re.MULTILINE | re.DOTALL)
 
 
 def setup(app: Any) -> None:

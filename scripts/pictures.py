@@ -7,7 +7,8 @@ benchmarks/data/cpu_vs_mps.csv (needs mpskit[plot]). About half a minute on one 
 from __future__ import annotations
 
 import csv
-import importlib.util
+import itertools
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,17 +28,13 @@ LEVELS = {"op": "operator", "layer": "layer", "model_infer": "model", "model_tra
 
 def timeline(path: Path) -> None:
     """Draw a training step of examples/finetune.py beside what an 8 GiB Mac can give."""
-    spec = importlib.util.spec_from_file_location("finetune", ROOT / "examples" / "finetune.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = runpy.run_path(str(ROOT / "examples" / "finetune.py"))
     rows = 64
     batch = (
-        TensorSpec((rows, example.CONTEXT), "int64"),
-        TensorSpec((rows * example.CONTEXT,), "int64"),
+        TensorSpec((rows, example["CONTEXT"]), "int64"),
+        TensorSpec((rows * example["CONTEXT"],), "int64"),
     )
-    estimate_training_memory(example.make_model, batch, device="mps").plot(path, budget="m1-8gb")
+    estimate_training_memory(example["make_model"], batch, device="mps").plot(path, budget="m1-8gb")
 
 
 def speedups(path: Path) -> None:
@@ -66,7 +63,7 @@ def shares(path: Path) -> None:
     figure, axes = _axes(8, 4)
     sides = {"operators and layers": ({"operator", "layer"}, BLUE), "models": ({"model"}, ORANGE)}
     for place, (label, (levels, colour)) in enumerate(sides.items()):
-        for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        for i, (low, high) in enumerate(itertools.pairwise(edges)):
             won = [r > 1 for level, cpu, r in _timings() if level in levels and low <= cpu < high]
             share = sum(won) / len(won) if won else 0
             x = i + 0.4 * (place - 0.5)

@@ -70,8 +70,8 @@ def api_pages() -> Iterator[tuple[str, str]]:
     for name, module in mpskit._PUBLIC.items():
         homes.setdefault(module.split(".")[1], []).append(name)
     homes.pop("errors")
-    missing = homes.keys() - ROOMS.keys()
-    assert not missing, f"ROOMS has no title for {missing}"
+    if missing := homes.keys() - ROOMS.keys():
+        sys.exit(f"ROOMS in {__file__} has no title for {', '.join(missing)}")
     for room, title in ROOMS.items():
         if room in homes:
             yield room, api_page(title, "mpskit", homes[room])
@@ -86,7 +86,8 @@ def api_page(title: str, module: str, names: Iterable[str]) -> str:
     ordered = sorted(names, key=lambda name: (inspect.isclass(getattr(home, name)), name))
     entries = "\n".join(_directive(name, getattr(home, name)) for name in ordered)
     lead = f"Import from `{module}`."
-    return f"{NOTE}# {title}\n\n{lead}\n\n```{{eval-rst}}\n.. currentmodule:: {module}\n\n{entries}```\n"
+    block = f"```{{eval-rst}}\n.. currentmodule:: {module}\n\n{entries}```\n"
+    return f"{NOTE}# {title}\n\n{lead}\n\n{block}"
 
 
 def _directive(name: str, value: object) -> str:
@@ -112,24 +113,24 @@ def api_index(made: Iterable[str]) -> str:
     )
 
 
+_CLI = f"""{NOTE}# The command line
+
+`mpskit` alone runs the doctor. Exit codes: 0 success, 1 the answer is no, 2 wrong usage.
+`python -m mpskit` is the same program.
+"""
+
+
 def cli_page() -> str:
     """Return the page of the commands: from the parsers, so that no Python's layout shows."""
-    parts = [
-        f"{NOTE}# The command line\n",
-        "`mpskit` alone runs the doctor. Exit codes: 0 success, 1 the answer is no, 2 wrong usage.\n"
-        "`python -m mpskit` is the same program.\n",
-    ]
-    parts += [_command(name, summary) for name, summary in COMMANDS.items()]
-    return "\n".join(parts)
+    return "\n".join([_CLI, *(_command(name, summary) for name, summary in COMMANDS.items())])
 
 
 def _command(name: str, summary: str) -> str:
     parser = argparse.ArgumentParser(prog=f"mpskit {name}")
     importlib.import_module(f"mpskit.cli.{name}").add_arguments(parser)
+    shown = (a for a in parser._actions if a.help != argparse.SUPPRESS and a.dest != "help")
     rows = ["| argument | meaning |", "|---|---|"]
-    for action in parser._actions:
-        if not isinstance(action, argparse._HelpAction) and action.help != argparse.SUPPRESS:
-            rows.append(f"| {_argument(action)} | {_cell((action.help or '') % vars(action))} |")
+    rows += [f"| {_argument(a)} | {_cell((a.help or '') % vars(a))} |" for a in shown]
     epilog = (parser.epilog or "").strip()
     text = f"## mpskit {name}\n\n{_sentence(summary)}\n\n" + "\n".join(rows) + "\n"
     return text + (f"\n```text\n{epilog}\n```\n" if epilog else "")
@@ -153,13 +154,15 @@ def exceptions_page() -> str:
     for name in errors.__all__:
         words = (inspect.getdoc(getattr(errors, name)) or "").partition("\n\n")[0]
         rows.append(f"| `{name}` | {_cell(_markdown(words))} |")
-    return (
-        f"{NOTE}# Exceptions and warnings\n\n"
-        "`from mpskit.errors import NAME`. Every error carries the input that could not be used as\n"
-        "`error.given`, and its text says what to do. An error is also of Python's own kind\n"
-        "(`ValueError`, `RuntimeError`), so that code which does not know mpskit catches it.\n\n"
-        f"```text\n{tree}\n```\n\n" + "\n".join(rows) + "\n"
-    )
+    return f"{_EXCEPTIONS}\n```text\n{tree}\n```\n\n" + "\n".join(rows) + "\n"
+
+
+_EXCEPTIONS = f"""{NOTE}# Exceptions and warnings
+
+`from mpskit.errors import NAME`. Every error carries the input that could not be used as
+`error.given`, and its text says what to do. An error is also of Python's own kind
+(`ValueError`, `RuntimeError`), so that code which does not know mpskit catches it.
+"""
 
 
 def machines_page() -> str:
@@ -177,18 +180,19 @@ def machines_page() -> str:
             rows.append(_machine_row(name, machine))
         else:
             kind = str(machine.kind)
-            others.append(f"| `{name}` | {machine.chip}, {machine.ram_gib} GiB | {machine.macos} | {kind} |")
-    return (
-        f"{NOTE}# Machine profiles\n\n"
-        "Sizes in GiB on macOS 15.6. *Recommended* is Metal's recommended max working set, and\n"
-        "torch's limit is 1.7 times that: both follow from the RAM and macOS\n"
-        "([the rule](../memory.md)). The names under *sold as* go before the profile's\n"
-        "(`macbook-air-m1-8gb`) and mean the same. Any other Mac is `Machine(chip=..., ram_gib=..., macos=...)`.\n\n"
-        + "\n".join(rows)
-        + "\n\n## Others\n\n"
-        + "\n".join(others)
-        + "\n"
-    )
+            others.append(
+                f"| `{name}` | {machine.chip}, {machine.ram_gib} GiB | {machine.macos} | {kind} |"
+            )
+    return "\n".join([_MACHINES, *rows, "\n## Others\n", *others]) + "\n"
+
+
+_MACHINES = f"""{NOTE}# Machine profiles
+
+Sizes in GiB on macOS 15.6. *Recommended* is Metal's recommended max working set, and torch's limit
+is 1.7 times that: both follow from the RAM and macOS ([the rule](../memory.md)). The names under
+*sold as* go before the profile's (`macbook-air-m1-8gb`) and mean the same. Any other Mac is
+`Machine(chip=..., ram_gib=..., macos=...)`.
+"""
 
 
 def _machine_row(name: str, machine: Machine) -> str:
@@ -200,15 +204,17 @@ def _machine_row(name: str, machine: Machine) -> str:
     return f"| `{name}` | {machine.chip} | {machine.ram_gib} | {shown} | {', '.join(sold)} |"
 
 
+_ISSUES = f"""{NOTE}# Known issues of torch's MPS backend
+
+Bugs that give wrong numbers, crash or leak. The ranges of versions are what the threads say; none
+was tried on a Mac here. `mpskit.known_issues()` lists those that apply to this machine,
+`mpskit check` tries them on it ([how](../correctness.md)).
+"""
+
+
 def known_issues_page() -> str:
     """Return the page of known issues, the most serious first."""
-    issues = issue_table()
-    parts = [
-        f"{NOTE}# Known issues of torch's MPS backend\n",
-        f"{len(issues)} bugs that give wrong numbers, crash or leak. The ranges of versions are what\n"
-        "the threads say; none was tried on a Mac here. `mpskit.known_issues()` lists those that\n"
-        "apply to this machine, `mpskit check` tries them on it\n([how](../correctness.md)).\n",
-    ]
+    issues, parts = issue_table(), [_ISSUES]
     for severity in dict.fromkeys(issue.severity for issue in issues):
         parts.append(f"## {severity.capitalize()}\n")
         parts += [_issue(issue) for issue in issues if issue.severity == severity]

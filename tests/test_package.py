@@ -65,7 +65,13 @@ def test_both_readmes_have_the_same_commands_links_and_examples():
     english, chinese = (
         (ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md")
     )
-    for pattern in (r"`(mpskit [^`]+)`", r"`(\w+\([^`]*\))`", r"\]\(([^)]+)\)", r"^#+ ", r"^>>> [^#\n]+"):
+    for pattern in (
+        r"`(mpskit [^`]+)`",
+        r"`(\w+\([^`]*\))`",
+        r"\]\(([^)]+)\)",
+        r"^#+ ",
+        r"^>>> [^#\n]+",
+    ):
         found = [
             sorted({name.strip() for name in re.findall(pattern, text, re.MULTILINE)} - _OTHER)
             for text in (english, chinese)

@@ -12,8 +12,10 @@ PAGES = sorted(
     key=lambda path: path.relative_to(ROOT).as_posix(),
 )
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=fence)$", re.M | re.S)
-_INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}\S.*\n)+")
+_FENCE = re.compile(
+    r"^(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=fence)$", re.M | re.S
+)
+_INDENTED = re.compile(r"(?:(?<=\n\n)|\A) {4}\S.*\n(?: {4,}\S.*\n)*")
 
 
 @dataclass(frozen=True)

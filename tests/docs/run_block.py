@@ -48,10 +48,8 @@ class Names(dict):
 
 def main():
     path = Path(sys.argv[1])
-    code = compile(
-        path.read_text("utf-8"), str(path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    )
-    done = eval(code, Names(__name__="block"))  # noqa: S307 - a block of the project's own pages
+    code = compile(path.read_text("utf-8"), str(path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    done = eval(code, Names(__name__="block"))
     if inspect.isawaitable(done):
         asyncio.run(_finished(done))
 

@@ -29,7 +29,7 @@ _SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 SHELL = ("", "sh", "console", "text")
 _BEGIN = {"console": "$ ", "text": "  "}  # what else in such a block begins with mpskit is prose
 
-TRAIN = '''
+TRAIN = """
 import torch
 from torch import nn
 
@@ -64,7 +64,7 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 256,
@@ -91,7 +91,9 @@ def commands(block):
 
 
 SHOWN = [(block, *found) for block in BLOCKS for found in commands(block)]
-SHOWN = list({(command, output): (block, command, output) for block, command, output in SHOWN}.values())
+SHOWN = list(
+    {(command, output): (block, command, output) for block, command, output in SHOWN}.values()
+)
 IDS = [f"{block}-{command[:40]}" for block, command, _ in SHOWN]
 
 
@@ -190,7 +192,9 @@ def test_python_that_is_no_doctest_runs(tmp_path, folder, block, imports):
 def _quotes():
     for page in pages.PAGES:
         text = page.read_text("utf-8")
-        for name, body in re.findall(r"<!-- from (\S+) -->\n```python\n(.*?)^```$", text, re.M | re.S):
+        for name, body in re.findall(
+            r"<!-- from (\S+) -->\n```python\n(.*?)^```$", text, re.M | re.S
+        ):
             yield page.name, name, body
 
 

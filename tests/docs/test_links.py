@@ -13,11 +13,15 @@ DOCS = [page for page in pages.PAGES if (pages.ROOT / "docs") in page.parents]
 def anchors(page):
     """Return the anchors of a page's headings, as GitHub and the site make them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
-    plain = (re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", h).lower() for h in _HEADING.findall(text))
+    plain = (
+        re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", h).lower() for h in _HEADING.findall(text)
+    )
     return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page", pages.PAGES, ids=lambda page: page.relative_to(pages.ROOT).as_posix()
+)
 def test_links_lead_somewhere(page):
     dead = []
     for found in _LINK.finditer(pages.prose(page)):
