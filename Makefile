@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT := out
 
-.PHONY: demo test test-full test-floor test-newest lint types docs bench venv clean
+.PHONY: demo test test-full test-floor test-newest lint types docs bench package venv clean
 
 venv: $(STAMP)
 
@@ -43,8 +43,18 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pyright
 
+# Examples in the pages, commands and blocks that are no doctests, then the site in out/docs.
 docs: $(STAMP)
-	$(BIN)/python -m pytest --doctest-glob='*.md' -o addopts='--strict-markers' docs README.md
+	$(BIN)/python -m pytest --doctest-glob='*.md' -o addopts='--strict-markers' docs README.md README.zh-CN.md
+	$(BIN)/python -m pytest -n auto tests/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs $(OUT)/docs
+
+# What goes to PyPI, and what two tools say of it.
+package: $(STAMP)
+	rm -rf $(OUT)/dist
+	$(BIN)/python -m build --no-isolation --outdir $(OUT)/dist
+	$(BIN)/python -m twine check --strict $(OUT)/dist/*
+	$(BIN)/check-wheel-contents $(OUT)/dist/*.whl
 
 bench: $(STAMP)
 	for script in benchmarks/bench_*.py benchmarks/fidelity.py; do $(BIN)/python $$script || exit 1; done

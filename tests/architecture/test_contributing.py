@@ -160,6 +160,20 @@ CHANGES = (
         "The operator 'aten::rot90' is not currently implemented for the MPS device",
     ),
     Change(
+        "memory that an operator takes on MPS",
+        {
+            "dispatch/mps_op_memory.py": before(
+                '    "mkldnn_rnn_layer": _lstm,',
+                '    "erfinv": lambda args, grad: OpMemory({}, 2**20),\n',
+            )
+        },
+        "import torch, mpskit\n"
+        "class Model(torch.nn.Module):\n    def forward(self, x): return x.erfinv()\n"
+        "batch = mpskit.TensorSpec((8,))\n"
+        "print(mpskit.estimate_inference_memory(Model, batch, device='mps').peak_bytes)",
+        str(2**20 + 512),  # and 256 bytes each of its input and output
+    ),
+    Change(
         "a known issue of the MPS backend",
         {
             "data/known_issues.toml": added(
@@ -257,7 +271,7 @@ def test_the_change_works_in_its_files_alone(change, tmp_path):
 
 def _table() -> dict[str, list[str]]:
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (a[n]? .*?) \| (.*?) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| ((?:an?|memory) .*?) \| (.*?) \|$", page, re.MULTILINE)
     return {name: re.findall(r"`(.*?)`", files) for name, files in rows}
 
 

@@ -37,9 +37,10 @@ def _dtype(given: Any) -> Any:
     return f"{_ALIASES[short[1]]}{short[2]}" if short else _ALIASES.get(name, name)
 
 
-_Amount = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-_Count = Annotated[int, BeforeValidator(_number), Field(ge=0)]
-_Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+# pydantic 2.1 takes allow_inf_nan only beside the type, before a validator wraps it.
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
+_Count = Annotated[int, Field(ge=0), BeforeValidator(_number)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 _Name = Annotated[str, Field(min_length=1, strict=True)]
 
 
