@@ -88,7 +88,15 @@ class TooLateError(MpskitError, RuntimeError):
 
 
 class OutOfMemory(MpskitError, RuntimeError, MemoryError):  # noqa: N818 - the field's own name for it
-    """An allocation did not fit; the backend's original error is the ``__cause__``."""
+    """An allocation did not fit; the backend's original error is the ``__cause__``.
+
+    Attributes:
+        next_plan: the plan to try next, where a plan was being trained and one is left; else None.
+    """
+
+    def __init__(self, message: str, *, given: Any = None, next_plan: Any = None) -> None:
+        super().__init__(message, given=given)
+        self.next_plan = next_plan
 
 
 class EstimateError(MpskitError, RuntimeError):

@@ -81,6 +81,8 @@ class Kind(NamedTuple):
         bfloat16: all its devices compute in bfloat16, so there is no need to ask one.
         foreach: optimizers update all parameters at once by default
             (``torch.utils._foreach_utils``).
+        collectives: its backend in ``torch.distributed``; None for none that works. Torch's own
+            table gives MPS ``gloo``, whose operations refuse MPS tensors (torch 2.13).
         runtime: what the version belongs to; empty for the title itself.
         vendor: the PCI vendor of its cards, for a guess without torch.
         build: what a wheel's local version begins with (``2.13.0+xpu``).
@@ -102,6 +104,7 @@ class Kind(NamedTuple):
     float64: bool = True
     bfloat16: bool = True
     foreach: bool = False
+    collectives: str | None = None
     runtime: str = ""
     vendor: str | None = None
     build: str | None = None
@@ -124,7 +127,8 @@ class Kind(NamedTuple):
 
 _CUDA = Kind(
     "cuda", "CUDA", api=Api.MODULE, allocator=AllocatorRules.CACHING, pins=True, bfloat16=False,
-    foreach=True, vendor="0x10de", build="cu", hidden_by="CUDA_VISIBLE_DEVICES", look="nvidia-smi",
+    foreach=True, collectives="nccl", vendor="0x10de", build="cu",
+    hidden_by="CUDA_VISIBLE_DEVICES", look="nvidia-smi",
     install="python -m pip install torch  # on a machine with an NVIDIA or AMD card",
 )  # fmt: skip
 _MPS = Kind(
@@ -133,12 +137,14 @@ _MPS = Kind(
 )  # fmt: skip
 _XPU = Kind(
     "xpu", "XPU", api=Api.MODULE, allocator=AllocatorRules.CACHING, pins=True, foreach=True,
-    runtime="SYCL", vendor="0x8086", build="xpu", hidden_by="ZE_AFFINITY_MASK", look="clinfo -l",
+    collectives="xccl", runtime="SYCL", vendor="0x8086", build="xpu",
+    hidden_by="ZE_AFFINITY_MASK", look="clinfo -l",
     install="python -m pip install torch --index-url https://download.pytorch.org/whl/xpu"
     "  # with an Intel GPU",
 )  # fmt: skip
 _CPU = Kind(
     "cpu", "CPU", MemoryClass.HOST, Api.NONE, StatusRule.ALWAYS, AllocatorRules.CPU, numbered=False,
+    collectives="gloo",
 )  # fmt: skip
 _META = Kind("meta", "meta", api=Api.NONE, status=None, numbered=False)
 
