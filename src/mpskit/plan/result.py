@@ -230,6 +230,94 @@ class TrainingPlan(_Plan):
         """Rows that one optimizer step sees, of all processes together."""
         return self.batch_size * self.accumulate * self.world_size
 
+    def smaller(self) -> TrainingPlan | None:
+        """Return the next plan that needs less memory, with the same effective batch.
+
+        It has half the rows or fewer, and at one row gradient checkpointing, if the model is known
+        to have it. The figures stay: they are upper bounds of the new ones.
+
+        Returns:
+            The plan; None where nothing is left but a shorter sequence or a smaller model.
+        """
+        rows = self.batch_size * self.accumulate
+        fewer = [size for size in range(1, self.batch_size // 2 + 1) if rows % size == 0]
+        if fewer:
+            changes: dict[str, Any] = {"batch_size": fewer[-1], "accumulate": rows // fewer[-1]}
+            changes["loader"] = {**self.loader, "batch_size": fewer[-1]}
+        elif not self.checkpointing and self.seq_len is not None:
+            changes = {"checkpointing": True}
+        else:
+            return None
+        note = f"after {self.batch_size} rows ran out of memory; their figures are upper bounds"
+        return self.model_copy(update={**changes, "notes": (*self.notes, note)})
+
+    def apply_to(self, kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return arguments for transformers' ``TrainingArguments``, with one's own kept.
+
+        Raises:
+            MissingExtraError: transformers is not installed.
+        """
+        from mpskit.integrations.transformers import apply_to
+
+        return apply_to(self, kwargs)
+
+    def to_training_arguments(self, **own: Any) -> Any:
+        """Return transformers' ``TrainingArguments``; ``own`` are more of its arguments.
+
+        Raises:
+            MissingExtraError: transformers is not installed.
+        """
+        from mpskit.integrations.transformers import to_training_arguments
+
+        return to_training_arguments(self, **own)
+
+    def to_trainer_callback(self, **watched: Any) -> Any:
+        """Return a callback for transformers' ``Trainer``; a context manager around ``train()``.
+
+        Raises:
+            MissingExtraError: transformers is not installed.
+        """
+        from mpskit.integrations.transformers import callback
+
+        return callback(self, **watched)
+
+    def to_model_kwargs(self, **own: Any) -> dict[str, Any]:
+        """Return arguments for ``from_pretrained``: dtype, attention, quantization.
+
+        Raises:
+            MissingExtraError: transformers is not installed, or bitsandbytes where it is needed.
+        """
+        from mpskit.integrations.transformers import model_kwargs
+
+        return model_kwargs(self, **own)
+
+    def to_lightning(self, **own: Any) -> dict[str, Any]:
+        """Return arguments for Lightning's ``Trainer``, with the plan's callback; ``own`` win.
+
+        Raises:
+            MissingExtraError: lightning is not installed.
+        """
+        from mpskit.integrations.lightning import to_lightning
+
+        return to_lightning(self, **own)
+
+    def to_accelerate(self, **own: Any) -> dict[str, Any]:
+        """Return arguments for accelerate's ``Accelerator``; ``own`` win."""
+        from mpskit.integrations.accelerate import to_accelerate
+
+        return to_accelerate(self, **own)
+
+    def to_peft(self, **own: Any) -> Any:
+        """Return peft's ``LoraConfig``; ``own`` are more of its arguments.
+
+        Raises:
+            ArgumentError: the plan trains every weight.
+            MissingExtraError: peft is not installed.
+        """
+        from mpskit.integrations.peft import to_peft
+
+        return to_peft(self, **own)
+
     def __str__(self) -> str:
         rows = [
             ("train", self._training()),
