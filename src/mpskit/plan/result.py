@@ -12,6 +12,7 @@ from mpskit.estimate.result import MemoryEstimate, Verdict
 from mpskit.speed.step_time import StepTime, TimeRange
 
 if TYPE_CHECKING:
+    from mpskit.integrations.watch import Watch
     from mpskit.plan.settings import Setting
 
 __all__ = [
@@ -280,6 +281,20 @@ class TrainingPlan(_Plan):
         from mpskit.integrations.transformers import callback
 
         return callback(self, **watched)
+
+    def watch(self, **watched: Any) -> Watch:
+        """Return a context manager for a loop of one's own, and what its callbacks do.
+
+        In the body the machine is kept awake and memory sampled; ``step()`` after each optimizer
+        step clears the cache when that is due; an out-of-memory error becomes
+        :class:`mpskit.OutOfMemory` with ``next_plan``.
+
+        Args:
+            watched: arguments of ``mpskit.integrations.watch.Watch``.
+        """
+        from mpskit.integrations.watch import Watch
+
+        return Watch(self, **watched)
 
     def to_model_kwargs(self, **own: Any) -> dict[str, Any]:
         """Return arguments for ``from_pretrained``: dtype, attention, quantization.
