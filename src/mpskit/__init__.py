@@ -66,6 +66,9 @@ if TYPE_CHECKING:
         Readings,
         detect_host,
     )
+    from mpskit.integrations.distributed import (
+        distributed_backend,
+    )
     from mpskit.memory import (
         CacheKeeper,
         CacheReport,
@@ -172,6 +175,7 @@ _PUBLIC = {
     "check_device": "mpskit.correctness.check_device",
     "Divergence": "mpskit.correctness.divergence",
     "find_divergence": "mpskit.correctness.divergence",
+    "distributed_backend": "mpskit.integrations.distributed",
     "cpu_threads": "mpskit.training.threads",
     "set_cpu_threads": "mpskit.training.threads",
     "keep_awake": "mpskit.training.keep_awake",
@@ -267,6 +271,7 @@ __all__ = [
     "dataloader_kwargs",
     "detect_host",
     "diagnose",
+    "distributed_backend",
     "empty_cache",
     "empty_cache_scope",
     "estimate_from_config",

@@ -15,17 +15,17 @@ __all__ = ["distributed_backend"]
 
 
 def distributed_backend(device: DeviceLike) -> str:
-    """Return the backend for ``torch.distributed.init_process_group``.
+    """Return the backend for ``torch.distributed.init_process_group``; nothing is imported.
 
-    It is ``nccl`` for CUDA (and ROCm, whose RCCL torch calls so), ``xccl`` for XPU, ``gloo`` for
-    the CPU.
+    It is ``nccl`` for CUDA (and ROCm, whose RCCL torch calls so), ``xccl`` for XPU (torch 2.8),
+    ``gloo`` for the CPU. Whether this build of torch has it is for ``init_process_group`` to say.
 
     Args:
         device: where the tensors are.
 
     Raises:
-        DeviceUnavailableError: MPS, or a build without the backend. Torch would start ``gloo`` for
-            MPS and fail at the first collective operation.
+        DeviceUnavailableError: MPS, for which torch would start ``gloo`` and fail at the first
+            collective operation.
         ArgumentError: a device of which mpskit knows no backend; its plug-in's manual names one.
         ArgumentTypeError: neither a device nor a str.
     """
@@ -42,15 +42,5 @@ def distributed_backend(device: DeviceLike) -> str:
             f"no collective backend is known for {kind.name!r}: name its plug-in's own",
             given=device,
         )
-    _check_built(kind.collectives, device)
     return kind.collectives
 
-
-def _check_built(backend: str, device: DeviceLike) -> None:
-    import torch.distributed as dist
-
-    if not dist.is_available() or not dist.is_backend_available(backend):
-        raise DeviceUnavailableError(
-            f"this build of torch has no {backend}, which {device} needs between processes",
-            given=device,
-        )
