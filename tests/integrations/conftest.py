@@ -1,5 +1,7 @@
 """Unmodified trainers: each runs on a simulated Mac and on the CPU, and is compared."""
 
+import contextlib
+
 import pytest
 
 import mpskit
@@ -39,3 +41,22 @@ def on_mac():
             return losses
 
     return go
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Record what keeps the machine awake, instead of doing it."""
+    from mpskit.integrations import watch
+
+    calls = []
+
+    @contextlib.contextmanager
+    def kept(why):
+        calls.append(why)
+        try:
+            yield
+        finally:
+            calls.append("over")
+
+    monkeypatch.setattr(watch, "keep_awake", kept)
+    return calls
