@@ -107,7 +107,7 @@ def test_running_out_of_memory_names_the_next_plan(tmp_path, watched):
         plan = planned().model_copy(update={"batch_size": 8})
         with pytest.raises(RuntimeError, match=r"Invalid buffer size|out of memory") as caught:
             fit(plan, tmp_path, greedy=True)
-        assert "Next plan: 4 rows x 2 accumulated" in caught.value.__notes__[0]
+        assert "Next plan: a batch of 4 x 2 accumulated" in caught.value.__notes__[0]
         assert watched == ["training Module", "over"]
 
 

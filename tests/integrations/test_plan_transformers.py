@@ -222,7 +222,7 @@ def test_running_out_of_memory_becomes_the_next_plan_which_trains(tmp_path, watc
         assert plan.batch_size == 32
         with mpskit.limit_memory("24MiB", "mps"):
             with (
-                pytest.raises(mpskit.OutOfMemory, match="Next plan: 16 rows x 2") as caught,
+                pytest.raises(mpskit.OutOfMemory, match="Next plan: a batch of 16 x 2") as caught,
                 plan.to_trainer_callback() as callback,
             ):
                 trainer_for(plan, tmp_path, [callback]).train()

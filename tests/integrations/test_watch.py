@@ -68,7 +68,7 @@ def test_if_the_monitor_cannot_start_the_machine_may_sleep(plan, watched, monkey
 
 def test_running_out_of_memory_carries_the_next_plan(plan, watched):
     error = RuntimeError(OOM)
-    said = pytest.raises(mpskit.OutOfMemory, match="Next plan: 4 rows x 2 accumulated")
+    said = pytest.raises(mpskit.OutOfMemory, match="Next plan: a batch of 4 x 2 accumulated")
     with said as caught, plan.watch():
         raise error
     assert caught.value.__cause__ is error

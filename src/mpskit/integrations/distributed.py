@@ -43,4 +43,3 @@ def distributed_backend(device: DeviceLike) -> str:
             given=device,
         )
     return kind.collectives
-

@@ -63,7 +63,7 @@ class Watch:
         traceback: TracebackType | None,
     ) -> None:
         self._within = False
-        self.end()
+        self._running.__exit__(kind, error, traceback)
         if error is not None and is_oom(error) and not isinstance(error, OutOfMemory):
             answer = out_of_memory(self.plan, error)
             release_frames(error)
@@ -109,7 +109,7 @@ def out_of_memory(plan: Planned, error: BaseException) -> OutOfMemory:
     else:
         again = ", gradient checkpointing" if smaller.checkpointing else ""
         told = (
-            f"Next plan: {smaller.batch_size} rows x {smaller.accumulate} accumulated{again} "
+            f"Next plan: a batch of {smaller.batch_size} x {smaller.accumulate} accumulated{again} "
             "(the error's next_plan)."
         )
     return OutOfMemory(f"{explain_oom(error).summary} {told}", given=plan, next_plan=smaller)
