@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
 from mpskit.estimate.result import MemoryEstimate
-from mpskit.estimate.targets import target_device, target_for
+from mpskit.estimate.targets import check_processes, target_device, target_for
+from mpskit.estimate.trace.gradient_buckets import DEFAULT_DDP
 from mpskit.estimate.trace.optimizers import borrow
 from mpskit.estimate.trace.run import Job, Step, Traced, build_model, trace
 from mpskit.estimate.trace.steps import call_model, decode, default_loss
@@ -45,6 +47,7 @@ def estimate_training_memory(
     device: str | torch.device | None = None,
     machine: MachineLike | None = None,
     steps: int = 2,
+    world_size: int = 1,
 ) -> MemoryEstimate:
     """Return what training takes on a device, by running real steps on tensors without memory.
 
@@ -71,6 +74,8 @@ def estimate_training_memory(
         machine: a machine instead of a device: a name (``"m1-16gb"``, ``"T4"``), a
             :class:`mpskit.Machine` or a :class:`mpskit.Host`; its own device is the target.
         steps: steps to trace; the optimizer's state makes the second one the peak.
+        world_size: processes that train together with ``DistributedDataParallel``, whose gradient
+            buckets are counted then; a model that is wrapped already has them.
 
     Raises:
         EstimateError: the step cannot be traced; the message names operator and module.
@@ -88,6 +93,7 @@ def estimate_training_memory(
         accumulate=accumulate,
         device=target_device(device, machine),
         steps=steps,
+        world_size=world_size,
     )
     return traced.estimate()
 
@@ -132,6 +138,7 @@ def trace_training(
     accumulate: int = 1,
     device: str | torch.device,
     steps: int = 2,
+    world_size: int = 1,
     counts: OpCounts | None = None,
 ) -> Traced:
     """As :func:`estimate_training_memory`, before the events are replayed on an allocator.
@@ -145,7 +152,11 @@ def trace_training(
     check_counts(accumulate=accumulate, steps=steps)
     name = precision_name(precision)
     mixed = precision_of(name).autocast
-    job = Job(build_model(model), batch, target_for(device), name, steps, "forward")
+    target, built = target_for(device), build_model(model)
+    check_processes(world_size, target.device)
+    if world_size > 1 and built.parallel is None:
+        built = replace(built, parallel=DEFAULT_DDP)
+    job = Job(built, batch, target, name, steps, "forward")
     job.counts = counts
 
     def prepare(patches: Patches) -> Step:

@@ -18,11 +18,12 @@ from mpskit.backends.precisions import PrecisionLike, precision_name, precision_
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
-from mpskit.estimate.api import TrainingStep, autocast_on, check_counts
+from mpskit.estimate.api import Loss, TrainingStep, autocast_on, check_counts
 from mpskit.estimate.reference.base_weights import read_base
 from mpskit.estimate.reference.config import read_config, read_lora, read_shape
 from mpskit.estimate.reference.generation import check_cache, generating, left_out
 from mpskit.estimate.reference.modules import build_reference
+from mpskit.estimate.reference.processes import Processes, read_processes
 from mpskit.estimate.reference.repeat_layers import LayerMarks, Subject, repeat_middle
 from mpskit.estimate.result import KINDS, MemoryEstimate, Peak
 from mpskit.estimate.specs import TensorSpec
@@ -60,6 +61,8 @@ def estimate_from_config(
     device: str | None = None,
     machine: MachineLike | None = None,
     torch_version: str | None = None,
+    world_size: int = 1,
+    sharding: Literal["ddp", "fsdp"] | None = None,
     implementation: Literal["reference", "transformers"] = "reference",
 ) -> MemoryEstimate:
     """Return what a step of a transformer takes, from its config alone.
@@ -96,6 +99,11 @@ def estimate_from_config(
         machine: a machine instead of a device: a name (``"m1-16gb"``, ``"T4"``), a
             :class:`mpskit.Machine` or a :class:`mpskit.Host`; its own device is the target.
         torch_version: the torch whose allocator is meant; the installed one by default.
+        world_size: processes that train together, each on a device of its own; the batch and the
+            figures are those of one process, the first.
+        sharding: ``ddp`` for ``DistributedDataParallel``, which several processes use by default;
+            ``fsdp`` for ``torch.distributed.fsdp.fully_shard`` on each layer and on the model,
+            with a ``MixedPrecisionPolicy`` where the precision is a mixed one.
         implementation: ``reference`` for mpskit's own modules of the families that it knows;
             ``transformers`` for the library's class, of any family, where it is installed.
 
@@ -123,6 +131,8 @@ def estimate_from_config(
         checkpointing=checkpointing,
         cache_len=cache_len,
         device=target_device(device, machine),
+        world_size=world_size,
+        sharding=sharding,
         implementation=implementation,
     )
     return traced.estimate(torch_version)
@@ -165,6 +175,8 @@ def traced_config(
     checkpointing: bool = False,
     cache_len: int | None = None,
     device: str,
+    world_size: int = 1,
+    sharding: Literal["ddp", "fsdp"] | None = None,
     implementation: Literal["reference", "transformers"] = "reference",
 ) -> ConfigTrace:
     """As :func:`estimate_from_config`, before the events are replayed on an allocator.
@@ -181,10 +193,18 @@ def traced_config(
     target, frozen = target_for(device), lora is not None or not training
     named = precision_name(precision)
     weights = read_base(base, precision=named, frozen=frozen, device=target.device)
+    processes = read_processes(
+        world_size, sharding, training=training, device=target.device, base=base
+    )
     if implementation == "transformers":
         from mpskit.estimate.reference.transformers_model import build_transformers
 
-        for name, given in (("base", base), ("cache_len", cache_len)):
+        of_reference = {
+            "base": base,
+            "cache_len": cache_len,
+            "world_size": processes and world_size,
+        }
+        for name, given in of_reference.items():
             if given is not None:
                 raise ArgumentError(f"{name}= is for implementation='reference'", given=given)
         subject = build_transformers(
@@ -195,14 +215,26 @@ def traced_config(
         if cache_len is not None:
             check_cache(shape, seq_len=seq_len, cache_len=cache_len)
         adapters = read_lora(shape, lora)
-        subject = build_reference(shape, lora=adapters, checkpointing=checkpointing, base=weights)
+        subject = build_reference(
+            shape,
+            lora=adapters,
+            checkpointing=checkpointing,
+            base=weights,
+            depth=None if processes is None else processes.depth(shape.layers),
+        )
     else:
         raise ArgumentError(
             f"implementation is 'reference' or 'transformers', not {implementation!r}",
             given=implementation,
         )
     step = Stepped(
-        training, named, optimizer_class(optimizer), accumulate, weights is not None, cache_len
+        training,
+        named,
+        optimizer_class(optimizer),
+        accumulate,
+        weights is not None,
+        cache_len,
+        processes,
     )
     return ConfigTrace(trace_subject(subject, step, target, (batch_size, seq_len)), base)
 
@@ -230,6 +262,7 @@ class Stepped:
     accumulate: int = 1
     keeps_dtypes: bool = False  # the weights have theirs already
     cache_len: int | None = None  # of inference: decode until the cache holds so many tokens
+    processes: Processes | None = None  # that train together, if there are several
 
 
 def trace_subject(
@@ -258,6 +291,7 @@ def trace_subject(
     steps = _STEPS if how.cache_len is None else 1
     job = Job(Built(subject.model, subject.notes), batch, target, how.precision, steps, phase)
     job.keeps_dtypes = how.keeps_dtypes
+    stored = _compute_in(job, how.processes)
     job.counts = counts
     marks = LayerMarks(subject.model, subject.stacks, job.log)
     autocast = functools.partial(autocast_on, target.device, precision_of(how.precision).autocast)
@@ -273,15 +307,37 @@ def trace_subject(
         if not how.training:
             return inference
         made = borrow(how.optimizer, subject.model, job.log, patches)
+        loss: Loss = default_loss
         if made is not None:
             made.step = functools.partial(marks.stepping, made.step)
-        return TrainingStep(default_loss, made, autocast, how.accumulate)
+        if how.processes is not None:
+            loss = how.processes.install(marks, patches, made, stored, target.device)
+        return TrainingStep(loss, made, autocast, how.accumulate)
 
     traced = trace(job, prepare)
     traced.log = repeat_middle(traced.log, marks, subject.layers)
     if how.cache_len is not None and target.device == "mps":
         traced.notes += left_out(shape[1], how.cache_len)
+    if how.processes is not None:
+        traced.notes += (how.processes.note,)
     return traced
+
+
+def _compute_in(job: Job, processes: Processes | None) -> list[int]:
+    """Cast the parameters to what ``fully_shard`` computes in; return their stored item sizes.
+
+    With a ``MixedPrecisionPolicy`` the shares stay as they are, and are cast when gathered.
+    """
+    if processes is None or processes.sharding != "fsdp":
+        return []
+    dtypes, parameters = precision_of(job.precision), list(job.model.parameters())
+    weights = None if job.keeps_dtypes else dtypes.weights
+    stored = [p.element_size() if weights is None else weights.itemsize for p in parameters]
+    if dtypes.autocast is not None:
+        job.keeps_dtypes = True
+        for parameter in parameters:
+            parameter.data = parameter.data.to(dtypes.autocast)
+    return stored
 
 
 def _estimated(traced: Traced, torch_version: str, base: str | None) -> MemoryEstimate:

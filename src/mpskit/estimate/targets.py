@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mpskit._base.arguments import check_count
 from mpskit.backends.kinds import ESTIMATED, AllocatorRules, kind_of
 from mpskit.backends.versions import has
 from mpskit.device import get_optimal_device
@@ -19,7 +20,7 @@ from mpskit.errors import ArgumentError
 from mpskit.estimate.trace.workspace import cpu_op_memory
 from mpskit.host.named import MachineLike, as_host, host_device
 
-__all__ = ["Target", "target_device", "target_for"]
+__all__ = ["Target", "check_processes", "target_device", "target_for"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,22 @@ def target_for(device: Any) -> Target:
         foreach_optimizers=kind.foreach,
         foreach_clipping=kind.allocator is not AllocatorRules.MPS,
     )
+
+
+def check_processes(world_size: int, device: str) -> None:
+    """Raise unless so many processes can train together, on a device each.
+
+    Raises:
+        ArgumentError: below one, or several on MPS.
+        ArgumentTypeError: no int.
+    """
+    check_count("world_size", world_size, least=1)
+    if world_size > 1 and device == "mps":
+        raise ArgumentError(
+            "torch has no collective operations for MPS tensors, and a Mac has one GPU: train "
+            "with one process there, or with several on CUDA cards or on the CPU (backend gloo)",
+            given=world_size,
+        )
 
 
 def _missing(device: str) -> frozenset[str]:

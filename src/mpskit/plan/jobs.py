@@ -177,7 +177,14 @@ def _adapters(setting: Setting) -> dict[str, Any] | None:
 
 
 def _estimate(config: Any, device: str, setting: Setting) -> MemoryEstimate:
-    return estimate_from_config(config, base=setting.base, device=device, **_arguments(setting))
+    return estimate_from_config(
+        config,
+        base=setting.base,
+        device=device,
+        world_size=setting.world_size,
+        sharding=setting.sharding,
+        **_arguments(setting),
+    )
 
 
 def _count(config: Any, device: str, setting: Setting) -> Workload:
@@ -263,6 +270,8 @@ def _estimate_module(
     batch = rows(setting.rows)
     if not training:
         return estimate_inference_memory(model, batch, device=device)
+    if setting.sharding == "fsdp":
+        raise ArgumentError("fully_shard is estimated for a transformer's config", given=setting)
     return estimate_training_memory(
         model,
         batch,
@@ -270,6 +279,7 @@ def _estimate_module(
         precision=setting.precision,
         accumulate=setting.accumulate,
         device=device,
+        world_size=setting.world_size,
     )
 
 

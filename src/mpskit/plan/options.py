@@ -93,6 +93,10 @@ def _larger_mac(estimate: MemoryEstimate, place: Place) -> Iterator[Option]:
             return
 
 
+def _count(cards: int) -> str:
+    return "one" if cards == 1 else f"{cards} x"
+
+
 def _card(job: Job, leanest: Found) -> Iterator[Option]:
     try:
         estimate = job.on("cuda").estimates(leanest.setting)
@@ -102,7 +106,7 @@ def _card(job: Job, leanest: Found) -> Iterator[Option]:
         verdict = estimate.fits(machine=card)
         if verdict:
             yield Option(
-                words=f"in the cloud, one {card}",
+                words=f"in the cloud, {_count(leanest.setting.world_size)} {card}",
                 needed_bytes=verdict.needed_bytes,
                 answer=verdict.answer,
                 machine=card,

@@ -45,6 +45,7 @@ def reasons(
         "seq_len": _length(job, taken),
         "optimizer": optimizer.reason or _optimizer(setting),
         "quantization": _quantization(place, setting),
+        "sharding": _sharding(beside, setting),
     }
     return {name: text for name, text in found.items() if text}
 
@@ -61,8 +62,8 @@ def _precision(place: Place, beside: Sequence[Found], setting: Setting) -> str:
     needs = {
         found.setting.kind: format_bytes(found.verdict.needed_bytes)
         for found in beside
-        if (found.setting.checkpointing, found.setting.optimizer)
-        == (setting.checkpointing, setting.optimizer)
+        if (found.setting.checkpointing, found.setting.optimizer, found.setting.sharding)
+        == (setting.checkpointing, setting.optimizer, setting.sharding)
     }
     others = [f"{needs[kind]} {words}" for kind, words in _KINDS.items() if kind in needs]
     compared = f" ({', '.join(others)})" if len(others) > 1 else ""
@@ -121,6 +122,26 @@ def _optimizer(setting: Setting) -> str:
     if setting.optimizer == "adafactor":
         return "Adafactor keeps a row and a column of sums for a weight instead of two copies"
     return ""
+
+
+def _sharding(beside: Sequence[Found], setting: Setting) -> str:
+    """Say why each process has the whole model, or a share of it."""
+    if setting.sharding is None:
+        return ""
+    needs = {
+        found.setting.sharding: format_bytes(found.verdict.needed_bytes)
+        for found in beside
+        if replace(found.setting, sharding=None) == replace(setting, sharding=None)
+    }
+    if setting.sharding == "fsdp":
+        whole = f" ({needs['ddp']} with DistributedDataParallel)" if "ddp" in needs else ""
+        return (
+            f"the whole model does not fit in each process{whole}: fully_shard keeps one part in "
+            f"{setting.world_size} of weights, gradients and states, and sends each layer's "
+            "weights in every pass"
+        )
+    shares = f" ({needs['fsdp']} with fully_shard)" if "fsdp" in needs else ""
+    return f"the whole model fits in each process{shares}: only gradients are sent"
 
 
 def _quantization(place: Place, setting: Setting) -> str:

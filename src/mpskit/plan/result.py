@@ -198,6 +198,8 @@ class TrainingPlan(_Plan):
         cap_bytes: for :func:`mpskit.limit_memory`: the step's need and a tenth.
         samples: rows of the data set, if they were told.
         world_size: processes that train together; the figures are those of each.
+        sharding: ``ddp`` for the whole model in each of several processes
+            (``DistributedDataParallel``), ``fsdp`` for a share in each (``fully_shard``).
         epoch: seconds of a pass over the data; None where that is not known.
         run: seconds of all epochs.
         cloud: the same job on CUDA cards.
@@ -220,6 +222,7 @@ class TrainingPlan(_Plan):
     cap_bytes: int
     samples: int | None = None
     world_size: int = 1
+    sharding: Literal["none", "ddp", "fsdp"] = "none"
     epoch: TimeRange | None = None
     run: TimeRange | None = None
     cloud: tuple[CloudCard, ...] = ()
@@ -365,6 +368,7 @@ class TrainingPlan(_Plan):
     def _batch(self) -> str:
         tokens = f" of {self.seq_len} tokens" if self.seq_len is not None else ""
         fleet = f" x {self.world_size} processes" if self.world_size > 1 else ""
+        fleet += f" ({self.sharding.upper()})" if fleet else ""
         return (
             f"{_rows(self.batch_size)}{tokens} x {self.accumulate} accumulated{fleet} = "
             f"{self.effective_batch} rows a step"

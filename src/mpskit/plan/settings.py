@@ -15,6 +15,7 @@ __all__ = [
     "Method",
     "Prefer",
     "Setting",
+    "Sharding",
     "Way",
     "batch_sizes",
     "inference_ways",
@@ -23,6 +24,7 @@ __all__ = [
 
 Method = Literal["lora", "full"]
 Prefer = Literal["speed", "fidelity"]
+Sharding = Literal["ddp", "fsdp"]
 PREFERENCES: tuple[Prefer, ...] = ("speed", "fidelity")
 
 # What weights and arithmetic in fewer bits give up, from nothing to most. Mixed precision rounds
@@ -49,6 +51,8 @@ class Setting:
         rank: of the adapters; None trains every weight.
         targets: names of the modules that have adapters; empty for the usual ones.
         optimizer: its name in torch.optim, lower case.
+        world_size: processes that train together, each with its own rows.
+        sharding: ``ddp`` or ``fsdp`` for several processes; None for one.
     """
 
     rows: int = 1
@@ -60,6 +64,8 @@ class Setting:
     rank: int | None = None
     targets: tuple[str, ...] = ()
     optimizer: str = "adamw"
+    world_size: int = 1
+    sharding: Sharding | None = None
 
     def with_rows(self, rows: int, effective: int) -> Setting:
         """Return the same way with other rows, that add up to ``effective`` of them."""
@@ -76,6 +82,8 @@ class Setting:
             parts.append("checkpointing")
         if self.optimizer not in ("adamw", "none"):
             parts.append(self.optimizer)
+        if self.sharding is not None:
+            parts.append(f"{self.sharding.upper()} on {self.world_size}")
         return " + ".join(parts)
 
     @property
@@ -149,7 +157,29 @@ def ways(
                 if all(getattr(setting, key) == value for key, value in decided.items()):
                     found.append(_way(setting, half_rate))
     key = _by_speed if prefer == "speed" else _by_fidelity
-    return sorted(found, key=key)
+    return _spread(sorted(found, key=key), prefer)
+
+
+def _spread(found: list[Way], prefer: Prefer) -> list[Way]:
+    """Return the ways with each sharding: the whole model on each card comes first.
+
+    Shares of it come before what gives up more: a quantized base, or any loss at all where
+    fidelity is preferred.
+    """
+    if not found or found[0].setting.world_size == 1:
+        return found
+    spread = [
+        replace(way, setting=replace(way.setting, sharding=sharding))
+        for sharding in _SHARDINGS
+        for way in found
+        if sharding == "ddp" or way.setting.kind not in QUANTIZED
+    ]
+    if prefer == "fidelity":
+        return sorted(spread, key=lambda way: way.loss)
+    return sorted(spread, key=lambda way: way.setting.kind in QUANTIZED)
+
+
+_SHARDINGS: tuple[Sharding, ...] = ("ddp", "fsdp")
 
 
 def inference_ways(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpskit._base.arguments import check_count, wrong_type
 from mpskit.backends.precisions import PRECISIONS
 from mpskit.errors import ArgumentError
+from mpskit.estimate.targets import check_processes
 from mpskit.plan.common import common_fields, decided, one_of
 from mpskit.plan.defaults import (
     STAGES,
@@ -36,6 +37,7 @@ __all__ = ["Request", "TrainingPlan", "plan_job", "plan_training", "read_request
 _FIXED = ("batch_size", "seq_len", "precision", "base", "checkpointing", "optimizer", "lora")
 # What a cap leaves above the estimate: a tenth, as a job that fits has to spare.
 _CAP = 1.1
+_ALONE = "times are of one process alone, without what it sends to the others"
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,12 @@ def plan_training(
         stage: ``development``, ``test`` or ``production``: 3, 5 or 10 epochs.
         samples: rows of the data set, for times of an epoch and of the whole run.
         world_size: processes that train together, on a card each; the effective batch is theirs
-            together.
+            together. ``DistributedDataParallel`` is taken where it fits, ``fully_shard`` where it
+            does not.
 
     Raises:
-        ArgumentError: a value that cannot be used, an unknown model, or a batch that does not
-            divide the effective one.
+        ArgumentError: a value that cannot be used, an unknown model, a batch that does not divide
+            the effective one, or several processes on MPS.
         ArgumentTypeError: an argument of the wrong type.
         UnknownMachineError: no machine has that name.
         EstimateError: no setting can be estimated.
@@ -225,6 +228,7 @@ def plan_job(job: Job, place: Place, request: Request, *, advise: bool = True) -
         ArgumentError: nothing is left to choose from.
         EstimateError: no setting can be estimated.
     """
+    check_processes(request.world_size, place.device)
     optimizer = optimizer_for(request.optimizer, place.device)
     search = Search(
         job.estimates,
@@ -283,10 +287,11 @@ def _ways(job: Job, place: Place, request: Request, method: Method, optimizer: s
 
 def _first(request: Request, method: Method, optimizer: str) -> Setting:
     """Return the setting in float32, with nothing given up."""
+    first = Setting(optimizer=optimizer, world_size=request.world_size)
     if method == "full":
-        return Setting(optimizer=optimizer)
+        return first
     rank = _adapter(request, "r", "rank", usual="rank")
-    return Setting(rank=rank, targets=_targets(request), optimizer=optimizer)
+    return replace(first, rank=rank, targets=_targets(request))
 
 
 def _targets(request: Request) -> tuple[str, ...]:
@@ -312,8 +317,9 @@ def _plan(
     cap = int(min(verdict.needed_bytes * _CAP, place.usable_bytes))
     lora = None if setting.rank is None else _lora(job, request, setting.rank)
     epochs, step = stage_epochs(request.stage), step_time(job, taken, place)
-    epoch = epoch_time(step, setting, request.samples)
+    epoch = epoch_time(step, setting, request.samples and -(-request.samples // request.world_size))
     run = None if epoch is None else epoch.times(epochs)
+    fleet = _ALONE if request.world_size > 1 and step is not None else ""
     cards = cloud_cards(job, taken) if place.device != "cuda" else ()
     quick = defaults("quick_run")["samples"]
     return TrainingPlan(
@@ -331,13 +337,14 @@ def _plan(
         cap_bytes=cap,
         samples=request.samples,
         world_size=request.world_size,
+        sharding=setting.sharding or "none",
         step=step,
         epoch=epoch,
         run=run,
         cloud=cards,
         local=stay_local(verdict.answer, step, run, cards),
         quick_run=quick if request.samples is None else min(quick, request.samples),
-        notes=(*taken.estimate.notes, *filter(None, [workers])),
+        notes=(*taken.estimate.notes, *filter(None, [workers, fleet])),
     )
 
 

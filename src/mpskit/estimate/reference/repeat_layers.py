@@ -12,7 +12,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -21,11 +21,11 @@ from mpskit.dispatch.patches import Patches
 from mpskit.errors import EstimateError
 from mpskit.estimate.trace.storage_log import StorageLog
 
-__all__ = ["LayerMarks", "Subject", "repeat_middle", "traced_depth"]
+__all__ = ["AROUND", "LayerMarks", "Passes", "Subject", "repeat_middle", "traced_depth"]
 
 # A layer's number is its position in its stack, and _STACK more for each stack before.
 _STACK = 1 << 12
-_AROUND = -1  # what belongs to no layer
+AROUND = -1  # what belongs to no layer
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,22 @@ def traced_depth(
     return tuple(min(count, most) for count in layers)
 
 
+class Passes(Protocol):
+    """What is told that a layer is entered and left; its events are that layer's."""
+
+    def enter(self, layer: int) -> None:
+        """Before a layer's forward pass."""
+
+    def leave(self, layer: int) -> None:
+        """After it."""
+
+    def backward_enters(self, layer: int) -> None:
+        """Before a layer's backward pass, where its result has a gradient."""
+
+    def backward_leaves(self, layer: int) -> None:
+        """After it, where its input has one."""
+
+
 class LayerMarks:
     """Notes which layer each event of a trace belongs to.
 
@@ -73,7 +89,8 @@ class LayerMarks:
         self.log = log
         self.model = model
         self.stacks = stacks
-        self.positions: list[tuple[int, int]] = [(0, _AROUND)]  # (event, layer that it begins)
+        self.passes: Passes | None = None
+        self.positions: list[tuple[int, int]] = [(0, AROUND)]  # (event, layer that it begins)
         self.owners: dict[int, int] = {}  # record -> its layer, where that is not the running one
         self.left: set[int] = set()  # events at which the last layer of a stack has returned
 
@@ -89,11 +106,18 @@ class LayerMarks:
                 record = self.log.number(parameter.untyped_storage())
                 if record is not None:
                     self.owners[record] = number
-            hook = self._entering(number, number - 1 if number % _STACK else _AROUND)
+            hook = self._entering(number, number - 1 if number % _STACK else AROUND)
             patches.on_exit(layer.register_forward_pre_hook(hook).remove)
         for number, layers in enumerate(self.stacks):
             last = number * _STACK + len(layers) - 1
             patches.on_exit(layers[-1].register_forward_hook(self._leaving(last)).remove)
+
+    def record(self, storage: torch.UntypedStorage, layer: int, kind: str) -> None:
+        """Record a storage of a layer that does not run."""
+        self.log.add(storage, kind)
+        number = self.log.number(storage)
+        assert number is not None  # noqa: S101 - it has just been recorded
+        self.owners[number] = layer
 
     def layers(self) -> Iterator[tuple[int, torch.nn.Module]]:
         """Yield every layer with its number."""
@@ -104,30 +128,47 @@ class LayerMarks:
         """Run an optimizer's step."""
         with _Parameters(self):
             result = step()
-        self.mark(_AROUND)
+        self.mark(AROUND)
         return result
 
     def _entering(self, number: int, before: int) -> Callable[..., None]:
         def enter(_: torch.nn.Module, args: Any) -> None:
             if self.log.where.phase != "backward":  # there a checkpoint runs it again
+                self._left(before)
                 self.mark(number)
-                self._on_gradient(args[0], before)
+                if self.passes is not None:
+                    self.passes.enter(number)
+                self._on_gradient(args[0], before, number)
 
         return enter
 
     def _leaving(self, number: int) -> Callable[..., None]:
         def leave(_: torch.nn.Module, __: Any, output: Any) -> None:
             if self.log.where.phase != "backward":
+                self._left(number)
                 self.left.add(len(self.log.events))
-                self.mark(_AROUND)
+                self.mark(AROUND)
                 hidden = output if isinstance(output, torch.Tensor) else output[0]
-                self._on_gradient(hidden, number)
+                self._on_gradient(hidden, number, AROUND)
 
         return leave
 
-    def _on_gradient(self, hidden: torch.Tensor, layer: int) -> None:
+    def _left(self, layer: int) -> None:
+        if self.passes is not None and layer != AROUND:
+            self.passes.leave(layer)
+
+    def _on_gradient(self, hidden: torch.Tensor, layer: int, above: int) -> None:
+        """Mark the layer whose backward pass begins where that of the one above it ends."""
+
+        def passed(_: torch.Tensor) -> None:
+            if self.passes is not None and above != AROUND:
+                self.passes.backward_leaves(above)
+            self.mark(layer)
+            if self.passes is not None and layer != AROUND:
+                self.passes.backward_enters(layer)
+
         if hidden.requires_grad:
-            hidden.register_hook(lambda _: self.mark(layer))
+            hidden.register_hook(passed)
 
 
 class _Parameters(TorchFunctionMode):
@@ -136,7 +177,7 @@ class _Parameters(TorchFunctionMode):
     def __init__(self, marks: LayerMarks) -> None:
         super().__init__()
         self.marks = marks
-        self._layer = {id(parameter): _AROUND for parameter in marks.model.parameters()}
+        self._layer = {id(parameter): AROUND for parameter in marks.model.parameters()}
         for number, layer in marks.layers():
             self._layer |= {id(parameter): number for parameter in layer.parameters()}
         trained = [p for p in marks.model.parameters() if p.requires_grad]
@@ -149,7 +190,7 @@ class _Parameters(TorchFunctionMode):
             if args and id(args[0]) in self._layer:
                 self.marks.mark(self._layer[id(args[0])])
             return func(*args, **kwargs or {})
-        self.marks.mark(_AROUND)
+        self.marks.mark(AROUND)
         start = len(self.marks.log.events)
         result = func(*args, **kwargs or {})
         made = [event for event in self.marks.log.events[start:] if event >= 0]
@@ -190,7 +231,7 @@ class _Repeater:
         self.log = log
         self.added = added  # by stack
         self.position = [len(stack) // 2 for stack in marks.stacks]  # of the repeated layer
-        self.layer = [_AROUND] * len(log.records)
+        self.layer = [AROUND] * len(log.records)
         self.place = [0] * len(log.records)
         # The middle layer's records by place, and the number of the first that is added.
         self.middle: list[list[int]] = [[] for _ in added]
@@ -205,7 +246,7 @@ class _Repeater:
         upwards = True
         for run in self.runs:
             stack, position = divmod(run.layer, _STACK)
-            if run.layer == _AROUND or not self.added[stack]:
+            if run.layer == AROUND or not self.added[stack]:
                 events += run.events
                 continue
             if position == self.position[stack]:
@@ -237,12 +278,12 @@ class _Repeater:
                     self.place[event] = counts[layer]
                     counts[layer] += 1
                     stack, position = divmod(layer, _STACK)
-                    if layer != _AROUND and position == self.position[stack]:
+                    if layer != AROUND and position == self.position[stack]:
                         self.middle[stack].append(event)
                 elif returning:
                     layer = runs[-1].layer
                 else:  # what goes when no layer runs goes with its layer
-                    layer = running if running != _AROUND else self.layer[~event]
+                    layer = running if running != AROUND else self.layer[~event]
                 if not runs or runs[-1].layer != layer:
                     runs.append(_Run(layer, []))
                 runs[-1].events.append(event)

@@ -8,7 +8,7 @@ in torch/nn/parallel/distributed.py.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -16,10 +16,28 @@ from mpskit.dispatch.dataless_tensors import dataless_storage
 from mpskit.dispatch.patches import Patches
 from mpskit.estimate.trace.storage_log import StorageLog
 
-__all__ = ["add_buckets"]
+__all__ = ["DEFAULT_DDP", "Wrapper", "add_buckets"]
 
 
-def add_buckets(wrapper: Any, model: torch.nn.Module, log: StorageLog, patches: Patches) -> None:
+class Wrapper(Protocol):
+    """What is read of a ``DistributedDataParallel``."""
+
+    bucket_bytes_cap: int
+    gradient_as_bucket_view: bool
+
+
+class _Default(NamedTuple):
+    bucket_bytes_cap: int = 25 * 2**20
+    gradient_as_bucket_view: bool = False
+
+
+# A wrapper with torch's defaults, which cannot be made without a process group.
+DEFAULT_DDP: Any = _Default()
+
+
+def add_buckets(
+    wrapper: Wrapper, model: torch.nn.Module, log: StorageLog, patches: Patches
+) -> None:
     """Record the buckets of a wrapper, for as long as the trace runs.
 
     Args:
@@ -38,7 +56,7 @@ def add_buckets(wrapper: Any, model: torch.nn.Module, log: StorageLog, patches: 
 
 
 class _Buckets:
-    def __init__(self, wrapper: Any, model: torch.nn.Module, log: StorageLog) -> None:
+    def __init__(self, wrapper: Wrapper, model: torch.nn.Module, log: StorageLog) -> None:
         self.log = log
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.largest = int(wrapper.bucket_bytes_cap)

@@ -24,7 +24,7 @@ from mpskit.estimate.targets import Target
 from mpskit.estimate.trace import guards
 from mpskit.estimate.trace.batch import build_batch
 from mpskit.estimate.trace.control_flow import frames_of, user_line
-from mpskit.estimate.trace.gradient_buckets import add_buckets
+from mpskit.estimate.trace.gradient_buckets import Wrapper, add_buckets
 from mpskit.estimate.trace.model_state import exchange
 from mpskit.estimate.trace.module_tracker import ModuleTracker
 from mpskit.estimate.trace.storage_log import StorageLog
@@ -57,7 +57,7 @@ class Built:
 
     module: torch.nn.Module
     notes: tuple[str, ...] = ()
-    parallel: torch.nn.Module | None = None
+    parallel: Wrapper | None = None
 
 
 def build_model(model: Any) -> Built:
@@ -92,7 +92,7 @@ def _built(make: Callable[[], Any]) -> Any:
 
 
 def _unwrapped(model: torch.nn.Module) -> Built:
-    distributed = None
+    distributed: Wrapper | None = None
     notes: list[str] = []
     while True:
         inner = getattr(model, "_orig_mod", None)

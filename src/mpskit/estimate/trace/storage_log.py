@@ -105,6 +105,23 @@ class StorageLog:
             self.events.append(~number)
             self._live -= size
 
+    def charge(self, storage: torch.UntypedStorage, size: int) -> None:
+        """Charge another size for a living storage, from its allocation on."""
+        number = self.number(storage)
+        if number is not None:
+            self._live += size - self.records[number].size
+            self.records[number].size = size
+
+    def resize(self, storage: torch.UntypedStorage, size: int, kind: str) -> None:
+        """Record a living storage as freed, and as allocated again with another size."""
+        reference = self._alive.get(storage._cdata)
+        if reference is None or reference.entry is None:
+            return
+        self.records[reference.entry].kind = kind
+        self.events.append(~reference.entry)
+        self._live -= self.records[reference.entry].size
+        reference.entry = self._record(size, kind)
+
     def classify(self, storage: torch.UntypedStorage, kind: str) -> None:
         """Say what a living storage is; the first answer other than an activation stands."""
         number = self.number(storage)
