@@ -12,6 +12,22 @@ from mpskit.plan.settings import Setting, batch_sizes, inference_ways, ways
 LORA, FULL = Setting(rank=8), Setting()
 
 
+def test_several_processes_share_the_model_before_it_is_quantized() -> None:
+    first = Setting(rank=8, world_size=4)
+    found = words(first=first, quantized=("nf4",))
+    assert found[0] == "fp32 + DDP on 4"
+    assert found.index("bf16-mixed + checkpointing + DDP on 4") < found.index("fp32 + FSDP on 4")
+    last = ["4-bit base + DDP on 4", "4-bit base + checkpointing + DDP on 4"]
+    assert sorted(found[-2:]) == sorted(last)
+    assert not any("4-bit" in way and "FSDP" in way for way in found)
+
+
+def test_fidelity_shares_the_model_before_it_rounds() -> None:
+    found = words(first=Setting(rank=8, world_size=4), prefer="fidelity")
+    assert [way.partition(" ")[0] for way in found[:5]] == ["fp32"] * 4 + ["bf16-mixed"]
+    assert found[2] == "fp32 + FSDP on 4"
+
+
 def words(**options: object) -> list[str]:
     asked: dict[str, object] = {"half": "bf16", "mixed": "bf16-mixed", "half_rate": 1.0, **options}
     first = asked.pop("first", LORA)

@@ -185,8 +185,55 @@ def test_a_fleet_shares_the_effective_batch(tiny: dict[str, Any]) -> None:
     plan = planned(tiny, machine="A100", world_size=4, effective_batch=64)
     assert plan.effective_batch == 64
     assert plan.batch_size * plan.accumulate == 16
+    assert plan.sharding == "ddp"
+    assert "the whole model fits in each process" in plan.reasons["sharding"]
+    assert "4 processes (DDP) = 64 rows" in str(plan)
+    assert planned(tiny).sharding == "none"
     with pytest.raises(ArgumentError, match="does not divide among 3"):
         planned(tiny, world_size=3, effective_batch=64)
+
+
+def test_a_fleet_shares_a_model_that_no_card_holds(tiny: dict[str, Any]) -> None:
+    from mpskit import estimate_from_config
+
+    large = tiny | {"num_hidden_layers": 48, "hidden_size": 1024, "intermediate_size": 2816}
+    settled = {"precision": "fp32", "checkpointing": False, "optimizer": "adamw"}
+    asked: dict[str, Any] = {"machine": "T4", "seq_len": 128, "batch": 1, "budget": 6 * 2**30}
+    plan = planned(large, method="full", world_size=8, fixed=settled, **asked)
+    assert (plan.sharding, plan.verdict) == ("fsdp", "fits")
+    assert "does not fit in each process" in plan.reasons["sharding"]
+    alone = estimate_from_config(
+        large, batch_size=1, seq_len=128, device="cuda", world_size=8, sharding="fsdp"
+    )
+    assert alone == plan.estimate
+    assert not planned(large, method="full", fixed=settled, **asked)
+
+
+def test_several_processes_on_a_mac_are_refused(tiny: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="no collective operations for MPS"):
+        planned(tiny, world_size=2)
+    assert planned(tiny, world_size=2, device="cpu").sharding == "ddp"
+
+
+def test_a_fleet_trains_a_module_with_buckets() -> None:
+    def make() -> torch.nn.Module:
+        return torch.nn.Linear(1000, 1000)
+
+    batch = torch.zeros(4, 1000)
+    asked: dict[str, Any] = {"machine": "A100", "batch": batch, "fixed": {"optimizer": "adamw"}}
+    one, two = (planned(make, world_size=count, **asked) for count in (1, 2))
+    assert (one.sharding, two.sharding) == ("none", "ddp")
+    assert two.estimate.gradients_bytes >= one.estimate.gradients_bytes + 1000 * 1000 * 4
+
+
+def test_a_fleet_passes_over_the_data_together(tiny: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"machine": "A100", "samples": 64000, "batch": 8}
+    one = planned(tiny, **asked)
+    four = planned(tiny, world_size=4, effective_batch=32, **asked)
+    assert one.epoch is not None
+    assert four.epoch is not None
+    assert four.epoch.middle == pytest.approx(one.epoch.middle / 4, rel=0.01)
+    assert any("one process alone" in note for note in four.notes)
 
 
 def test_an_intel_mac_and_a_cpu_train_in_float32(tiny: dict[str, Any]) -> None:

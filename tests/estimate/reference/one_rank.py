@@ -1,8 +1,8 @@
 """One of several real processes: ``one_rank.py RANK WORLD STORE CASES`` prints measured peaks.
 
 A peak is the most bytes that torch's CPU allocator held during two steps, by the profiler's
-events. What gloo stages inside of a collective is freed on a thread of its own, where the profiler
-may not see it: it counts at the moment of its allocation, and not afterwards.
+events. What gloo stages for a collective, in the call or on a thread of its own, is freed on that
+thread, where the profiler may not see it: it counts when it is allocated, and not afterwards.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ MARK = "the measured steps"
 KEEPING = {"acc_events": True} if "acc_events" in inspect.signature(profile).parameters else {}
 
 
-def allocations(nodes: list[Any], staging: bool = False) -> Iterator[tuple[int, int, int, bool]]:
-    """Yield (time, address, bytes, whether inside of a collective) of every event below."""
+def allocations(
+    nodes: list[Any], thread: int, staging: bool = False
+) -> Iterator[tuple[int, int, int, bool]]:
+    """Yield (time, address, bytes, whether it is staging) of every event below."""
     for node in nodes:
         fields = node.extra_fields
         if node.tag.name == "Allocation":
-            yield node.start_time_ns, fields.ptr, fields.alloc_size, staging
-        yield from allocations(node.children, staging or node.name.startswith("c10d::"))
+            elsewhere = node.start_tid != thread
+            yield node.start_time_ns, fields.ptr, fields.alloc_size, staging or elsewhere
+        within = staging or node.name.startswith("c10d::")
+        yield from allocations(node.children, thread, within)
 
 
 def measured(run: Callable[[], Callable[[], None]]) -> int:
@@ -41,10 +45,12 @@ def measured(run: Callable[[], Callable[[], None]]) -> int:
             steps()
         gc.enable()
     results = prof.profiler.kineto_results
-    start = next(e.start_ns() for e in results.events() if e.name() == MARK)
+    mark = next(event for event in results.events() if event.name() == MARK)
+    start, thread = mark.start_ns(), mark.start_thread_id()
+    tree = results.experimental_event_tree()
     staged: set[int] = set()
     total = most = 0
-    for moment, address, size, staging in sorted(allocations(results.experimental_event_tree())):
+    for moment, address, size, staging in sorted(allocations(tree, thread)):
         if size > 0 and staging:
             staged.add(address)
             most = max(most, total + size) if moment > start else most

@@ -44,7 +44,7 @@ SEVERAL = {
     "ddp, two batches": DDP | {"accumulate": 2, "batch_size": 2},
     "ddp, adapters": DDP | {"lora": 8},
 }
-WITHIN = {"ddp": 0.01, "fsdp": 0.02}
+WITHIN = {"ddp": 0.005, "fsdp": 0.01}
 
 
 @pytest.fixture

@@ -295,9 +295,9 @@ class FullyShard:
     def _gather(self, group: _Group) -> torch.UntypedStorage:
         cast = self._new(group.cast) if group.cast else None
         gathered = self._new(sum(group.whole))
-        del cast
         if self.staging:
             self.log.workspace(gathered.nbytes())
+        del cast  # torch holds it until the collective has returned
         return gathered
 
     def _unshard(self, group: _Group) -> None:
