@@ -56,8 +56,17 @@ def autocast():
 
 
 # The CPU's LSTM layer tells its kernel's workspace only when it runs.
+LSTM = pytest.mark.from_torch("2.13", "a rehearsed LSTM is not 4.6% short")
+
+
 @pytest.mark.parametrize(
-    ("loop", "off"), [(perceptron, 0), (convolution, 0), (recurrent, 0.005), (autocast, 0)]
+    ("loop", "off"),
+    [
+        (perceptron, 0),
+        (convolution, 0),
+        pytest.param(recurrent, 0.005, marks=LSTM),
+        (autocast, 0),
+    ],
 )
 def test_memory_is_that_of_real_numbers(loop, off):
     with mpskit.simulate("m1-8gb") as mac:
