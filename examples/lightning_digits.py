@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mpskit
-from mpskit.plan import TrainingPlan, plan_training
+from mpskit import TrainingPlan, plan_training
 
 # The lit segments of 0 to 9: top, the two upper sides, the middle, the two lower sides, the bottom.
 SEGMENTS = [0x77, 0x24, 0x5D, 0x6D, 0x2E, 0x6B, 0x7B, 0x25, 0x7F, 0x6F]

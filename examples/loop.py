@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mpskit
-from mpskit.plan import TrainingPlan
+from mpskit import TrainingPlan
 
 T = TypeVar("T")
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

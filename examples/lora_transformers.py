@@ -26,7 +26,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 
 import mpskit
-from mpskit.plan import TrainingPlan, plan_training
+from mpskit import TrainingPlan, plan_training
 
 CONFIG = {
     "model_type": "qwen2",

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import mpskit
-from mpskit.plan import plan_training
+from mpskit import plan_training
 
 LENGTH, WIDTH = 24, 32
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import mpskit
-from mpskit.plan import TrainingPlan, plan_training
+from mpskit import TrainingPlan, plan_training
 
 CLASSES, SIDE = 6, 32
 # name -> what makes it, with the learning rate that is usual for it

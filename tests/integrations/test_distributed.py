@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mpskit
+from mpskit import plan_training
 from mpskit.backends.kinds import KINDS
-from mpskit.plan import plan_training
 
 
 @pytest.mark.parametrize(

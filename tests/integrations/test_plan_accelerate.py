@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mpskit
-from mpskit.plan import plan_training
+from mpskit import plan_training
 
 accelerate = pytest.importorskip("accelerate")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mpskit
-from mpskit.plan import plan_training
+from mpskit import plan_training
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mpskit
-from mpskit.plan import plan_training
+from mpskit import plan_training
 
 peft = pytest.importorskip("peft")  # first: its import puts another object of transformers in place
 transformers = pytest.importorskip("transformers")

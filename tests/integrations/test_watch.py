@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mpskit
+from mpskit import TrainingPlan, plan_training
 from mpskit.integrations.watch import Watch
-from mpskit.plan import TrainingPlan, plan_training
 
 OOM = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.58 GiB"
 

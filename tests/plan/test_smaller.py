@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpskit import TrainingPlan
 from mpskit.estimate import MemoryEstimate
-from mpskit.plan import TrainingPlan
 
 
 def made(**fields):
