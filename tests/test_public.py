@@ -74,3 +74,10 @@ def test_the_version_is_the_package_s():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'get_optimal_devise'"):
         mpskit.get_optimal_devise
+
+
+def test_names_and_signatures_are_frozen():
+    """``python tests/public_api.py --write`` after a change that the changelog names."""
+    from tests.public_api import FILE, lines
+
+    assert list(lines()) == FILE.read_text(encoding="utf-8").splitlines()
