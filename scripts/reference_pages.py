@@ -36,6 +36,7 @@ ROOMS = {
     "speed": "Speed",
     "estimate": "Estimates",
     "plan": "Plans",
+    "integrations": "Trainers",
     "correctness": "Right or wrong numbers",
     "simulation": "Simulated machines",
     "rehearsal": "Rehearsals",

@@ -33,6 +33,12 @@ class StandIn:
     def __await__(self):
         yield from ()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        pass
+
     def __iter__(self):
         return iter((self, self))
 

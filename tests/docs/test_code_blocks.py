@@ -146,11 +146,12 @@ def run(folder, command):
     }
     return subprocess.run(
         ["bash", "-c", command],
-        cwd=folder, env=environ, capture_output=True, text=True, timeout=280, check=False,
+        cwd=folder, env=environ, capture_output=True, text=True, timeout=840, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)  # `mpskit validate` and `check` start dozens of processes
 @pytest.mark.needs_torch("simulation")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(("block", "command", "output"), SHOWN, ids=IDS)
