@@ -14,7 +14,7 @@ import mpskit
 
 
 class StandIn:
-    """Anything a reader would have: it can be called, awaited, iterated over and entered."""
+    """Anything a reader would have: it can be called, awaited, iterated over, entered, unpacked."""
 
     def __call__(self, *_args, **_kwargs):
         return self
@@ -23,6 +23,9 @@ class StandIn:
         if name.startswith("__"):
             raise AttributeError(name)
         return self
+
+    def keys(self):
+        return ()
 
     def __getitem__(self, _key):
         return self

@@ -129,10 +129,13 @@ def folder(tmp_path_factory):
     (path / "Makefile").write_text("bench:\n\t@true\n")
     bin_ = path / "bin"
     bin_.mkdir()
-    (bin_ / "mpskit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mpskit "$@"\n')
-    (bin_ / "pbcopy").write_text("#!/bin/sh\ncat > /dev/null\n")
-    (bin_ / "python").symlink_to(sys.executable)
-    for name in ("mpskit", "pbcopy"):
+    scripts = {
+        "mpskit": f'exec "{sys.executable}" -m mpskit "$@"',
+        "python": f'exec "{sys.executable}" "$@"',  # a link would leave its environment behind
+        "pbcopy": "cat > /dev/null",
+    }
+    for name, line in scripts.items():
+        (bin_ / name).write_text(f"#!/bin/sh\n{line}\n")
         (bin_ / name).chmod(0o755)
     return path
 
