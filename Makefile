@@ -43,10 +43,9 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-# Examples in the pages, commands and blocks that are no doctests, then the site in out/docs.
+# The pages' examples, then the site in out/docs. tests/docs has their links, and with test-full their commands.
 docs: $(STAMP)
 	$(BIN)/python -m pytest --doctest-glob='*.md' -o addopts='--strict-markers' docs README.md README.zh-CN.md
-	$(BIN)/python -m pytest -n auto tests/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs $(OUT)/docs
 
 # What goes to PyPI, and what two tools say of it.
