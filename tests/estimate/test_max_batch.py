@@ -12,7 +12,7 @@ import mpskit
 from mpskit import MaxBatch, TensorSpec, estimate_from_config, estimate_training_memory
 from mpskit._base.sizes import GIB, MIB
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError, UnknownMachineError
-from mpskit.estimate.max_batch import _estimator, _scaling, _Search, max_batch_size
+from mpskit.estimate.max_batch import _estimator, _Search, batch_of, max_batch_size
 from mpskit.estimate.result import MemoryEstimate
 
 CLASSES = TensorSpec((1,), "int64")
@@ -232,7 +232,7 @@ def test_every_tensor_gets_its_rows_and_integers_keep_their_values():
         "temperature": torch.tensor(0.7),
         "name": "train",
     }
-    scaled = _scaling(batch)(5)
+    scaled = batch_of(batch)(5)
     assert scaled["ids"].tolist() == [[1, 2], [3, 4], [1, 2], [3, 4], [1, 2]]
     assert scaled["mask"] == TensorSpec((5, 5), "int64", fill=0)
     assert scaled["pixels"] == TensorSpec((5, 3, 64, 64), torch.float32)

@@ -134,7 +134,7 @@ def test_two_processes_train_together(launcher, tmp_path):
     script = str(EXAMPLES / "lora_transformers.py")
     words = (script, "--out", str(tmp_path / "two"), *SHORT["lora_transformers.py"])
     text = run(*LAUNCHERS[launcher], *words)
-    assert "4 rows of 32 tokens x 1 accumulated x 2 processes = 8" in text
+    assert "4 rows of 32 tokens x 1 accumulated x 2 processes (DDP) = 8 rows" in text
     assert text.count("Peak memory of cpu") == 1  # the first process speaks for both
     state = json.loads((tmp_path / "two" / "checkpoint-6" / "trainer_state.json").read_text())
     assert (state["global_step"], state["train_batch_size"]) == (6, 4)
