@@ -59,7 +59,7 @@ def test_memory_is_the_estimators(tiny: dict[str, Any]) -> None:
         tiny,
         batch_size=2,
         seq_len=512,
-        lora={"rank": 4, "targets": ["q_proj", "up_proj"]},
+        lora={"rank": 4, "targets": ["q_proj", "up_proj"], "dropout": 0.05},
         accumulate=4,
         device="mps",
     )

@@ -173,7 +173,8 @@ def _arguments(setting: Setting) -> dict[str, Any]:
 def _adapters(setting: Setting) -> dict[str, Any] | None:
     if setting.rank is None:
         return None
-    return {"rank": setting.rank, "targets": list(setting.targets) or None}
+    targets = list(setting.targets) or None
+    return {"rank": setting.rank, "targets": targets, "dropout": setting.dropout}
 
 
 def _estimate(config: Any, device: str, setting: Setting) -> MemoryEstimate:

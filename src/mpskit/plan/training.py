@@ -290,8 +290,12 @@ def _first(request: Request, method: Method, optimizer: str) -> Setting:
     first = Setting(optimizer=optimizer, world_size=request.world_size)
     if method == "full":
         return first
-    rank = _adapter(request, "r", "rank", usual="rank")
-    return replace(first, rank=rank, targets=_targets(request))
+    return replace(
+        first,
+        rank=_adapter(request, "r", "rank", usual="rank"),
+        targets=_targets(request),
+        dropout=_adapter(request, "lora_dropout", "dropout", usual="dropout"),
+    )
 
 
 def _targets(request: Request) -> tuple[str, ...]:
@@ -315,7 +319,7 @@ def _plan(
     setting, verdict = taken.setting, taken.verdict
     loader, workers = loader_of(place, setting.rows)
     cap = int(min(verdict.needed_bytes * _CAP, place.usable_bytes))
-    lora = None if setting.rank is None else _lora(job, request, setting.rank)
+    lora = None if setting.rank is None else _lora(job, request, setting.rank, setting.dropout)
     epochs, step = stage_epochs(request.stage), step_time(job, taken, place)
     epoch = epoch_time(step, setting, request.samples and -(-request.samples // request.world_size))
     run = None if epoch is None else epoch.times(epochs)
@@ -348,11 +352,11 @@ def _plan(
     )
 
 
-def _lora(job: Job, request: Request, rank: int) -> LoraPlan:
+def _lora(job: Job, request: Request, rank: int, dropout: float) -> LoraPlan:
     table, given = defaults("lora"), request.lora or {}
     return LoraPlan(
         rank=rank,
         alpha=int(given.get("lora_alpha", given.get("alpha")) or rank * table["alpha_per_rank"]),
-        dropout=_adapter(request, "lora_dropout", "dropout", usual="dropout"),
+        dropout=dropout,
         targets=_targets(request) or job.targets,
     )
