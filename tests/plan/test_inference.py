@@ -79,6 +79,19 @@ def test_a_module_runs_with_its_batch() -> None:
     assert (plan.model, plan.verdict, plan.context) == ("Linear", "fits", 0)
 
 
+@pytest.mark.parametrize(
+    ("precision", "share"), [("fp32", 1.0), ("fp16", 0.5), ("bf16", 0.5), ("fp16-mixed", 1.0)]
+)
+def test_a_modules_figures_are_those_of_its_dtype(precision: str, share: float) -> None:
+    def make() -> torch.nn.Module:
+        return torch.nn.Linear(1000, 1000, bias=False)
+
+    fixed = {"precision": precision}
+    plan = planned(make, batch=torch.zeros(1, 1000), fixed=fixed, device="cpu")
+    assert plan.estimate.parameters_bytes == 4_000_000 * share
+    assert plan.estimate.precision == precision
+
+
 def test_json(tiny: dict[str, Any]) -> None:
     read = json.loads(planned(tiny, context=64).model_dump_json())
     assert (read["verdict"], read["batch_size"], read["context"]) == ("fits", 1, 64)

@@ -270,7 +270,9 @@ def _estimate_module(
 ) -> MemoryEstimate:
     batch = rows(setting.rows)
     if not training:
-        return estimate_inference_memory(model, batch, device=device)
+        return estimate_inference_memory(
+            model, batch, precision=setting.precision, device=device
+        )
     if setting.sharding == "fsdp":
         raise ArgumentError("fully_shard is estimated for a transformer's config", given=setting)
     return estimate_training_memory(
