@@ -92,6 +92,11 @@ def test_a_modules_figures_are_those_of_its_dtype(precision: str, share: float) 
     assert plan.estimate.precision == precision
 
 
+def test_what_is_fixed_is_not_called_a_choice(tiny: dict[str, Any]) -> None:
+    plan = planned(tiny, context=64, fixed={"precision": "bf16"})
+    assert plan.reasons["precision"] == "bf16 is fixed"
+
+
 def test_json(tiny: dict[str, Any]) -> None:
     read = json.loads(planned(tiny, context=64).model_dump_json())
     assert (read["verdict"], read["batch_size"], read["context"]) == ("fits", 1, 64)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from mpskit._base.arguments import check_count, wrong_type
 from mpskit.backends.precisions import PRECISIONS
@@ -24,7 +24,7 @@ from mpskit.plan.places import Place, find_place
 from mpskit.plan.reasons import reasons
 from mpskit.plan.result import LoraPlan, TrainingPlan
 from mpskit.plan.search import Found, Search
-from mpskit.plan.settings import Method, Prefer, Setting, Way, batch_sizes, ways
+from mpskit.plan.settings import PREFERENCES, Method, Prefer, Setting, Way, batch_sizes, ways
 from mpskit.plan.times import cloud_cards, epoch_time, loader_of, stay_local, step_time
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def plan_training(
         model_or_config: a config as for :func:`mpskit.estimate_from_config`, such as
             ``"Qwen/Qwen2.5-0.5B"``; or a module, its class, or a callable that makes it.
         batch: for a config, the rows of a batch (None chooses them); for a module, its batch:
-            tensors or ``TensorSpec``, whose leading size is the rows.
+            tensors or ``TensorSpec``, whose leading size is the rows, or a callable that makes one
+            of as many rows as it is given.
         machine: a name (``m1-16gb``, ``T4``), a ``Machine`` or a ``Host``; None is this machine.
         device: ``mps``, ``cuda`` or ``cpu``; None is the machine's own.
         budget: bytes, a size such as ``"12GiB"`` or a ``MemoryBudget``, instead of the machine's.
@@ -144,8 +145,11 @@ def plan_training(
 
 def training_job(model: Model, batch: Any, device: str, request: Request) -> Job:
     """Return the job of training a model, given as for :func:`plan_training`, on a device."""
+    seq_len = request.fixed.get("seq_len")
     if is_config(model):
-        return config_job(model, device, seq_len=request.fixed.get("seq_len"))
+        return config_job(model, device, seq_len=seq_len)
+    if seq_len is not None:
+        raise ArgumentError("seq_len= is for a transformer's config", given=seq_len)
     return module_job(model, batch, device)
 
 
@@ -170,26 +174,28 @@ def read_request(
         ArgumentTypeError: a value of the wrong type.
     """
     one_of("method", method, ("auto", "lora", "full"))
-    one_of("prefer", prefer, get_args(Prefer))
+    one_of("prefer", prefer, PREFERENCES)
     one_of("stage", stage, STAGES)
     settled = decided(fixed, _FIXED, batch_size=batch, seq_len=seq_len, lora=lora)
     for name in (optimizer, settled.get("optimizer", optimizer)):
         if not isinstance(name, str):
             raise wrong_type("optimizer", "a name such as 'adamw'", name)
         optimizer_for(name, "cpu")
+    if not isinstance(settled.get("checkpointing", False), bool):
+        raise wrong_type("checkpointing", "True or False", settled["checkpointing"])
     check_count("world_size", world_size, least=1)
     if samples is not None:
         check_count("samples", samples, least=1)
     rows = settled.pop("batch_size", None)
     if rows is not None:
         check_count("batch", rows, least=1)
-    adapters = settled.pop("lora", None)
+    adapters = _adapters(settled.pop("lora", None))
     if adapters is not None and method == "full":
         raise ArgumentError("method='full' trains every weight: leave lora= away", given=lora)
     return Request(
         effective=_effective(effective_batch, rows, world_size),
         batch=rows,
-        lora={"r": adapters} if isinstance(adapters, int) else adapters,
+        lora=adapters,
         method=method,  # type: ignore[arg-type]  # checked above
         prefer=prefer,  # type: ignore[arg-type]  # checked above
         fixed=settled,
@@ -198,6 +204,36 @@ def read_request(
         samples=samples,
         world_size=world_size,
     )
+
+
+def _adapters(lora: Any) -> Mapping[str, Any] | None:
+    """Return the adapters by name; the estimator checks the numbers against the model.
+
+    Raises:
+        ArgumentError: a name that is none of theirs.
+        ArgumentTypeError: a value of the wrong type.
+    """
+    if lora is None or isinstance(lora, int):
+        return None if lora is None else {"r": lora}
+    if not isinstance(lora, Mapping):
+        raise wrong_type("lora", "a rank or a mapping such as {'r': 8}", lora)
+    for name, value in lora.items():
+        one_of("a setting of lora", name, (*_NUMBERS, *_TARGETS))
+        if name in _NUMBERS and not isinstance(value, int | float | None):
+            raise wrong_type(f"lora's {name}", "a number", value)
+        if name in _TARGETS and not _are_names(value):
+            raise wrong_type(f"lora's {name}", "names of modules", value)
+    return lora
+
+
+_NUMBERS = ("r", "rank", "lora_alpha", "alpha", "lora_dropout", "dropout")
+_TARGETS = ("target_modules", "targets")
+
+
+def _are_names(value: Any) -> bool:
+    if value is None or isinstance(value, str):
+        return True
+    return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
 
 
 def _effective(asked: int | None, rows: int | None, world_size: int) -> int:
@@ -245,7 +281,9 @@ def plan_job(job: Job, place: Place, request: Request, *, advise: bool = True) -
     taken = chosen or search.best(offered, job.lengths)
     beside = search.beside(offered, taken)
     common = common_fields(job, place, search, taken, beside, advise=advise)
-    why = reasons(job, place, search, taken, beside, optimizer, told=_told(request))
+    why = reasons(
+        job, place, search, taken, beside, optimizer, told=_told(request), fixed=request.fixed
+    )
     return _plan(job, place, request, taken, {**common, "reasons": why})
 
 
@@ -301,7 +339,7 @@ def _first(request: Request, method: Method, optimizer: str) -> Setting:
 def _targets(request: Request) -> tuple[str, ...]:
     """Return the modules that shall have adapters; none for the usual ones."""
     given = request.lora or {}
-    named = given.get("target_modules", given.get("targets")) or ()
+    named = next((given[name] for name in _TARGETS if given.get(name)), ())
     return (named,) if isinstance(named, str) else tuple(named)
 
 
