@@ -64,6 +64,13 @@ def test_the_longest_context_that_fits_is_taken(tiny: dict[str, Any]) -> None:
 def test_an_encoder_sees_everything_at_once() -> None:
     plan = planned("google-bert/bert-base-uncased", context=128)
     assert (plan.verdict, plan.cache_bytes) == ("fits", 0)
+    assert "decoding" not in plan.reasons["precision"]
+
+
+def test_a_virtual_mac_has_its_note(tiny: dict[str, Any]) -> None:
+    plan = planned(tiny, machine="github-macos-15-vm", context=64)
+    assert plan.device == "mps"
+    assert "virtual Mac" in plan.notes[0]
 
 
 def test_a_large_model_says_what_would_fit() -> None:

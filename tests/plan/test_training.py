@@ -203,6 +203,7 @@ def test_a_fleet_shares_a_model_that_no_card_holds(tiny: dict[str, Any]) -> None
     plan = planned(large, method="full", world_size=8, fixed=settled, **asked)
     assert (plan.sharding, plan.verdict) == ("fsdp", "fits")
     assert "does not fit in each process" in plan.reasons["sharding"]
+    assert any("fully_shard" in note for note in plan.notes)
     alone = estimate_from_config(
         large, batch_size=1, seq_len=128, device="cuda", world_size=8, sharding="fsdp"
     )

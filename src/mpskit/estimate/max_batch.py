@@ -96,7 +96,8 @@ def max_batch_size(
         seq_len: for a config, the tokens in each row.
         training: a training step; False for a forward pass without gradients.
         tight: whether a step counts that is ``tight`` by :meth:`MemoryEstimate.fits`. False asks
-            for a tenth of the budget to be left, the allocator's heaps included.
+            for a tenth of the budget to be left, the allocator's heaps included, as
+            :func:`mpskit.plan_training` does.
         most: no size above this one is tried.
         options: the estimate's: ``precision``, ``optimizer``, ``accumulate``, ``step``, ``lora``...
 

@@ -105,13 +105,14 @@ def _plan(
     fixed: Mapping[str, Any],
 ) -> InferencePlan:
     setting = taken.setting
+    cache = _cache_bytes(job, setting)
     return InferencePlan(
         **common_fields(job, place, search, taken, beside),
         context=setting.seq_len or 0,
-        cache_bytes=_cache_bytes(job, setting),
+        cache_bytes=cache,
         step=step_time(job, taken, place),
-        reasons=_reasons(place, setting, beside, fixed),
-        notes=taken.estimate.notes,
+        reasons=_reasons(place, setting, beside, fixed, decodes=cache > 0),
+        notes=(*place.notes, *taken.estimate.notes),
     )
 
 
@@ -126,7 +127,12 @@ def _cache_bytes(job: Job, setting: Setting) -> int:
 
 
 def _reasons(
-    place: Place, setting: Setting, beside: list[Found], fixed: Mapping[str, Any]
+    place: Place,
+    setting: Setting,
+    beside: list[Found],
+    fixed: Mapping[str, Any],
+    *,
+    decodes: bool,
 ) -> dict[str, str]:
     """Return the reasons by the plan's field; of what the user fixed nothing but the costs."""
     needs = {one.setting.words: format_bytes(one.verdict.needed_bytes) for one in beside}
@@ -135,7 +141,7 @@ def _reasons(
     precision = f"{setting.words}{compared}" if compared else ""
     if "precision" in fixed:
         precision = f"{setting.precision} is fixed{compared}"
-    elif setting.kind == "half" and place.device != "cpu" and setting.seq_len is not None:
+    elif setting.kind == "half" and place.device != "cpu" and decodes:
         precision += ": decoding waits for the weights to be read, and these are half as large"
     found = {"precision": precision}
     if setting.kind in QUANTIZED and "base" not in fixed:

@@ -38,6 +38,10 @@ _FIXED = ("batch_size", "seq_len", "precision", "base", "checkpointing", "optimi
 # What a cap leaves above the estimate: a tenth, as a job that fits has to spare.
 _CAP = 1.1
 _ALONE = "times are of one process alone, without what it sends to the others"
+_SHARES = (
+    "the figures are those of fully_shard on each layer and on the model: apply_to(), "
+    "to_lightning() and to_accelerate() leave it to you"
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def plan_training(
     Ways to store and to compute are compared by estimates: float32, autocast where it is advised, a
     half-precision or quantized base under float32 adapters, each with and without gradient
     checkpointing. The first that fits wins, with the largest batch that divides the effective
-    one; a shorter sequence comes before a way that is only tight.
+    one; a shorter sequence comes before a way that is only tight. (:func:`mpskit.max_batch_size`
+    counts a tight batch as well, unless it is asked with ``tight=False``.)
 
     Args:
         model_or_config: a config as for :func:`mpskit.estimate_from_config`, such as
@@ -362,6 +367,7 @@ def _plan(
     epoch = epoch_time(step, setting, request.samples and -(-request.samples // request.world_size))
     run = None if epoch is None else epoch.times(epochs)
     fleet = _ALONE if request.world_size > 1 and step is not None else ""
+    shares = _SHARES if setting.sharding == "fsdp" else ""
     cards = cloud_cards(job, taken) if place.device != "cuda" else ()
     quick = defaults("quick_run")["samples"]
     return TrainingPlan(
@@ -386,7 +392,7 @@ def _plan(
         cloud=cards,
         local=stay_local(verdict.answer, step, run, cards),
         quick_run=quick if request.samples is None else min(quick, request.samples),
-        notes=(*taken.estimate.notes, *filter(None, [workers, fleet])),
+        notes=(*place.notes, *taken.estimate.notes, *filter(None, [workers, fleet, shares])),
     )
 
 
