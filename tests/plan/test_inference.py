@@ -65,6 +65,7 @@ def test_an_encoder_sees_everything_at_once() -> None:
     plan = planned("google-bert/bert-base-uncased", context=128)
     assert (plan.verdict, plan.cache_bytes) == ("fits", 0)
     assert "decoding" not in plan.reasons["precision"]
+    assert "a token" not in str(plan)
 
 
 def test_a_virtual_mac_has_its_note(tiny: dict[str, Any]) -> None:

@@ -348,6 +348,24 @@ def test_a_length_for_a_module() -> None:
         planned(torch.nn.Linear(2, 2), batch=torch.zeros(1, 2), seq_len=8)
 
 
+def test_heaps_that_do_not_fit_are_not_too_much(tiny: dict[str, Any]) -> None:
+    plan = planned(tiny, seq_len=64, effective_batch=1)
+    usable = plan.needed_bytes - MIB
+    tight = plan.model_copy(update={"verdict": "tight", "usable_bytes": usable})
+    assert "1 row a step" in str(tight)
+    assert "tight: the tensors fit" in str(tight)
+    assert "1.00 MiB more" in str(tight)
+    assert "too much" not in str(tight)
+
+
+def test_a_config_that_does_not_tell_its_parameters(tiny: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"seq_len": 64, "effective_batch": 1}
+    assert "does not say" in planned(tiny, **asked).reasons["method"]
+    assert planned({**tiny, "parameters": 5_000_000}, **asked).method == "full"
+    large = planned({**tiny, "parameters": 500_000_000}, **asked)
+    assert "300 million parameters on" in large.reasons["method"]
+
+
 def test_what_is_fixed_is_not_called_a_choice(tiny: dict[str, Any]) -> None:
     asked: dict[str, Any] = {"seq_len": 64, "effective_batch": 1}
     whole = planned(tiny, **asked, method="full", fixed={"precision": "bf16"})

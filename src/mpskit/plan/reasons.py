@@ -57,7 +57,9 @@ def reasons(
 def _method(job: Job, setting: Setting) -> str:
     least = defaults("lora")["parameters"]
     large = f"{least / 1e6:.0f} million parameters"
-    if setting.rank is not None and job.parameters is not None and job.parameters < least:
+    if setting.rank is not None and job.parameters is None:
+        return "adapters: the config does not say its parameters; method='full' trains every weight"
+    if setting.rank is not None and job.parameters < least:
         return "adapters: no way to train every weight fits, with what is fixed"
     if setting.rank is not None:
         return f"adapters, as is usual from {large} on: their gradients and states are small"

@@ -111,8 +111,9 @@ def plan_training(
         seq_len: tokens in a row; None takes 512, or less where that does not fit.
         effective_batch: rows that one optimizer step sees; 8 by default.
         lora: a rank, or peft's ``r``, ``lora_alpha``, ``lora_dropout``, ``target_modules``.
-        method: ``lora``, ``full``, or ``auto``: adapters from 300 million parameters on, and for
-            a smaller model that does not fit whole.
+        method: ``lora``, ``full``, or ``auto``: adapters from 300 million parameters on, for a
+            config that does not tell them (``"parameters"``; bundled models do), and for a
+            smaller model that does not fit whole.
         prefer: ``speed``, or ``fidelity``: what changes the numbers least.
         fixed: settings that are decided: ``batch_size``, ``seq_len``, ``precision``, ``base``,
             ``checkpointing``, ``optimizer``, ``lora``.
