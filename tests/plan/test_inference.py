@@ -64,6 +64,14 @@ def test_the_longest_context_that_fits_is_taken(tiny: dict[str, Any]) -> None:
 def test_an_encoder_sees_everything_at_once() -> None:
     plan = planned("google-bert/bert-base-uncased", context=128)
     assert (plan.verdict, plan.cache_bytes) == ("fits", 0)
+    assert "decoding" not in plan.reasons["precision"]
+    assert "a token" not in str(plan)
+
+
+def test_a_virtual_mac_has_its_note(tiny: dict[str, Any]) -> None:
+    plan = planned(tiny, machine="github-macos-15-vm", context=64)
+    assert plan.device == "mps"
+    assert "virtual Mac" in plan.notes[0]
 
 
 def test_a_large_model_says_what_would_fit() -> None:
@@ -77,6 +85,24 @@ def test_a_large_model_says_what_would_fit() -> None:
 def test_a_module_runs_with_its_batch() -> None:
     plan = planned(torch.nn.Linear(100, 10), batch=torch.zeros(4, 100))
     assert (plan.model, plan.verdict, plan.context) == ("Linear", "fits", 0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "share"), [("fp32", 1.0), ("fp16", 0.5), ("bf16", 0.5), ("fp16-mixed", 1.0)]
+)
+def test_a_modules_figures_are_those_of_its_dtype(precision: str, share: float) -> None:
+    def make() -> torch.nn.Module:
+        return torch.nn.Linear(1000, 1000, bias=False)
+
+    fixed = {"precision": precision}
+    plan = planned(make, batch=torch.zeros(1, 1000), fixed=fixed, device="cpu")
+    assert plan.estimate.parameters_bytes == 4_000_000 * share
+    assert plan.estimate.precision == precision
+
+
+def test_what_is_fixed_is_not_called_a_choice(tiny: dict[str, Any]) -> None:
+    plan = planned(tiny, context=64, fixed={"precision": "bf16"})
+    assert plan.reasons["precision"] == "bf16 is fixed"
 
 
 def test_json(tiny: dict[str, Any]) -> None:

@@ -33,6 +33,19 @@ def test_what_a_machine_computes_in(
     assert (place.half_rate > 1) is faster
 
 
+@pytest.mark.parametrize(
+    ("machine", "device", "noted"),
+    [
+        ("github-macos-15-vm", None, True),
+        ("github-macos-15-vm", "cpu", False),
+        ("m1-16gb", None, False),
+        ("T4", None, False),
+    ],
+)
+def test_nothing_is_tried_on_a_virtual_mac(machine: str, device: str | None, noted: bool) -> None:
+    assert bool(find_place(machine, device).notes) is noted
+
+
 def test_this_machine() -> None:
     place = find_place(device="cpu")
     assert (place.name, place.machine, place.device) == (THIS_MACHINE, None, "cpu")

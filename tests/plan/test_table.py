@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpskit.errors import ArgumentError, UnknownMachineError
+from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.host.machines import sold_macs
 from mpskit.plan import plan_training
 from mpskit.plan.table import COLUMNS, plan_machines
@@ -62,5 +62,7 @@ def test_a_table_is_drawn(tiny: dict[str, Any], tmp_path: Path) -> None:
 def test_bad_tables(tiny: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match="at least one machine"):
         plan_machines(tiny, [])
+    with pytest.raises(ArgumentTypeError, match="several names"):
+        plan_machines(tiny, "m1-8gb")
     with pytest.raises(UnknownMachineError):
         plan_machines(tiny, ["m1-8gb", "m1-9gb"], seq_len=64)

@@ -59,7 +59,7 @@ def test_memory_is_the_estimators(tiny: dict[str, Any]) -> None:
         tiny,
         batch_size=2,
         seq_len=512,
-        lora={"rank": 4, "targets": ["q_proj", "up_proj"]},
+        lora={"rank": 4, "targets": ["q_proj", "up_proj"], "dropout": 0.05},
         accumulate=4,
         device="mps",
     )
@@ -147,6 +147,7 @@ def test_a_full_fine_tune_that_does_not_fit_becomes_adapters() -> None:
     assert planned(name, **asked).method == "full"
     small = planned(name, **asked, budget="800MiB")
     assert (small.method, small.verdict) == ("lora", "fits")
+    assert "no way to train every weight fits" in small.reasons["method"]
     assert planned(name, **asked, budget="800MiB", method="full").verdict == "does-not-fit"
 
 
@@ -202,6 +203,7 @@ def test_a_fleet_shares_a_model_that_no_card_holds(tiny: dict[str, Any]) -> None
     plan = planned(large, method="full", world_size=8, fixed=settled, **asked)
     assert (plan.sharding, plan.verdict) == ("fsdp", "fits")
     assert "does not fit in each process" in plan.reasons["sharding"]
+    assert any("fully_shard" in note for note in plan.notes)
     alone = estimate_from_config(
         large, batch_size=1, seq_len=128, device="cuda", world_size=8, sharding="fsdp"
     )
@@ -285,6 +287,14 @@ def test_json_has_its_keys_at_the_top(tiny: dict[str, Any]) -> None:
         ({"fixed": {"seq_len": 64}, "seq_len": 128}, ArgumentError, "fixed as 64"),
         ({"lora": 8, "method": "full"}, ArgumentError, "leave lora= away"),
         ({"lora": 0}, ArgumentError, "rank"),
+        ({"lora": 8.0}, ArgumentTypeError, "a rank or a mapping"),
+        ({"lora": "r8"}, ArgumentTypeError, "a rank or a mapping"),
+        ({"lora": {"r": 8, "bias": "all"}}, ArgumentError, "a setting of lora is one of r, "),
+        ({"lora": {"r": 8, "lora_alpha": "x"}}, ArgumentTypeError, "lora's lora_alpha"),
+        ({"lora": {"r": 8, "lora_dropout": 2.0}}, ArgumentError, "dropout"),
+        ({"lora": {"r": 8, "target_modules": 5}}, ArgumentTypeError, "lora's target_modules"),
+        ({"lora": {"r": 8, "target_modules": [["q_proj"]]}}, ArgumentTypeError, "names"),
+        ({"fixed": {"checkpointing": "yes"}}, ArgumentTypeError, "checkpointing"),
         ({"lora": {"r": 8, "target_modules": ["c_attn"]}}, ArgumentError, "c_attn"),
         ({"samples": 0}, ArgumentError, "samples"),
         ({"world_size": 0}, ArgumentError, "world_size"),
@@ -311,6 +321,71 @@ def test_bad_input(
 def test_a_model_that_cannot_be_planned(config: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         planned(config)
+
+
+@pytest.mark.parametrize("config", [None, [], 3])
+def test_what_is_no_model(config: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match="a model must be"):
+        planned(config)
+
+
+def test_the_text_of_a_config_is_no_path() -> None:
+    with pytest.raises(ArgumentError, match="no bundled model"):
+        planned(json.dumps({"model_type": "qwen2", "notes": "x" * 5000}))
+
+
+def test_a_batch_may_be_made_by_a_callable() -> None:
+    def make(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(rows, 2), torch.zeros(rows, 2)
+
+    plan = planned(lambda: torch.nn.Linear(2, 2), batch=make)
+    assert (plan.verdict, plan.batch_size) == ("fits", 8)
+    assert plan.model == "<lambda>"
+
+
+def test_a_length_for_a_module() -> None:
+    with pytest.raises(ArgumentError, match="for a transformer's config"):
+        planned(torch.nn.Linear(2, 2), batch=torch.zeros(1, 2), seq_len=8)
+
+
+def test_heaps_that_do_not_fit_are_not_too_much(tiny: dict[str, Any]) -> None:
+    plan = planned(tiny, seq_len=64, effective_batch=1)
+    usable = plan.needed_bytes - MIB
+    tight = plan.model_copy(update={"verdict": "tight", "usable_bytes": usable})
+    assert "1 row a step" in str(tight)
+    assert "tight: the tensors fit" in str(tight)
+    assert "1.00 MiB more" in str(tight)
+    assert "too much" not in str(tight)
+
+
+def test_a_config_that_does_not_tell_its_parameters(tiny: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"seq_len": 64, "effective_batch": 1}
+    assert "does not say" in planned(tiny, **asked).reasons["method"]
+    assert planned({**tiny, "parameters": 5_000_000}, **asked).method == "full"
+    large = planned({**tiny, "parameters": 500_000_000}, **asked)
+    assert "300 million parameters on" in large.reasons["method"]
+
+
+def test_what_is_fixed_is_not_called_a_choice(tiny: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"seq_len": 64, "effective_batch": 1}
+    whole = planned(tiny, **asked, method="full", fixed={"precision": "bf16"})
+    assert whole.reasons["precision"].startswith("bf16 is fixed")
+    mixed = planned(tiny, **asked, fixed={"precision": "fp16-mixed"})
+    assert mixed.reasons["precision"].startswith("fp16-mixed is fixed")
+    assert "quantization" not in planned(tiny, **asked, fixed={"base": "nf4"}).reasons
+
+
+def test_beside_a_tight_plan_only_what_fits_is_offered(tiny: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {
+        "device": "cpu",
+        "seq_len": 130,  # 128 tokens need next to nothing less
+        "effective_batch": 1,
+        "fixed": {"precision": "fp32", "base": None, "checkpointing": True},
+    }
+    need = planned(tiny, **asked).needed_bytes
+    plan = planned(tiny, **asked, budget=int(need * 1.04))
+    assert plan.verdict == "tight"
+    assert {option.answer for option in plan.would_fit} == {"fits"}
 
 
 def test_a_module_whose_forward_fails() -> None:

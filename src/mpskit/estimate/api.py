@@ -104,6 +104,7 @@ def estimate_inference_memory(
     *,
     step: Callable[[Any, Any], Any] | None = None,
     generate: int | None = None,
+    precision: PrecisionLike = "fp32",
     device: str | torch.device | None = None,
     machine: MachineLike | None = None,
 ) -> MemoryEstimate:
@@ -114,6 +115,7 @@ def estimate_inference_memory(
         batch: as for :func:`estimate_training_memory`.
         step: ``(model, batch)``, one's own call or loop.
         generate: decode that many tokens with the model's key-value cache (transformers models).
+        precision: as for :func:`estimate_training_memory`.
         device: as for :func:`estimate_training_memory`.
         machine: as for :func:`estimate_training_memory`.
 
@@ -124,7 +126,10 @@ def estimate_inference_memory(
         ArgumentError: both ``step`` and ``generate``, or a count below one.
     """
     target = target_device(device, machine)
-    return trace_inference(model, batch, step=step, generate=generate, device=target).estimate()
+    traced = trace_inference(
+        model, batch, step=step, generate=generate, precision=precision, device=target
+    )
+    return traced.estimate()
 
 
 def trace_training(
@@ -175,6 +180,7 @@ def trace_inference(
     *,
     step: Callable[[Any, Any], Any] | None = None,
     generate: int | None = None,
+    precision: PrecisionLike = "fp32",
     device: str | torch.device,
     counts: OpCounts | None = None,
 ) -> Traced:
@@ -186,12 +192,14 @@ def trace_inference(
     if step is not None and generate is not None:
         raise ArgumentError("give step= or generate=, not both", given=step)
     check_counts(generate=1 if generate is None else generate)
-    job = Job(build_model(model), batch, target_for(device), "fp32", 2, "inference")
+    name = precision_name(precision)
+    mixed = precision_of(name).autocast
+    job = Job(build_model(model), batch, target_for(device), name, 2, "inference")
     job.counts = counts
     call = step or (call_model if generate is None else decode(generate))
 
     def inference(model: torch.nn.Module, batch: Any) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), autocast_on(job.target.device, mixed):
             call(model, batch)
 
     return trace(job, lambda _: inference)

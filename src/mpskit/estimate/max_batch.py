@@ -96,7 +96,8 @@ def max_batch_size(
         seq_len: for a config, the tokens in each row.
         training: a training step; False for a forward pass without gradients.
         tight: whether a step counts that is ``tight`` by :meth:`MemoryEstimate.fits`. False asks
-            for a tenth of the budget to be left, the allocator's heaps included.
+            for a tenth of the budget to be left, the allocator's heaps included, as
+            :func:`mpskit.plan_training` does.
         most: no size above this one is tried.
         options: the estimate's: ``precision``, ``optimizer``, ``accumulate``, ``step``, ``lora``...
 
@@ -146,7 +147,7 @@ def _estimator(
         raise ArgumentError("a model needs a batch; seq_len= is for a config", given=seq_len)
     run = estimate_training_memory if training else estimate_inference_memory
     _check_options(run, options)
-    make = batch if callable(batch) else batch_of(batch)
+    make = batch_of(batch)
     return lambda rows: run(model, make(rows), **options)
 
 
@@ -163,11 +164,14 @@ def _check_options(run: Callable[..., Any], options: Mapping[str, Any]) -> None:
 
 
 def batch_of(batch: Any) -> Callable[[int], Any]:
-    """Return a function that makes the batch with another number of rows.
+    """Return a function that makes the batch with another number of rows; a callable is one.
 
     Raises:
         ArgumentError: it has no tensors with rows, or their numbers differ.
     """
+    if callable(batch):
+        made: Callable[[int], Any] = batch
+        return made
     rows: set[int] = set()
 
     def look(item: Any) -> Any:

@@ -52,7 +52,7 @@ def plan_inference(
         model_or_config: a config as for :func:`mpskit.estimate_from_config`, or a module, its
             class, or a callable that makes it.
         batch: for a config, the rows (1 by default); for a module, its batch: tensors or
-            ``TensorSpec``.
+            ``TensorSpec``, or a callable that makes one of as many rows as it is given.
         machine: a name (``m1-16gb``, ``T4``), a ``Machine`` or a ``Host``; None is this machine.
         device: ``mps``, ``cuda`` or ``cpu``; None is the machine's own.
         budget: bytes, a size such as ``"12GiB"`` or a ``MemoryBudget``, instead of the machine's.
@@ -88,7 +88,7 @@ def plan_inference(
         fixed=settled,
     )
     taken = search.best(offered, job.lengths)
-    return _plan(job, place, search, taken, search.beside(offered, taken))
+    return _plan(job, place, search, taken, search.beside(offered, taken), settled)
 
 
 def _half(place: Place) -> str | None:
@@ -97,16 +97,22 @@ def _half(place: Place) -> str | None:
 
 
 def _plan(
-    job: Job, place: Place, search: Search, taken: Found, beside: list[Found]
+    job: Job,
+    place: Place,
+    search: Search,
+    taken: Found,
+    beside: list[Found],
+    fixed: Mapping[str, Any],
 ) -> InferencePlan:
     setting = taken.setting
+    cache = _cache_bytes(job, setting)
     return InferencePlan(
         **common_fields(job, place, search, taken, beside),
         context=setting.seq_len or 0,
-        cache_bytes=_cache_bytes(job, setting),
+        cache_bytes=cache,
         step=step_time(job, taken, place),
-        reasons=_reasons(place, setting, beside),
-        notes=taken.estimate.notes,
+        reasons=_reasons(place, setting, beside, fixed, decodes=cache > 0),
+        notes=(*place.notes, *taken.estimate.notes),
     )
 
 
@@ -120,12 +126,24 @@ def _cache_bytes(job: Job, setting: Setting) -> int:
     return numbers * setting.rows * (setting.seq_len or 0) * itemsize
 
 
-def _reasons(place: Place, setting: Setting, beside: list[Found]) -> dict[str, str]:
+def _reasons(
+    place: Place,
+    setting: Setting,
+    beside: list[Found],
+    fixed: Mapping[str, Any],
+    *,
+    decodes: bool,
+) -> dict[str, str]:
+    """Return the reasons by the plan's field; of what the user fixed nothing but the costs."""
     needs = {one.setting.words: format_bytes(one.verdict.needed_bytes) for one in beside}
     others = ", ".join(f"{need} in {words}" for words, need in needs.items())
-    found = {"precision": f"of {others}" if len(needs) > 1 else ""}
-    if setting.kind == "half" and place.device != "cpu":
-        found["precision"] += ": decoding waits for the weights to be read, and these are half"
-    if setting.kind in QUANTIZED:
+    compared = f" ({others})" if len(needs) > 1 else ""
+    precision = f"{setting.words}{compared}" if compared else ""
+    if "precision" in fixed:
+        precision = f"{setting.precision} is fixed{compared}"
+    elif setting.kind == "half" and place.device != "cpu" and decodes:
+        precision += ": decoding waits for the weights to be read, and these are half as large"
+    found = {"precision": precision}
+    if setting.kind in QUANTIZED and "base" not in fixed:
         found["quantization"] = "nothing wider fits; the weights are unpacked for each token"
     return {name: text for name, text in found.items() if text}

@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from mpskit._base.arguments import check_count
+from mpskit._base.arguments import check_count, wrong_type
 from mpskit.errors import ArgumentError
 from mpskit.estimate.api import estimate_inference_memory, estimate_training_memory
 from mpskit.estimate.from_config import estimate_from_config
@@ -153,9 +153,16 @@ def _parameters(config: Any) -> int | None:
 
 def _named(config: Any) -> Any:
     """Return a bundled model's full name for a short one; a path or a mapping as it is."""
-    if not isinstance(config, str) or config.endswith(".json") or Path(config).exists():
+    if not isinstance(config, str) or config.endswith(".json") or _exists(config):
         return str(config) if isinstance(config, Path) else config
     return find_model(config)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long for a name, or not one: the text of a config
+        return False
 
 
 def _arguments(setting: Setting) -> dict[str, Any]:
@@ -173,7 +180,8 @@ def _arguments(setting: Setting) -> dict[str, Any]:
 def _adapters(setting: Setting) -> dict[str, Any] | None:
     if setting.rank is None:
         return None
-    return {"rank": setting.rank, "targets": list(setting.targets) or None}
+    targets = list(setting.targets) or None
+    return {"rank": setting.rank, "targets": targets, "dropout": setting.dropout}
 
 
 def _estimate(config: Any, device: str, setting: Setting) -> MemoryEstimate:
@@ -236,13 +244,17 @@ def module_job(model: Any, batch: Any, device: str, *, training: bool = True) ->
 
     Args:
         model: a module, its class, or a callable that makes it.
-        batch: tensors or :class:`mpskit.TensorSpec`, nested; the leading size of each is the rows.
+        batch: tensors or :class:`mpskit.TensorSpec`, nested, the leading size of each being the
+            rows; or a callable that makes a batch of as many rows as it is given.
         device: the target.
         training: whether it is trained.
 
     Raises:
         ArgumentError: there is no batch.
+        ArgumentTypeError: ``model`` is no model.
     """
+    if not callable(model):
+        raise wrong_type("a model", "a config, a module, its class or a callable", model)
     if batch is None:
         raise ArgumentError(
             "a module needs batch=, tensors or TensorSpec: their leading size is the rows",
@@ -250,7 +262,7 @@ def module_job(model: Any, batch: Any, device: str, *, training: bool = True) ->
         )
     rows = batch_of(batch)
     return Job(
-        name=model.__name__ if isinstance(model, type) else type(model).__name__,
+        name=getattr(model, "__name__", type(model).__name__),
         estimates=Estimates(partial(_estimate_module, model, rows, device, training)),
         count=cache(partial(_count_module, model, rows, training)),
         lengths=(None,),
@@ -269,7 +281,7 @@ def _estimate_module(
 ) -> MemoryEstimate:
     batch = rows(setting.rows)
     if not training:
-        return estimate_inference_memory(model, batch, device=device)
+        return estimate_inference_memory(model, batch, precision=setting.precision, device=device)
     if setting.sharding == "fsdp":
         raise ArgumentError("fully_shard is estimated for a transformer's config", given=setting)
     return estimate_training_memory(
@@ -286,7 +298,14 @@ def _estimate_module(
 def _count_module(
     model: Any, rows: Callable[[int], Any], training: bool, setting: Setting
 ) -> Workload:
-    return _times(Workload.of(model, rows(setting.rows), training=training), setting.accumulate)
+    once = Workload.of(
+        model,
+        rows(setting.rows),
+        optimizer=optimizer_class(setting.optimizer) if training else None,
+        precision=setting.precision,
+        training=training,
+    )
+    return _times(once, setting.accumulate)
 
 
 def _times(once: Workload, count: int, twice: Workload | None = None) -> Workload:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mpskit.errors import MpskitError
-from mpskit.estimate.result import MemoryEstimate
+from mpskit.estimate.result import MemoryEstimate, Verdict
 from mpskit.host.machines import sold_macs
 from mpskit.plan.defaults import defaults, missing_quantization
 from mpskit.plan.jobs import Job, smaller_models
@@ -35,9 +35,14 @@ def options(job: Job, place: Place, leanest: Found) -> Iterator[Option]:
         yield from _card(job, leanest)
 
 
-def _fitting(words: str, estimate: MemoryEstimate, usable: int) -> Iterator[Option]:
+def _better(verdict: Verdict, leanest: Found) -> bool:
+    """Return whether an option helps: beside a plan that is tight another tight one does not."""
+    return verdict.answer == "fits" or (bool(verdict) and not leanest.verdict)
+
+
+def _fitting(words: str, estimate: MemoryEstimate, usable: int, leanest: Found) -> Iterator[Option]:
     verdict = estimate.fits(usable)
-    if verdict:
+    if _better(verdict, leanest):
         yield Option(words=words, needed_bytes=verdict.needed_bytes, answer=verdict.answer)
 
 
@@ -46,7 +51,7 @@ def _tried(job: Job, found: Found, words: str, usable: int, **changes: object) -
         estimate = job.estimates(replace(found.setting, **changes))  # type: ignore[arg-type]
     except MpskitError:  # such as a dtype that is not modelled for the family
         return
-    yield from _fitting(words, estimate, usable)
+    yield from _fitting(words, estimate, usable, found)
 
 
 def _shorter(job: Job, place: Place, leanest: Found) -> Iterator[Option]:
@@ -104,7 +109,7 @@ def _card(job: Job, leanest: Found) -> Iterator[Option]:
         return
     for card in GUIDE_CARDS:
         verdict = estimate.fits(machine=card)
-        if verdict:
+        if _better(verdict, leanest):
             yield Option(
                 words=f"in the cloud, {_count(leanest.setting.world_size)} {card}",
                 needed_bytes=verdict.needed_bytes,

@@ -14,6 +14,7 @@ from mpskit.environment.rules import low_for, ratio_text
 from mpskit.errors import ArgumentError
 from mpskit.estimate.result import usable_bytes
 from mpskit.host import Host, Machine, detect_host
+from mpskit.host.kinds import HostKind
 from mpskit.host.named import MachineLike, as_host
 from mpskit.memory.budget import MemoryBudget, memory_budget
 from mpskit.training.precision import Precision, precision_for
@@ -28,6 +29,12 @@ THIS_MACHINE = "this machine"
 # CUDA cards compute in half precision at twice the rate of float32 or more: 18.7 against 9.3
 # TFLOPS on a P100, more with tensor cores (NVIDIA's datasheets).
 _HALF_ON_CUDA = 2.0
+
+_VIRTUAL = (
+    "a virtual Mac may offer MPS and allocate nothing, as GitHub's hosted runners do "
+    "(actions/runner-images#9918): get_optimal_device() tries it there and takes the CPU where it "
+    "fails, for which device='cpu' plans"
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,14 @@ class Place:
         if self.device != "mps" or emulated:
             return 1.0
         return float(read_toml("speed.toml")["cost"]["half_mps"])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a plan for another machine takes on trust: nothing is tried there."""
+        virtual = self.host.kind is HostKind.MAC_VM
+        if self.machine is None or self.device != "mps" or not virtual:
+            return ()
+        return (_VIRTUAL,)
 
     def environment(self, cap: int) -> dict[str, str]:
         """Return the variables that hold MPS to ``cap`` bytes; they count before torch's import."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mpskit._base.sizes import format_bytes
+from mpskit.backends.precisions import PRECISIONS
 from mpskit.plan.defaults import Optimizer, defaults, missing_quantization
 from mpskit.plan.jobs import Job
 from mpskit.plan.places import Place
@@ -24,6 +26,7 @@ def reasons(
     optimizer: Optimizer,
     *,
     told: bool,
+    fixed: Mapping[str, Any],
 ) -> dict[str, str]:
     """Return the reasons by the plan's field.
 
@@ -35,46 +38,59 @@ def reasons(
         beside: every way with the rows and the length of what was chosen.
         optimizer: torch's for the one that was asked for.
         told: whether the user said what to train.
+        fixed: fields of the setting that the user decided, of which nothing is told but the costs.
     """
     setting = taken.setting
     found = {
         "method": "" if told else _method(job, setting),
-        "precision": _precision(place, beside, setting),
+        "precision": _precision(place, beside, setting, told="precision" in fixed),
         "checkpointing": _checkpointing(beside, setting),
         "batch_size": _batch(search, taken),
         "seq_len": _length(job, taken),
         "optimizer": optimizer.reason or _optimizer(setting),
-        "quantization": _quantization(place, setting),
+        "quantization": "" if "base" in fixed else _quantization(place, setting),
         "sharding": _sharding(beside, setting),
     }
     return {name: text for name, text in found.items() if text}
 
 
 def _method(job: Job, setting: Setting) -> str:
-    large = f"{defaults('lora')['parameters'] / 1e6:.0f} million parameters"
+    least = defaults("lora")["parameters"]
+    large = f"{least / 1e6:.0f} million parameters"
+    if setting.rank is not None and job.parameters is None:
+        return "adapters: the config does not say its parameters; method='full' trains every weight"
+    if setting.rank is not None and job.parameters < least:
+        return "adapters: no way to train every weight fits, with what is fixed"
     if setting.rank is not None:
         return f"adapters, as is usual from {large} on: their gradients and states are small"
     return f"every weight is trained: the model has less than {large}" if job.adapts else ""
 
 
-def _precision(place: Place, beside: Sequence[Found], setting: Setting) -> str:
+def _precision(place: Place, beside: Sequence[Found], setting: Setting, *, told: bool) -> str:
     """Say what it saves or costs beside the other ways at the same rows and length."""
     needs = {
-        found.setting.kind: format_bytes(found.verdict.needed_bytes)
+        found.setting.kind: found.verdict.needed_bytes
         for found in beside
         if (found.setting.checkpointing, found.setting.optimizer, found.setting.sharding)
         == (setting.checkpointing, setting.optimizer, setting.sharding)
     }
-    others = [f"{needs[kind]} {words}" for kind, words in _KINDS.items() if kind in needs]
+    others = [
+        f"{format_bytes(needs[kind])} {words}" for kind, words in _KINDS.items() if kind in needs
+    ]
     compared = f" ({', '.join(others)})" if len(others) > 1 else ""
+    if told:
+        return f"{setting.precision} is fixed{compared}"
     if setting.kind == "half":
         return (
             f"frozen weights are stored in {setting.base}{compared}; the adapters stay float32, so "
             "no update is lost"
         )
     if setting.kind == "mixed":
-        return f"{place.precision.reasons[0].rstrip('.')}{compared}"
-    if setting.kind == "fp32" and setting.rank is not None and "mixed" in needs:
+        advised = PRECISIONS[setting.precision][1] == place.precision.autocast_dtype
+        why = place.precision.reasons[0].rstrip(".") if advised else "autocast"
+        return f"{why}{compared}"
+    copies = setting.rank is not None and needs.get("mixed", 0) > needs.get("fp32", 0)
+    if setting.kind == "fp32" and copies:
         return f"float32{compared}: autocast adds half-precision copies of the frozen weights"
     return f"float32{compared}" if compared else ""
 
@@ -101,7 +117,7 @@ def _batch(search: Search, taken: Found) -> str:
     rows, sizes = taken.setting.rows, search.sizes
     if len(sizes) == 1 or rows == sizes[-1]:
         return ""
-    if not taken.verdict:
+    if taken.verdict.answer != "fits":
         return "the smallest there is"
     return (
         f"the largest of {', '.join(map(str, sizes))} that fits; accumulation keeps the effective "
@@ -115,7 +131,8 @@ def _length(job: Job, taken: Found) -> str:
         return ""
     if not taken.verdict:
         return "the shortest rows that are tried"
-    return f"longer rows than {setting.seq_len} tokens do not fit with a tenth to spare"
+    refused = "do not fit with a tenth to spare, or the model has no positions for them"
+    return f"longer rows than {setting.seq_len} tokens {refused}"
 
 
 def _optimizer(setting: Setting) -> str:

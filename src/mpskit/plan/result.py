@@ -154,7 +154,7 @@ class _Plan(Value):
 
     @property
     def margin_bytes(self) -> int:
-        """What is left of the machine's memory; negative where it does not fit."""
+        """What is left of the machine's memory; negative where it or the heaps do not fit."""
         return self.usable_bytes - self.needed_bytes
 
     def plot(self, path: str | Path) -> Path:
@@ -172,6 +172,9 @@ class _Plan(Value):
 
     def _verdict_line(self) -> str:
         left = format_bytes(abs(self.margin_bytes))
+        if self.verdict == "tight" and self.margin_bytes < 0:  # as Verdict says it
+            need, usable = format_bytes(self.needed_bytes), format_bytes(self.usable_bytes)
+            return f"tight: the tensors fit {usable}, the allocator holds {need}: {left} more"
         margin = f"{left} left" if self.margin_bytes >= 0 else f"{left} too much"
         need, usable = format_bytes(self.needed_bytes), format_bytes(self.usable_bytes)
         return f"{self.verdict}: {need} of {usable} usable, {margin}"
@@ -371,7 +374,7 @@ class TrainingPlan(_Plan):
         fleet += f" ({self.sharding.upper()})" if fleet else ""
         return (
             f"{_rows(self.batch_size)}{tokens} x {self.accumulate} accumulated{fleet} = "
-            f"{self.effective_batch} rows a step"
+            f"{_rows(self.effective_batch)} a step"
         )
 
     def _time(self) -> str:
@@ -411,7 +414,8 @@ class InferencePlan(_Plan):
             f"  memory    {self._verdict_line()}",
         ]
         if self.step is not None:
-            lines.append(f"  time      {self.step.step} a token at the end of the context")
+            what = "a token at the end of the context" if self.cache_bytes else "a pass"
+            lines.append(f"  time      {self.step.step} {what}")
         lines += [f"  {name}: {text}" for name, text in self.reasons.items()]
         return "\n".join([*lines, *self._tail()])
 

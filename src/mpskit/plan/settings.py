@@ -50,6 +50,7 @@ class Setting:
         checkpointing: whether activations are computed again in the backward pass.
         rank: of the adapters; None trains every weight.
         targets: names of the modules that have adapters; empty for the usual ones.
+        dropout: share of the adapters' input that is dropped; its mask is kept until backward.
         optimizer: its name in torch.optim, lower case.
         world_size: processes that train together, each with its own rows.
         sharding: ``ddp`` or ``fsdp`` for several processes; None for one.
@@ -63,6 +64,7 @@ class Setting:
     checkpointing: bool = False
     rank: int | None = None
     targets: tuple[str, ...] = ()
+    dropout: float = 0.0
     optimizer: str = "adamw"
     world_size: int = 1
     sharding: Sharding | None = None

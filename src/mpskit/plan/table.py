@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.arguments import wrong_type
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError
@@ -88,12 +89,15 @@ def plan_machines(
         model_or_config: as for :func:`mpskit.plan_training`.
         machines: their names or descriptions.
         batch: as for :func:`mpskit.plan_training`.
-        asked: its other arguments.
+        asked: its other arguments but ``device`` and ``budget``, which are each machine's own.
 
     Raises:
         ArgumentError: as for :func:`mpskit.plan_training`, or no machine at all.
+        ArgumentTypeError: an argument of the wrong type, such as one name for all machines.
         UnknownMachineError: no machine has one of the names.
     """
+    if isinstance(machines, str):
+        raise wrong_type("machines", "several names such as ['m1-16gb', 'T4']", machines)
     request = read_request(batch=batch if is_config(model_or_config) else None, **asked)
     jobs: dict[str, Job] = {}
     plans = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from mpskit._base.arguments import check_count, wrong_type
 from mpskit.backends.precisions import PRECISIONS
@@ -24,7 +24,7 @@ from mpskit.plan.places import Place, find_place
 from mpskit.plan.reasons import reasons
 from mpskit.plan.result import LoraPlan, TrainingPlan
 from mpskit.plan.search import Found, Search
-from mpskit.plan.settings import Method, Prefer, Setting, Way, batch_sizes, ways
+from mpskit.plan.settings import PREFERENCES, Method, Prefer, Setting, Way, batch_sizes, ways
 from mpskit.plan.times import cloud_cards, epoch_time, loader_of, stay_local, step_time
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ _FIXED = ("batch_size", "seq_len", "precision", "base", "checkpointing", "optimi
 # What a cap leaves above the estimate: a tenth, as a job that fits has to spare.
 _CAP = 1.1
 _ALONE = "times are of one process alone, without what it sends to the others"
+_SHARES = (
+    "the figures are those of fully_shard on each layer and on the model: apply_to(), "
+    "to_lightning() and to_accelerate() leave it to you"
+)
 
 
 @dataclass(frozen=True)
@@ -92,21 +96,24 @@ def plan_training(
     Ways to store and to compute are compared by estimates: float32, autocast where it is advised, a
     half-precision or quantized base under float32 adapters, each with and without gradient
     checkpointing. The first that fits wins, with the largest batch that divides the effective
-    one; a shorter sequence comes before a way that is only tight.
+    one; a shorter sequence comes before a way that is only tight. (:func:`mpskit.max_batch_size`
+    counts a tight batch as well, unless it is asked with ``tight=False``.)
 
     Args:
         model_or_config: a config as for :func:`mpskit.estimate_from_config`, such as
             ``"Qwen/Qwen2.5-0.5B"``; or a module, its class, or a callable that makes it.
         batch: for a config, the rows of a batch (None chooses them); for a module, its batch:
-            tensors or ``TensorSpec``, whose leading size is the rows.
+            tensors or ``TensorSpec``, whose leading size is the rows, or a callable that makes one
+            of as many rows as it is given.
         machine: a name (``m1-16gb``, ``T4``), a ``Machine`` or a ``Host``; None is this machine.
         device: ``mps``, ``cuda`` or ``cpu``; None is the machine's own.
         budget: bytes, a size such as ``"12GiB"`` or a ``MemoryBudget``, instead of the machine's.
         seq_len: tokens in a row; None takes 512, or less where that does not fit.
         effective_batch: rows that one optimizer step sees; 8 by default.
         lora: a rank, or peft's ``r``, ``lora_alpha``, ``lora_dropout``, ``target_modules``.
-        method: ``lora``, ``full``, or ``auto``: adapters from 300 million parameters on, and for
-            a smaller model that does not fit whole.
+        method: ``lora``, ``full``, or ``auto``: adapters from 300 million parameters on, for a
+            config that does not tell them (``"parameters"``; bundled models do), and for a
+            smaller model that does not fit whole.
         prefer: ``speed``, or ``fidelity``: what changes the numbers least.
         fixed: settings that are decided: ``batch_size``, ``seq_len``, ``precision``, ``base``,
             ``checkpointing``, ``optimizer``, ``lora``.
@@ -144,8 +151,11 @@ def plan_training(
 
 def training_job(model: Model, batch: Any, device: str, request: Request) -> Job:
     """Return the job of training a model, given as for :func:`plan_training`, on a device."""
+    seq_len = request.fixed.get("seq_len")
     if is_config(model):
-        return config_job(model, device, seq_len=request.fixed.get("seq_len"))
+        return config_job(model, device, seq_len=seq_len)
+    if seq_len is not None:
+        raise ArgumentError("seq_len= is for a transformer's config", given=seq_len)
     return module_job(model, batch, device)
 
 
@@ -170,26 +180,28 @@ def read_request(
         ArgumentTypeError: a value of the wrong type.
     """
     one_of("method", method, ("auto", "lora", "full"))
-    one_of("prefer", prefer, get_args(Prefer))
+    one_of("prefer", prefer, PREFERENCES)
     one_of("stage", stage, STAGES)
     settled = decided(fixed, _FIXED, batch_size=batch, seq_len=seq_len, lora=lora)
     for name in (optimizer, settled.get("optimizer", optimizer)):
         if not isinstance(name, str):
             raise wrong_type("optimizer", "a name such as 'adamw'", name)
         optimizer_for(name, "cpu")
+    if not isinstance(settled.get("checkpointing", False), bool):
+        raise wrong_type("checkpointing", "True or False", settled["checkpointing"])
     check_count("world_size", world_size, least=1)
     if samples is not None:
         check_count("samples", samples, least=1)
     rows = settled.pop("batch_size", None)
     if rows is not None:
         check_count("batch", rows, least=1)
-    adapters = settled.pop("lora", None)
+    adapters = _adapters(settled.pop("lora", None))
     if adapters is not None and method == "full":
         raise ArgumentError("method='full' trains every weight: leave lora= away", given=lora)
     return Request(
         effective=_effective(effective_batch, rows, world_size),
         batch=rows,
-        lora={"r": adapters} if isinstance(adapters, int) else adapters,
+        lora=adapters,
         method=method,  # type: ignore[arg-type]  # checked above
         prefer=prefer,  # type: ignore[arg-type]  # checked above
         fixed=settled,
@@ -198,6 +210,36 @@ def read_request(
         samples=samples,
         world_size=world_size,
     )
+
+
+def _adapters(lora: Any) -> Mapping[str, Any] | None:
+    """Return the adapters by name; the estimator checks the numbers against the model.
+
+    Raises:
+        ArgumentError: a name that is none of theirs.
+        ArgumentTypeError: a value of the wrong type.
+    """
+    if lora is None or isinstance(lora, int):
+        return None if lora is None else {"r": lora}
+    if not isinstance(lora, Mapping):
+        raise wrong_type("lora", "a rank or a mapping such as {'r': 8}", lora)
+    for name, value in lora.items():
+        one_of("a setting of lora", name, (*_NUMBERS, *_TARGETS))
+        if name in _NUMBERS and not isinstance(value, int | float | None):
+            raise wrong_type(f"lora's {name}", "a number", value)
+        if name in _TARGETS and not _are_names(value):
+            raise wrong_type(f"lora's {name}", "names of modules", value)
+    return lora
+
+
+_NUMBERS = ("r", "rank", "lora_alpha", "alpha", "lora_dropout", "dropout")
+_TARGETS = ("target_modules", "targets")
+
+
+def _are_names(value: Any) -> bool:
+    if value is None or isinstance(value, str):
+        return True
+    return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
 
 
 def _effective(asked: int | None, rows: int | None, world_size: int) -> int:
@@ -245,7 +287,9 @@ def plan_job(job: Job, place: Place, request: Request, *, advise: bool = True) -
     taken = chosen or search.best(offered, job.lengths)
     beside = search.beside(offered, taken)
     common = common_fields(job, place, search, taken, beside, advise=advise)
-    why = reasons(job, place, search, taken, beside, optimizer, told=_told(request))
+    why = reasons(
+        job, place, search, taken, beside, optimizer, told=_told(request), fixed=request.fixed
+    )
     return _plan(job, place, request, taken, {**common, "reasons": why})
 
 
@@ -290,14 +334,18 @@ def _first(request: Request, method: Method, optimizer: str) -> Setting:
     first = Setting(optimizer=optimizer, world_size=request.world_size)
     if method == "full":
         return first
-    rank = _adapter(request, "r", "rank", usual="rank")
-    return replace(first, rank=rank, targets=_targets(request))
+    return replace(
+        first,
+        rank=_adapter(request, "r", "rank", usual="rank"),
+        targets=_targets(request),
+        dropout=_adapter(request, "lora_dropout", "dropout", usual="dropout"),
+    )
 
 
 def _targets(request: Request) -> tuple[str, ...]:
     """Return the modules that shall have adapters; none for the usual ones."""
     given = request.lora or {}
-    named = given.get("target_modules", given.get("targets")) or ()
+    named = next((given[name] for name in _TARGETS if given.get(name)), ())
     return (named,) if isinstance(named, str) else tuple(named)
 
 
@@ -315,11 +363,12 @@ def _plan(
     setting, verdict = taken.setting, taken.verdict
     loader, workers = loader_of(place, setting.rows)
     cap = int(min(verdict.needed_bytes * _CAP, place.usable_bytes))
-    lora = None if setting.rank is None else _lora(job, request, setting.rank)
+    lora = None if setting.rank is None else _lora(job, request, setting.rank, setting.dropout)
     epochs, step = stage_epochs(request.stage), step_time(job, taken, place)
     epoch = epoch_time(step, setting, request.samples and -(-request.samples // request.world_size))
     run = None if epoch is None else epoch.times(epochs)
     fleet = _ALONE if request.world_size > 1 and step is not None else ""
+    shares = _SHARES if setting.sharding == "fsdp" else ""
     cards = cloud_cards(job, taken) if place.device != "cuda" else ()
     quick = defaults("quick_run")["samples"]
     return TrainingPlan(
@@ -344,15 +393,15 @@ def _plan(
         cloud=cards,
         local=stay_local(verdict.answer, step, run, cards),
         quick_run=quick if request.samples is None else min(quick, request.samples),
-        notes=(*taken.estimate.notes, *filter(None, [workers, fleet])),
+        notes=(*place.notes, *taken.estimate.notes, *filter(None, [workers, fleet, shares])),
     )
 
 
-def _lora(job: Job, request: Request, rank: int) -> LoraPlan:
+def _lora(job: Job, request: Request, rank: int, dropout: float) -> LoraPlan:
     table, given = defaults("lora"), request.lora or {}
     return LoraPlan(
         rank=rank,
         alpha=int(given.get("lora_alpha", given.get("alpha")) or rank * table["alpha_per_rank"]),
-        dropout=_adapter(request, "lora_dropout", "dropout", usual="dropout"),
+        dropout=dropout,
         targets=_targets(request) or job.targets,
     )

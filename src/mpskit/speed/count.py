@@ -66,8 +66,8 @@ def count_with_memory(
         optimizer: as there, or the name of one of ``torch.optim``.
         precision: as there.
         accumulate: as there.
-        training: False counts a call without gradients; ``train_step``, ``optimizer``,
-            ``precision`` and ``accumulate`` are then not used.
+        training: False counts a call without gradients; ``train_step``, ``optimizer`` and
+            ``accumulate`` are then not used.
         device: whose memory is meant: None is ``mps``, or ``cpu`` where MPS refuses the step.
 
     Raises:
@@ -81,7 +81,9 @@ def count_with_memory(
 
     def trace(target: str | torch.device, counts: OpCounts) -> Any:
         if not training:
-            return trace_inference(module, batch, step=step, device=target, counts=counts)
+            return trace_inference(
+                module, batch, step=step, precision=precision, device=target, counts=counts
+            )
         return trace_training(
             module,
             batch,
