@@ -90,7 +90,8 @@ class CloudCard(Value):
         card: its name.
         answer: whether the job fits there.
         needed_bytes: what it takes there.
-        step: seconds of one optimizer step there; None where no figure supports it.
+        step: seconds of one optimizer step there; None where no figure supports it, where it does
+            not fit, and where no ``samples`` were told.
     """
 
     card: str
@@ -387,9 +388,11 @@ class TrainingPlan(_Plan):
         if self.epoch is None or self.run is None:
             return ""
         where = "here" if self.local else "better on a card"
+        few = self.quick_run is not None and self.quick_run < (self.samples or 0)
+        first = f"; try {self.quick_run} rows first" if few else ""
         return (
-            f"{self.epoch} an epoch of {self.samples} rows, {self.run} for {self.epochs}: {where}; "
-            f"try {self.quick_run} rows first"
+            f"{self.epoch} an epoch of {self.samples} rows, {self.run} for {self.epochs}: "
+            f"{where}{first}"
         )
 
 

@@ -48,11 +48,18 @@ def epoch_time(step: StepTime | None, setting: Setting, samples: int | None) -> 
     return step.epoch_seconds(samples, setting.rows * setting.accumulate)
 
 
-def cloud_cards(job: Job, taken: Found) -> tuple[CloudCard, ...]:
-    """Return the same job on each card that the guides compare with."""
+def cloud_cards(job: Job, taken: Found, *, timed: bool) -> tuple[CloudCard, ...]:
+    """Return the same job on each card that the guides compare with.
+
+    Args:
+        job: the model.
+        taken: the setting.
+        timed: whether to count the step there for its time, which takes as long as three estimates.
+    """
     elsewhere = job.on("cuda")
     try:
-        estimate, counts = elsewhere.estimates(taken.setting), elsewhere.count(taken.setting)
+        estimate = elsewhere.estimates(taken.setting)
+        counts = elsewhere.count(taken.setting) if timed else None
     except EstimateError:  # such as a step that needs what the device lacks
         return ()
     cards = []
@@ -63,7 +70,7 @@ def cloud_cards(job: Job, taken: Found) -> tuple[CloudCard, ...]:
                 card=card,
                 answer=verdict.answer,
                 needed_bytes=verdict.needed_bytes,
-                step=estimate_time(counts, card) if verdict else None,
+                step=estimate_time(counts, card) if verdict and counts is not None else None,
             )
         )
     return tuple(cards)

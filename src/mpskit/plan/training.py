@@ -369,7 +369,8 @@ def _plan(
     run = None if epoch is None else epoch.times(epochs)
     fleet = _ALONE if request.world_size > 1 and step is not None else ""
     shares = _SHARES if setting.sharding == "fsdp" else ""
-    cards = cloud_cards(job, taken) if place.device != "cuda" else ()
+    timed = request.samples is not None
+    cards = cloud_cards(job, taken, timed=timed) if place.device != "cuda" else ()
     quick = defaults("quick_run")["samples"]
     return TrainingPlan(
         **fields,
