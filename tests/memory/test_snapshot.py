@@ -77,7 +77,7 @@ def test_what_is_no_device_is_refused():
 def test_the_footprint_grows_with_what_the_process_holds():
     before = footprint_bytes()
     # Its own mapping: what earlier tests freed may be in the footprint still, and be used again.
-    with mmap.mmap(-1, 120 * MIB) as held:
+    with mmap.mmap(-1, 120 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
         held.write(b"1" * len(held))
         assert footprint_bytes() - before > 100 * MIB
 
