@@ -1,8 +1,6 @@
 """Caps: the right ratio, applied at once, undone by the block, and refused where they cannot hold."""
 
 import resource
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -279,42 +277,29 @@ def test_a_backend_without_a_cap_says_so(monkeypatch):
         limit_memory("50%", "hpu")
 
 
-# The CPU: in a child, since a limit that fails to go away would spoil every other test
+# The CPU: what real limits did is told by under_limits.py
 
 
-def run(code):
-    preamble = (
-        "import resource, torch\n"
-        "from mpskit import limit_memory\n"
-        "from mpskit.errors import *\n"
-        "def soft(): return resource.getrlimit(resource.RLIMIT_DATA)[0]\n"
-    )
-    done = subprocess.run([sys.executable, "-c", preamble + code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+def test_an_allocation_beyond_the_cpus_cap_fails_cleanly_and_fits_afterwards(under_limits):
+    assert under_limits["nested"] == {
+        "before": resource.RLIM_INFINITY,
+        "outer": 2 * GIB,
+        "told": 2 * GIB,
+        "previous": None,
+        "is_oom": True,
+        "inner": GIB,
+        "outer again": 2 * GIB,
+        "after": resource.RLIM_INFINITY,
+        "fits": 3 * GIB,
+    }
 
 
-def test_an_allocation_beyond_the_cpus_cap_fails_cleanly_and_fits_afterwards():
-    out = run(
-        "from mpskit import is_oom\n"
-        "with limit_memory('2GiB', 'cpu') as limit:\n"
-        "    print(soft() == limit.limit_bytes == 2 * 2**30, limit.previous_bytes)\n"
-        "    try: torch.empty(3 * 2**30, dtype=torch.uint8)\n"
-        "    except RuntimeError as error: print(is_oom(error))\n"
-        "    with limit_memory('1GiB', 'cpu') as inner: print(soft() == 2**30)\n"
-        "    print(soft() == 2 * 2**30)\n"
-        "print(soft() == resource.RLIM_INFINITY, torch.empty(3 * 2**30, dtype=torch.uint8).numel())\n"
-    )
-    assert out == ["True", "None", "True", "True", "True", "True", str(3 * 2**30)]
-
-
-def test_a_cpus_cap_above_its_hard_limit_is_refused():
-    out = run(
-        "resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))\n"
-        "try: limit_memory('6GiB', 'cpu')\n"
-        "except ArgumentError as error: print('hard' in str(error), soft() == 2**32)\n"
-    )
-    assert out == ["True", "True"]
+def test_a_cpus_cap_above_its_hard_limit_is_refused(under_limits):
+    seen = under_limits["above_the_hard_limit"]
+    kind, text = seen["error"]
+    assert kind == "ArgumentError"
+    assert "hard" in text
+    assert seen["after"] == 4 * GIB
 
 
 def test_a_bare_number_is_asked_whether_it_is_a_share():
@@ -338,24 +323,16 @@ def test_no_interrupt_leaves_the_cpus_cap(monkeypatch):
 
 
 @pytest.mark.needs_torch("estimate")
-def test_an_estimates_addresses_are_no_data():
-    out = run(
-        "import mpskit\n"
-        "from torch import nn\n"
-        "mpskit.estimate_training_memory(\n"
-        "    lambda: nn.Linear(64, 64), mpskit.TensorSpec((8, 64)), device='mps')\n"
-        "with limit_memory('90%', 'cpu'):\n"
-        "    print(len(bytearray(10**8)), torch.ones(25_000_000).numel())\n"
-    )
-    assert out == ["100000000", "25000000"]
+def test_an_estimates_addresses_are_no_data(under_limits):
+    assert under_limits["after_an_estimate"] == [100_000_000, 25_000_000]
 
 
-def test_a_kernel_that_ignores_the_cap_is_told_and_left_as_it_was(monkeypatch):
-    monkeypatch.setattr(limits, "can_map", lambda size: True)
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    with pytest.raises(DeviceUnavailableError, match="does not enforce"):
-        limit_memory("12GiB", "cpu")
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+def test_a_kernel_that_ignores_the_cap_is_told_and_left_as_it_was(under_limits):
+    seen = under_limits["ignored"]
+    kind, text = seen["error"]
+    assert kind == "DeviceUnavailableError"
+    assert "does not enforce" in text
+    assert seen["after"] == seen["before"]
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
