@@ -68,6 +68,11 @@ def test_any_text_is_a_version(text):
     assert versions.has("mps.stream", text) in (True, False)
 
 
+def test_a_number_that_python_does_not_read_is_no_version():
+    assert versions.older("9" * 5000, than="15") is False
+    assert versions.within("2.13.0", since="9" * 5000)
+
+
 def test_the_version_needs_no_torch(monkeypatch):
     loaded = versions.torch_version()
     monkeypatch.delitem(sys.modules, "torch", raising=False)

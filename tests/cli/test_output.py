@@ -67,6 +67,25 @@ def test_a_table_of_text(capsys):
     assert capsys.readouterr().out == "one    1\nthree  22\n"
 
 
+@pytest.mark.parametrize("width", [24, 60])
+def test_columns_of_one_value_leave_a_table_that_is_too_wide(width, capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(output, "columns", lambda stream: width)
+    rows = [("m1-16gb", "9.87 GiB", "fits", ""), ("m2-24gb", "14.80 GiB", "fits", "")]
+    print_rows(("machine", "usable", "verdict", "note"), rows)
+    text = capsys.readouterr().out
+    assert ("each row: verdict fits\n" in text) == (width == 24)
+    assert ("verdict  note" in text) == (width == 60)
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_table_of_one_row_keeps_its_columns(capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(output, "columns", lambda stream: 10)
+    print_rows(("one", "two"), [("first", "second")])
+    assert capsys.readouterr().out.split() == ["one", "two", "first", "second"]
+
+
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path):
     check_folder(str(tmp_path / "new.png"))
     for path in (tmp_path, tmp_path / "none" / "new.png"):

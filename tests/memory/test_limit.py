@@ -1,5 +1,7 @@
 """Caps: the right ratio, applied at once, undone by the block, and refused where they cannot hold."""
 
+import gc
+import itertools
 import resource
 
 import pytest
@@ -23,6 +25,7 @@ HIGH, LOW = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO
 @pytest.fixture(autouse=True)
 def _no_cap(monkeypatch):
     monkeypatch.setattr(limits, "_caps", {})
+    monkeypatch.setattr(limits, "_in_force", {})
     monkeypatch.delenv(HIGH, raising=False)
     monkeypatch.delenv(LOW, raising=False)
 
@@ -71,6 +74,26 @@ def test_the_block_brings_the_previous_cap_back(ratios):
         assert high_watermark() == outer.ratio
     assert high_watermark() == 1.7
     assert ratios[-1] == 1.7
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_blocks_that_overlap_leave_no_cap(ratios, order):
+    caps = [limit_memory(f"{size}GiB", "mps") for size in (6, 5, 4)]
+    in_force = caps[:]
+    for index in order:
+        caps[index].restore()
+        in_force.remove(caps[index])
+        assert high_watermark() == (in_force[-1].ratio if in_force else 1.7)
+    assert limits._in_force["mps"] == ()
+
+
+def test_a_cap_that_nobody_restores_is_forgotten_with_its_object(ratios):
+    cap = limit_memory("6GiB", "mps")
+    ratio = cap.ratio
+    del cap
+    gc.collect()
+    assert high_watermark() == ratio
+    assert limits._in_force["mps"] == ()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

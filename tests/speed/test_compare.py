@@ -133,6 +133,7 @@ def test_a_comparison_is_a_value_with_a_picture(tmp_path):
         (make_step, ["gpu"], ArgumentError),
         (make_step, ["cpu", "cuda"], DeviceUnavailableError),
         (lambda _: None, None, ArgumentTypeError),
+        (torch.nn.Linear(2, 2), None, ArgumentTypeError),
     ],
 )
 def test_bad_arguments(make, devices, error):

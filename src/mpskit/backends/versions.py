@@ -179,11 +179,11 @@ def _installed_version() -> str | None:
 @functools.cache
 def _parsed(text: str) -> Version | None:
     # Imported here because most decisions compare no version and need not pay for it.
-    from packaging.version import InvalidVersion, Version
+    from packaging.version import Version
 
     try:
         return Version(text)
-    except InvalidVersion:
+    except ValueError:  # packaging's InvalidVersion, or a number of over 4,300 digits
         return None
 
 

@@ -105,14 +105,42 @@ def _wrapped_line(line: str, width: int, extra: int) -> str:
 
 
 def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: rich's on a terminal that has it, else columns of text."""
+    """Print a table: rich's on a terminal that has it, else columns of text.
+
+    Where the terminal is too narrow for it, columns of one value become a line below the table.
+    """
+    same: list[tuple[str, str]] = []
+    if (width := columns(sys.stdout)) is not None and _table_width(titles, rows) > width:
+        titles, rows, same = _without_constants(titles, rows)
+    _print_table(titles, rows)
+    if same:
+        print_wrapped("each row: " + ", ".join(f"{title} {value}" for title, value in same))
+
+
+def _table_width(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    lines = [titles, *([max(cell.split("\n"), key=len) for cell in row] for row in rows)]
+    return sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) - 2
+
+
+def _without_constants(
+    titles: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]], list[tuple[str, str]]]:
+    """Split a table of several rows into what varies and the (title, value) of what does not."""
+    varies = [len({row[i] for row in rows}) > 1 or len(rows) == 1 for i in range(len(titles))]
+    same = [(titles[i], rows[0][i]) for i, kept in enumerate(varies) if not kept and rows[0][i]]
+    cells = [[row[i] for i, kept in enumerate(varies) if kept] for row in rows]
+    return [title for title, kept in zip(titles, varies, strict=True) if kept], cells, same
+
+
+def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console = _console()
     if console is not None:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for title in titles:
-            table.add_column(title, overflow="fold")
+        for index, title in enumerate(titles):
+            # The first names the row, to be copied: it is not broken.
+            table.add_column(title, overflow="fold", no_wrap=index == 0)
         for row in rows:
             table.add_row(*row)
         console.print(table, highlight=False)

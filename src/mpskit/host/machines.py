@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from mpskit._base.arguments import shown
 from mpskit._base.data import read_csv, read_toml
 from mpskit._base.sizes import GIB
 from mpskit._base.values import Value
@@ -80,7 +81,7 @@ class Machine(Value):
     def _version(cls, value: Any) -> Any:
         text = str(value) if isinstance(value, int | float) else value
         if isinstance(text, str) and not re.fullmatch(r"\d{2}(\.\d{1,3}){0,2}", text, re.ASCII):
-            raise ValueError(f"{text!r} is not a macOS version such as '15.6' or '26'")
+            raise ValueError(f"{shown(text)} is not a macOS version such as '15.6' or '26'")
         return text
 
     @model_validator(mode="before")

@@ -8,6 +8,7 @@ that the kernel enforces.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 import threading
@@ -46,33 +47,62 @@ _NO_COLLECTION = (
 Kind: TypeAlias = Literal["working-set", "device", "data"]
 
 
+class _Before:
+    """The value that a change goes back to."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+# The changes in force, by device, in the order in which they were made.
+_in_force: dict[str, tuple[_Before, ...]] = remembered({})
+
+
 class _Change:
     """A cap to set and undo once; garbage collection of it undoes it too.
 
     An interrupt may come between any two lines, so the undo is recorded before the change, and
-    undoing twice is harmless.
+    undoing twice is harmless. A change that is undone while a later one is in force, as by threads
+    whose blocks overlap, leaves that one and hands it the value to go back to.
     """
 
     on = False
     # Set in a `with`: if an interrupt ends even __exit__, dropping the last reference undoes it.
     armed = False
 
-    def __init__(self, put: Callable[[Any], None], value: Any, before: Any) -> None:
-        self._put, self._value, self._before = put, value, before
+    def __init__(self, device: str, put: Callable[[Any], None], value: Any, before: Any) -> None:
+        self._device, self._put, self._value = device, put, value
+        self._before = _Before(before)
 
     def make(self) -> None:
         self.on = True
+        _in_force[self._device] = (*_in_force.get(self._device, ()), self._before)
         self._put(self._value)
 
     def undo(self) -> None:
-        if self.on:
-            self._put(self._before)
-            self.on = False
+        if not self.on:
+            return
+        later = next((b for a, b in itertools.pairwise(self._all()) if a is self._before), None)
+        if later is None:
+            self._put(self._before.value)
+        else:
+            later.value = self._before.value
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the cap as it is."""
+        _in_force[self._device] = tuple(one for one in self._all() if one is not self._before)
+        self.on = False
+
+    def _all(self) -> tuple[_Before, ...]:
+        return _in_force.get(self._device, ())
 
     def __del__(self) -> None:
-        if self.armed:
-            with suppress(Exception):
+        with suppress(Exception):
+            if self.armed:
                 self.undo()
+            else:
+                self.forget()
 
 
 class MemoryLimit(Value):
@@ -94,7 +124,7 @@ class MemoryLimit(Value):
     ratio: float | None = None
     previous_bytes: int | None = None
     notes: tuple[str, ...] = ()
-    _change: _Change = PrivateAttr(default_factory=lambda: _Change(lambda _: None, None, None))
+    _change: _Change = PrivateAttr(default_factory=lambda: _Change("", lambda _: None, None, None))
     _entered: int = PrivateAttr(default=0)
 
     def __str__(self) -> str:
@@ -110,7 +140,7 @@ class MemoryLimit(Value):
         try:
             run_locked(_lock, self._change.undo, None)
         except Exception:
-            self._change.on = False
+            self._change.forget()
             raise
         except BaseException:
             # Interrupted, perhaps before the undo was complete.
@@ -159,8 +189,8 @@ def limit_memory(limit: Amount, device: DeviceLike | None = None) -> MemoryLimit
 
     On a Mac ``"80%"`` is 80% of the machine's RAM, translated into a ratio of the recommended
     working set (1.2 on 8 GiB with macOS 15, not 0.8). Allocations beyond the cap raise the
-    backend's out-of-memory error, which :func:`mpskit.is_oom` recognises. Nested caps must be
-    restored in reverse order.
+    backend's out-of-memory error, which :func:`mpskit.is_oom` recognises. The cap that was made
+    last is in force; when all are restored, in any order, the first one's previous cap is back.
 
     On MPS torch has no Python call to set the low watermark, where garbage collection starts: with
     a cap below it (1.4 x recommended unless set) nothing is collected before the error, and a note
@@ -278,7 +308,7 @@ def _planned(
         previous_bytes=limit_bytes(base, before) if before else None,
         notes=notes,
     )
-    cap._change = _Change(functools.partial(_put, asked), ratio, before)
+    cap._change = _Change(_key(asked), functools.partial(_put, asked), ratio, before)
     return cap
 
 
@@ -318,7 +348,7 @@ def _limit_cpu(asked: Backend, limit: Amount) -> MemoryLimit:
             *_full_notes(_mapped(), size),
         ),
     )
-    cap._change = _Change(set_data_limit, size, previous)
+    cap._change = _Change(_key(asked), set_data_limit, size, previous)
     return cap
 
 

@@ -14,7 +14,7 @@ import struct
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import shown, wrong_type
 from mpskit._base.data import read_csv
 from mpskit._base.sizes import GIB, MIB, check_size, format_bytes
 from mpskit._base.values import Value
@@ -189,6 +189,8 @@ def _major(macos: str) -> int:
         raise wrong_type("macos", "a str such as '15.6'", macos)
     match = _VERSION.fullmatch(macos)
     if match is None:
-        raise ArgumentError(f"macos={macos!r} is not a version: write '15.6' or '26'", given=macos)
+        raise ArgumentError(
+            f"macos={shown(macos)} is not a version: write '15.6' or '26'", given=macos
+        )
     major = int(match[1])
     return _COMPATIBILITY.get(major, major)

@@ -194,8 +194,14 @@ def made_step(make_step: Callable[[str], Callable[[], Any]], device: str) -> Cal
         ArgumentTypeError: ``make_step`` cannot be called, or makes nothing that can be.
         DeviceUnavailableError: the device is not on this machine.
     """
-    if not callable(make_step):
-        raise wrong_type("make_step", "a function of a device's name", make_step)
+    import torch
+
+    if isinstance(make_step, torch.nn.Module) or not callable(make_step):
+        raise wrong_type(
+            "make_step",
+            "a function of a device's name that returns a step (a function without arguments)",
+            make_step,
+        )
     if not backend(device).is_available():
         raise DeviceUnavailableError(
             f"this machine has no {device}: `mpskit doctor` says why", given=device
