@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 
 from mpskit._base.data import read_toml
+from mpskit.dispatch.nested import tensors_of
 
-__all__ = ["Deviation", "allowed_error", "compare", "exact_copy", "map_args", "tensors_of"]
+__all__ = ["Deviation", "allowed_error", "compare", "exact_copy", "map_args"]
 
 _PRODUCTS = {"mm": 0, "bmm": 0, "linear": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "addmv": 1}
 _CONVOLUTIONS = ("convolution", "convolution_overrideable", "_mps_convolution")
@@ -158,21 +157,6 @@ def exact_copy(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.as_strided((reach,), (1,), tensor.storage_offset())
     flat = flat.cpu() if flat.device.type != "cpu" else flat.clone()
     return flat.as_strided(sizes, strides)
-
-
-def tensors_of(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a nested value, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_of(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_of(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_of(getattr(value, field.name))
 
 
 def map_args(value: Any, change: Any) -> Any:

@@ -11,13 +11,14 @@ import torch
 
 from mpskit._base.arguments import check_callable
 from mpskit.correctness.accelerator import available_device
-from mpskit.correctness.comparing import Deviation, compare, tensors_of
+from mpskit.correctness.comparing import Deviation, compare
 from mpskit.correctness.lockstep import Draws, OpCall, Record, Watch, run_step
 from mpskit.correctness.operator_check import Fault, Found, OperatorCheck
 from mpskit.correctness.recurrent import wrong_dropout
 from mpskit.correctness.result import Divergence, NonFinite, OperandFacts, Phase, WrongOperator
 from mpskit.correctness.script import script_for
 from mpskit.dispatch.intercept import take_off
+from mpskit.dispatch.nested import tensors_of
 from mpskit.dispatch.patches import Patches
 from mpskit.dispatch.random_state import isolate
 from mpskit.errors import ArgumentError, ArgumentTypeError, CheckError, MpskitError

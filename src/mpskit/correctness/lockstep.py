@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpskit.correctness.comparing import exact_copy, map_args, tensors_of
+from mpskit.correctness.comparing import exact_copy, map_args
 from mpskit.dispatch.intercept import OutsideThread
+from mpskit.dispatch.nested import tensors_of
 from mpskit.dispatch.random_state import draw
 
 __all__ = ["Draws", "OpCall", "Record", "Site", "Watch", "on_cpu", "run_step"]

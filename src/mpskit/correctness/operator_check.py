@@ -19,9 +19,9 @@ from mpskit.correctness.comparing import (
     exact_copy,
     least_scale,
     map_args,
-    tensors_of,
 )
 from mpskit.correctness.lockstep import OpCall, on_cpu
+from mpskit.dispatch.nested import tensors_of
 from mpskit.dispatch.op_schema import OpSchema
 
 __all__ = ["EQUIVALENTS", "Fault", "Found", "OperatorCheck", "run_on_cpu"]

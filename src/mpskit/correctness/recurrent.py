@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mpskit.correctness.comparing import tensors_of
+from mpskit.dispatch.nested import tensors_of
 
 __all__ = ["Recurrent", "wrong_dropout"]
 

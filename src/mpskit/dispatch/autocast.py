@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from mpskit.dispatch.autocast_lists import cast_policy
+from mpskit.dispatch.nested import tensors_in
 
 __all__ = ["Autocast", "AutocastMode", "is_on"]
 
@@ -60,7 +61,7 @@ class Autocast:
         if policy == "lower":
             return torch.get_autocast_dtype("mps")
         if policy == "promote":
-            tensors = [t for t in _tensors((args, kwargs)) if self._eligible(t)]
+            tensors = [t for t in tensors_in((*args, *kwargs.values())) if self._eligible(t)]
             wide = any(t.dtype is torch.float32 for t in tensors)
             return torch.float32 if wide or not tensors else torch.get_autocast_dtype("mps")
         return torch.float32
@@ -93,14 +94,6 @@ class Autocast:
         if id(value) not in self.casts:
             self.casts[id(value)] = (value, value.to(dtype))
         return self.casts[id(value)][1]
-
-
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    for value in values.values() if isinstance(values, dict) else values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple, dict)):
-            yield from _tensors(value)
 
 
 class AutocastMode(TorchFunctionMode):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils import _device
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mpskit.dispatch.intercept import OutsideThread
+from mpskit.dispatch.nested import tensors_in
 
 __all__ = [
     "Output",
@@ -22,7 +23,6 @@ __all__ = [
     "infer",
     "settings",
     "signature",
-    "tensors_in",
     "unflatten",
 ]
 
@@ -218,15 +218,6 @@ def _on_meta(value: Any, metas: dict[int, torch.Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([_on_meta(item, metas) for item in value])
     return value
-
-
-def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors among an operator's arguments, in order."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
 
 
 def _plan(result: Any, arguments: list[torch.Tensor]) -> Plan:

@@ -20,7 +20,7 @@ import torch
 from mpskit._base.data import read_toml
 from mpskit.backends.versions import has
 from mpskit.dispatch.dataless_tensors import is_dataless
-from mpskit.dispatch.meta_shapes import tensors_in
+from mpskit.dispatch.nested import tensors_in
 from mpskit.dispatch.op_schema import OpSchema
 
 __all__ = ["OpCounts", "class_of"]

@@ -11,7 +11,7 @@ import torch
 from mpskit.correctness.operators import OpUse
 from mpskit.correctness.traced_operators import record_use
 from mpskit.dispatch.intercept import calls_operators
-from mpskit.dispatch.meta_shapes import tensors_in
+from mpskit.dispatch.nested import tensors_in
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.estimate.trace.tracer import Tracer
 from mpskit.rehearsal.findings import WAIT_FIXES, Findings, Kind, Spot, spot_of

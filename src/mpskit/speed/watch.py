@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpskit._base.user_code import own_place, shown_place
 from mpskit.backends.memory import cache_owners
 from mpskit.dispatch.intercept import take_off
-from mpskit.dispatch.meta_shapes import tensors_in
+from mpskit.dispatch.nested import tensors_in
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema
 from mpskit.dispatch.patches import Patches

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from mpskit.dispatch.nested import tensors_of
 from mpskit.errors import EstimateError
 
 __all__ = ["call_model", "decode", "default_loss", "is_training", "loss_of"]
@@ -73,7 +74,7 @@ def loss_of(result: Any) -> torch.Tensor:
     named = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", None)
     if isinstance(named, torch.Tensor):
         return named
-    tensors = [t for t in _tensors(result) if t.is_floating_point() and t.requires_grad]
+    tensors = [t for t in tensors_of(result) if t.is_floating_point() and t.requires_grad]
     if not tensors:
         raise EstimateError(
             f"the model returned {type(result).__name__} without a loss or a tensor that depends "
@@ -112,16 +113,4 @@ _POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 def _first_tensor(result: Any) -> torch.Tensor:
     logits = getattr(result, "logits", None)
-    return logits if isinstance(logits, torch.Tensor) else next(_tensors(result))
-
-
-def _tensors(result: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a nested result, in order."""
-    if isinstance(result, torch.Tensor):
-        yield result
-    elif isinstance(result, Mapping):
-        for item in result.values():
-            yield from _tensors(item)
-    elif isinstance(result, list | tuple):
-        for item in result:
-            yield from _tensors(item)
+    return logits if isinstance(logits, torch.Tensor) else next(tensors_of(result))

@@ -24,10 +24,10 @@ from mpskit.dispatch.meta_shapes import (
     infer,
     settings,
     signature,
-    tensors_in,
     unflatten,
 )
 from mpskit.dispatch.mps_op_memory import OpMemory, Rule
+from mpskit.dispatch.nested import tensors_in
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.dispatch.op_schema import OpSchema, is_recorded
 from mpskit.dispatch.random_state import draw
