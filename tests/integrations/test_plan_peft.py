@@ -42,6 +42,24 @@ def test_the_adapters_are_the_plans():
     assert (own.r, own.task_type, own.bias) == (8, "SEQ_CLS", "lora_only")
 
 
+BERT = CONFIG | {"model_type": "bert", "max_position_embeddings": 16, "type_vocab_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("head", "task"),
+    [
+        ("BertForSequenceClassification", "SEQ_CLS"),
+        ("BertModel", "FEATURE_EXTRACTION"),
+        ("BertForMaskedLM", None),
+    ],
+)
+def test_the_task_is_what_stands_on_top_of_the_layers(head, task):
+    config = BERT | {"architectures": [head]}
+    plan = plan_training(config, machine="m3-max-64gb", seq_len=8, method="lora")
+    assert plan.lora.task == task
+    assert plan.to_peft().task_type == task
+
+
 def test_adapters_over_a_half_precision_base_are_float32():
     plan = planned(method="lora", fixed={"base": "bf16"})
     settings = {key: value for key, value in CONFIG.items() if key != "model_type"}

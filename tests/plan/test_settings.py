@@ -131,3 +131,9 @@ def test_a_batch_that_does_not_divide() -> None:
     assert batch_sizes(8, 4) == (4,)
     with pytest.raises(ArgumentError, match="one of 1, 2, 4, 8"):
         batch_sizes(8, 3)
+
+
+def test_a_batch_of_a_billion_rows_has_its_sizes_at_once() -> None:
+    assert len(batch_sizes(10**9)) == 100
+    with pytest.raises(ArgumentError, match="more than a step has"):
+        batch_sizes(10**10)

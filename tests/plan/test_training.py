@@ -47,7 +47,10 @@ def test_peft_names_are_taken(tiny: dict[str, Any]) -> None:
     given = {"r": 4, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["q_proj"]}
     lora = planned(tiny, lora=given).lora
     assert lora is not None
-    assert lora.model_dump() == {"rank": 4, "alpha": 32, "dropout": 0.1, "targets": ("q_proj",)}
+    assert lora.model_dump() == {"rank": 4, "alpha": 32, "dropout": 0.1} | {
+        "targets": ("q_proj",),
+        "task": "CAUSAL_LM",
+    }
 
 
 def test_memory_is_the_estimators(tiny: dict[str, Any]) -> None:
@@ -280,6 +283,9 @@ def test_json_has_its_keys_at_the_top(tiny: dict[str, Any]) -> None:
         ({"stage": "later"}, ArgumentError, "stage is one of development"),
         ({"optimizer": "adamwww"}, ArgumentError, "adamw"),
         ({"optimizer": 3}, ArgumentTypeError, "optimizer"),
+        ({"fixed": {"optimizer": 3}}, ArgumentTypeError, "optimizer"),
+        ({"fixed": {"optimizer": "sgd"}, "optimizer": "adamw"}, ArgumentError, "fixed as 'sgd'"),
+        ({"effective_batch": 10**12}, ArgumentError, "more than a step has"),
         ({"fixed": {"colour": 1}}, ArgumentError, "a fixed setting is one of batch_size"),
         ({"fixed": "fp32"}, ArgumentTypeError, "mapping"),
         ({"fixed": {"precision": "fp8"}}, ArgumentError, "fp8"),

@@ -33,6 +33,6 @@ def to_peft(plan: Planned, **own: Any) -> Any:
         "lora_alpha": plan.lora.alpha,
         "lora_dropout": plan.lora.dropout,
         "target_modules": list(plan.lora.targets),
-        "task_type": "CAUSAL_LM",
+        "task_type": plan.lora.task,
     }
     return package("peft").LoraConfig(**(planned | own))

@@ -36,12 +36,14 @@ class LoraPlan(Value):
         alpha: ``lora_alpha``.
         dropout: ``lora_dropout``, a share.
         targets: ``target_modules``.
+        task: ``task_type``, from the config's class; None where peft has no name for it.
     """
 
     rank: int
     alpha: int
     dropout: float
     targets: tuple[str, ...]
+    task: str | None = None
 
 
 class Alternative(Value):

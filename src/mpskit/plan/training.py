@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpskit._base.arguments import check_count, wrong_type
+from mpskit._base.arguments import check_count, shown, wrong_type
 from mpskit.backends.precisions import PRECISIONS
 from mpskit.errors import ArgumentError
 from mpskit.estimate.targets import check_processes
@@ -86,7 +86,7 @@ def plan_training(
     method: Literal["auto", "lora", "full"] = "auto",
     prefer: Prefer = "speed",
     fixed: Mapping[str, Any] | None = None,
-    optimizer: str = "adamw",
+    optimizer: str | None = None,
     stage: Stage = "development",
     samples: int | None = None,
     world_size: int = 1,
@@ -118,7 +118,7 @@ def plan_training(
         fixed: settings that are decided: ``batch_size``, ``seq_len``, ``precision``, ``base``,
             ``checkpointing``, ``optimizer``, ``lora``.
         optimizer: of torch.optim or by transformers' name; one that needs CUDA is replaced
-            elsewhere.
+            elsewhere. None is AdamW, or Adafactor where only that fits.
         stage: ``development``, ``test`` or ``production``: 3, 5 or 10 epochs.
         samples: rows of the data set, for times of an epoch and of the whole run.
         world_size: processes that train together, on a card each; the effective batch is theirs
@@ -167,7 +167,7 @@ def read_request(
     method: str = "auto",
     prefer: str = "speed",
     fixed: Mapping[str, Any] | None = None,
-    optimizer: str = "adamw",
+    optimizer: str | None = None,
     stage: str = "development",
     samples: int | None = None,
     world_size: int = 1,
@@ -183,10 +183,15 @@ def read_request(
     one_of("prefer", prefer, PREFERENCES)
     one_of("stage", stage, STAGES)
     settled = decided(fixed, _FIXED, batch_size=batch, seq_len=seq_len, lora=lora)
-    for name in (optimizer, settled.get("optimizer", optimizer)):
-        if not isinstance(name, str):
-            raise wrong_type("optimizer", "a name such as 'adamw'", name)
-        optimizer_for(name, "cpu")
+    if optimizer is not None and settled.get("optimizer", optimizer) != optimizer:
+        raise ArgumentError(
+            f"optimizer is {shown(optimizer)} and fixed as {shown(settled['optimizer'])}",
+            given=optimizer,
+        )
+    stepped = settled.get("optimizer", "adamw" if optimizer is None else optimizer)
+    if not isinstance(stepped, str):
+        raise wrong_type("optimizer", "a name such as 'adamw'", stepped)
+    optimizer_for(stepped, "cpu")
     if not isinstance(settled.get("checkpointing", False), bool):
         raise wrong_type("checkpointing", "True or False", settled["checkpointing"])
     check_count("world_size", world_size, least=1)
@@ -205,7 +210,7 @@ def read_request(
         method=method,  # type: ignore[arg-type]  # checked above
         prefer=prefer,  # type: ignore[arg-type]  # checked above
         fixed=settled,
-        optimizer=settled.get("optimizer", optimizer),
+        optimizer=stepped,
         stage=stage,  # type: ignore[arg-type]  # checked above
         samples=samples,
         world_size=world_size,
@@ -398,6 +403,16 @@ def _plan(
     )
 
 
+# What stands on top of a transformer's layers -> peft's TaskType (0.17); a masked language model
+# has none.
+_TASKS = {
+    "causal": "CAUSAL_LM",
+    "generation": "SEQ_2_SEQ_LM",
+    "classes": "SEQ_CLS",
+    "none": "FEATURE_EXTRACTION",
+}
+
+
 def _lora(job: Job, request: Request, rank: int, dropout: float) -> LoraPlan:
     table, given = defaults("lora"), request.lora or {}
     return LoraPlan(
@@ -405,4 +420,5 @@ def _lora(job: Job, request: Request, rank: int, dropout: float) -> LoraPlan:
         alpha=int(given.get("lora_alpha", given.get("alpha")) or rank * table["alpha_per_rank"]),
         dropout=dropout,
         targets=_targets(request) or job.targets,
+        task=_TASKS.get(job.shape.head) if job.shape else None,
     )
