@@ -340,6 +340,25 @@ def test_the_text_of_a_config_is_no_path() -> None:
         planned(json.dumps({"model_type": "qwen2", "notes": "x" * 5000}))
 
 
+@pytest.mark.parametrize(
+    ("family", "positions", "length"), [("bert", 16, 16), ("bert", 300, 256), ("roberta", 16, 14)]
+)
+def test_a_row_has_no_more_tokens_than_the_model_has_positions(
+    family: str, positions: int, length: int
+) -> None:
+    config = {
+        "model_type": family,
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": positions,
+        "type_vocab_size": 2,
+    }
+    assert plan_training(config, machine="m3-max-64gb", effective_batch=1).seq_len == length
+
+
 def test_a_batch_may_be_made_by_a_callable() -> None:
     def make(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(rows, 2), torch.zeros(rows, 2)

@@ -85,8 +85,8 @@ def config_job(config: Any, device: str, *, seq_len: int | None = None) -> Job:
         ArgumentError: no such model (near names are listed), or a config that is not modelled.
         ArgumentTypeError: an argument of the wrong type.
     """
-    lengths = _lengths("seq_len", seq_len, defaults("sequence")["lengths"])
     found = _named(config)
+    lengths = _lengths("seq_len", seq_len, defaults("sequence")["lengths"], found)
     shape = read_shape(found, tokens=min(lengths))
     roles = dict(zip(("query", "key", "value"), shape.columns["roles"], strict=False))
     targets = tuple(dict.fromkeys(roles[role] for role in ("query", "value") if roles[role]))
@@ -116,8 +116,8 @@ def generation_job(config: Any, device: str, *, context: int | None = None) -> J
     Raises:
         ArgumentError, ArgumentTypeError: as for :func:`config_job`.
     """
-    lengths = _lengths("context", context, defaults("context")["lengths"])
     found = _named(config)
+    lengths = _lengths("context", context, defaults("context")["lengths"], found)
     shape = read_shape(found, tokens=min(lengths))
     decodes = shape.columns["stacks"] == "decoder"
     return Job(
@@ -135,11 +135,13 @@ def generation_job(config: Any, device: str, *, context: int | None = None) -> J
     )
 
 
-def _lengths(name: str, asked: int | None, usual: Sequence[int]) -> tuple[int, ...]:
-    if asked is None:
-        return tuple(usual)
-    check_count(name, asked, least=1)
-    return (asked,)
+def _lengths(name: str, asked: int | None, usual: Sequence[int], config: Any) -> tuple[int, ...]:
+    """Return the lengths to try: the one asked for, or those usual that the model can see."""
+    if asked is not None:
+        check_count(name, asked, least=1)
+        return (asked,)
+    most = read_shape(config, tokens=1).most_tokens
+    return tuple(length for length in usual if most is None or length <= most) or (most or 1,)
 
 
 def _name(config: Any) -> str:

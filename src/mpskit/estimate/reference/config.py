@@ -75,6 +75,11 @@ class Shape:
     caps: tuple[float | None, float | None]
     notes: tuple[str, ...]
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest row that the table of positions has; None without a table."""
+        return self.positions - self.columns.get("reserved_positions", 0) or None
+
 
 @dataclass(frozen=True)
 class Lora:
