@@ -17,6 +17,10 @@ HALF, TWICE, CHECKPOINTING, BF16, LORA = (
     "LoRA",
 )
 
+# Too large for an M1 with 8 GB by the heaps of torch 2.13 and by the fuller ones of 2.14, under
+# autocast too.
+BATCH = 20480
+
 
 class Adapted(nn.Linear):
     """A frozen layer with an adapter."""
@@ -49,7 +53,7 @@ def train(batch, *, dtype=None, accumulate=1, autocast=False, trained=True, chec
         optimizer.zero_grad()
 
 
-def rehearsed(machine="m1-8gb", batch=16384, **how):
+def rehearsed(machine="m1-8gb", batch=BATCH, **how):
     with mpskit.rehearse(machine) as run:
         train(batch, **how)
     return run.report
@@ -70,8 +74,8 @@ def chosen(report, what):
 @pytest.mark.parametrize(
     ("what", "changed"),
     [
-        (HALF, {"batch": 8192}),
-        (TWICE, {"batch": 8192, "accumulate": 2}),
+        (HALF, {"batch": BATCH // 2}),
+        (TWICE, {"batch": BATCH // 2, "accumulate": 2}),
         (BF16, {"dtype": torch.bfloat16}),
         (LORA, {"trained": False}),
     ],
@@ -94,7 +98,7 @@ def test_what_is_named_and_what_is_left_out():
     named = chosen(rehearsed(), CHECKPOINTING)
     assert (named.peak_bytes, named.scaled, named.fits) == (None, False, ())
     assert "no figure without the script" in str(named)
-    checkpointed = rehearsed(batch=16384, checkpoint=True)
+    checkpointed = rehearsed(checkpoint=True)
     assert chosen(checkpointed, CHECKPOINTING) is None
     assert chosen(checkpointed, HALF)
     single = rehearsed(batch=1, dtype=torch.bfloat16, machine="github-macos-15-vm")

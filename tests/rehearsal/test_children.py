@@ -71,7 +71,8 @@ def test_a_child_ends_without_an_error_and_its_report_is_taken(tmp_path):
         done = subprocess.run(
             [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False
         )
-    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stderr.splitlines() if " torch/" not in line]  # but torch's log
+    assert (done.returncode, said) == (0, [])
     found = run.report
     assert (found.steps, found.ended, found.processes) == (2, "steps", 2)
     assert [one.machine for one in found.machines] == ["m1-8gb", "m1-16gb"]

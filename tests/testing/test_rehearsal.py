@@ -1,6 +1,9 @@
 """The marker mpskit_rehearse, tried on suites of their own."""
 
 import pytest
+import torch
+
+from mpskit.backends.versions import has
 
 pytestmark = pytest.mark.needs_torch("simulation")
 
@@ -162,9 +165,11 @@ def test_with_the_other_markers(suite):
         """
     )
     result.assert_outcomes(failed=3, errors=5, skipped=1)
+    # Two tensors of at most 256 bytes get cached buffers of 2 KiB; 2.14 splits such a buffer.
+    peak = "39.00" if has("mps.placement_heaps", torch.__version__) else "42.50"
     result.stdout.fnmatch_lines_random(
         [
-            "*the tensors took 42.50 KiB at once, more than the 10.00 KiB*",
+            f"*the tensors took {peak} KiB at once, more than the 10.00 KiB*",
             "*MPS has no kernel for aten::_linalg_eigvals*",
             "*mpskit_rehearse brings its own machine*",
             "*no machine is called 'm1-9gb'*",
