@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import random
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -16,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from mpskit import dataloader_kwargs, simulate, to_device, tune_dataloader
 from mpskit.errors import ArgumentError, ArgumentTypeError
+from mpskit.host import Readings, detect_host
+from mpskit.host.host import Host
 from mpskit.training import loader as module
 from mpskit.training import loader_tuning
 from mpskit.training.dataset_facts import (
@@ -514,16 +519,36 @@ def test_workers_asked_for_are_held_against_the_other_machines_cpus():
 
 
 def test_a_machine_of_the_same_system_starts_workers_as_this_one_does():
-    import multiprocessing
-
-    from mpskit.host import Readings, detect_host
-    from mpskit.host.host import Host
-
     here = detect_host()
     readings = Readings(system=here.os_name, logical_cpus=3, memory_total=1 << 33)
     facts = module.loader_facts(
         "cpu", 8, None, look=False, host=Host.from_readings(readings).model_copy()
     )
     if here.os_name == "Linux":
-        assert facts.start_method == multiprocessing.get_context().get_start_method()
+        method = multiprocessing.get_start_method(allow_none=True)
+        assert facts.start_method == (method or multiprocessing.get_all_start_methods()[0])
     assert facts.usable_cpus == facts.counted_cpus == 3
+
+
+@pytest.mark.parametrize(
+    ("python", "method"), [((3, 11), "fork"), ((3, 13, 5), "fork"), ((3, 14), "forkserver")]
+)
+def test_the_usual_way_on_linux_is_that_of_python(python, method, monkeypatch):
+    from mpskit.host.named import as_host
+
+    linux, mac = Host.from_readings(Readings(system="Linux")), as_host("m1-8gb")
+    monkeypatch.setattr(module.sys, "version_info", python)
+    assert module._start_method(linux, mac) == method
+    assert module._start_method(mac, linux) == "spawn"
+
+
+def test_the_start_method_may_be_set_afterwards():
+    """In a process of its own, as multiprocessing takes one start method for a whole process."""
+    code = (
+        "import multiprocessing, mpskit\n"
+        "asked = mpskit.dataloader_kwargs('cpu', explain=True)\n"
+        "multiprocessing.set_start_method('spawn')\n"
+        "print(mpskit.training.loader._start_method(None, mpskit.detect_host()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "spawn"), done.stderr

@@ -11,6 +11,7 @@ minutes became 15 s without workers). A container has fewer CPUs than it appears
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
@@ -216,13 +217,19 @@ def loader_facts(
 def _start_method(host: Host | None, here: Host) -> str:
     """Return how Python starts a worker: this process's own way, or the other system's usual one.
 
+    Without ``allow_none`` the question itself would settle the default, and a later
+    ``multiprocessing.set_start_method`` raise "context has already been set".
+
     Args:
         host: another machine, if one is meant.
         here: this machine.
     """
     if host is None or host.os_name == here.os_name:
-        return multiprocessing.get_context().get_start_method()
-    return "fork" if host.kind is HostKind.LINUX else "spawn"
+        default = multiprocessing.get_all_start_methods()[0]
+        return multiprocessing.get_start_method(allow_none=True) or default
+    if host.kind is not HostKind.LINUX:
+        return "spawn"
+    return "forkserver" if sys.version_info >= (3, 14) else "fork"
 
 
 def _is_dataset(value: Any) -> bool:
