@@ -87,6 +87,7 @@ def test_wrapper_subclasses():
 
 # Whose backward has C++ make a tensor from nothing, in one torch or another.
 _MADE_IN_BACKWARD = {
+    "renorm": lambda x: x.renorm(2, 0, 0.5),
     "split": lambda x: x.split(1)[0],
     "unbind": lambda x: x.unbind(0)[1],
     "prod": lambda x: x.prod(),

@@ -310,7 +310,8 @@ def calling_function() -> str:
     """Return the torch function that is being called, as the nearest function mode sees it.
 
     Composite kernels call one another in C++, where a dispatch mode sees only the last; the
-    function mode's frame on the stack holds the first. In autograd's engine it is the node.
+    function mode's frame on the stack holds the first. In autograd's engine it is the node. An
+    operator that a user's dispatch mode hands on is not who called it.
     """
     import torch
 
@@ -320,7 +321,9 @@ def calling_function() -> str:
             node: Any = torch._C._current_autograd_node()
             return node.name() if node is not None else ""
         if frame.f_code.co_name == "__torch_function__" and "func" in frame.f_locals:
-            return str(getattr(frame.f_locals["func"], "__name__", ""))
+            func = frame.f_locals["func"]
+            if not isinstance(func, torch._ops.OpOverload):
+                return str(getattr(func, "__name__", ""))
         frame = frame.f_back
     return ""
 
