@@ -329,3 +329,40 @@ def test_a_long_way_to_the_leaf():
     torch.ones(2) + 1
     y.cpu().sum().backward()
     assert x.grad.is_mps
+
+
+def test_a_function_that_returns_more_than_tensors_with_a_gradient():
+    class Halves(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            whole = torch.arange(2, device="mps")
+            ctx.mark_non_differentiable(whole)
+            return x / 2, whole, "halves"
+
+        @staticmethod
+        def backward(ctx, gradient, *_):
+            return gradient / 2
+
+    x = torch.ones(2, device="mps", requires_grad=True)
+    half, whole, name = Halves.apply(x)
+    assert (whole.grad_fn, name) == (None, "halves")
+    half.sum().backward()
+    assert x.grad.is_mps
+    assert x.grad.tolist() == [0.5, 0.5]
+
+
+def test_hooks_of_a_graph_that_outlives_the_mac(mac):
+    unpacked = []
+
+    def unpack(value):
+        unpacked.append(value.device.type)
+        return value
+
+    x = torch.ones(2, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value, unpack):
+        loss = (x * x).sum()
+    mac.__exit__(None, None, None)
+    loss.backward()
+    mac.__enter__()
+    assert x.grad.tolist() == [2.0, 2.0]
+    assert set(unpacked) == {"cpu"}

@@ -3,8 +3,11 @@
 import json
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -140,3 +143,115 @@ def test_torch_is_left_to_an_early_child():
     variables = children.environment(find_machine("m1-8gb"), early=True)
     done = python(code, env=os.environ | variables)
     assert done.stdout.strip() == "mps:0", done.stderr
+
+
+@pytest.fixture
+def torch_found(monkeypatch):
+    """Stand-ins for Python's finders, of which the second has torch, and the names that ran."""
+    ran = []
+    spec = ModuleSpec("torch", SimpleNamespace(exec_module=lambda module: ran.append("torch")))
+    finders = [
+        SimpleNamespace(find_spec=lambda *_: None),
+        SimpleNamespace(find_spec=lambda name, *_: spec if name == "torch" else None),
+    ]
+    monkeypatch.setattr(sys, "meta_path", [*finders, *sys.meta_path])
+    return ran
+
+
+def import_torch():
+    """Find torch by the first finder, as ``import torch`` does, and run its module."""
+    spec = sys.meta_path[0].find_spec("torch")
+    spec.loader.exec_module(ModuleType("torch"))
+
+
+def test_the_mac_is_entered_once_and_after_torch_has_run(torch_found):
+    before = list(sys.meta_path)
+    finder = children.TorchFinder(lambda: torch_found.append("entered"))
+    sys.meta_path.insert(0, finder)
+    assert finder.find_spec("json") is None
+    assert sys.meta_path == [finder, *before]
+    import_torch()
+    assert torch_found == ["torch", "entered"]
+    assert sys.meta_path == before
+
+
+def test_a_child_without_torch_runs_as_it_is(monkeypatch):
+    finder = children.TorchFinder(pytest.fail)
+    monkeypatch.setattr(sys, "meta_path", [finder, SimpleNamespace(find_spec=lambda *_: None)])
+    assert finder.find_spec("torch") is None
+
+
+def test_a_python_of_no_mac_is_left_alone(monkeypatch):
+    monkeypatch.delenv(SIMULATE, raising=False)
+    before = (list(sys.meta_path), mpskit.__doc__)
+    children.at_startup()
+    assert (sys.meta_path, mpskit.__doc__) == before
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_an_early_child_looks_like_a_mac_until_it_is_one(torch_found, monkeypatch, early):
+    seen = []
+    variables = children.environment(find_machine("m1-8gb"), early=early)
+    monkeypatch.setenv(SIMULATE, variables[SIMULATE])
+    monkeypatch.setattr(mpskit, "__doc__", mpskit.__doc__)
+    monkeypatch.setattr(
+        children, "_enter", lambda request: seen.append((request["early"], platform.machine()))
+    )
+    here = platform.machine()
+    children.at_startup()
+    assert platform.machine() == ("arm64" if early else here)
+    assert "PYTEST_DONT_REWRITE" in mpskit.__doc__
+    import_torch()
+    assert seen == [(early, here)]
+    assert torch_found == ["torch"]
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """The end of the process, as an exception."""
+
+    def end(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+
+
+@pytest.mark.parametrize(
+    ("error", "traced"), [(SettingsError("no Mac"), False), (ValueError("no Mac"), True)]
+)
+def test_a_child_that_cannot_enter_ends(
+    torch_found, monkeypatch, ended, capsys, error, traced
+):
+    def enter(_):
+        raise error
+
+    monkeypatch.setenv(SIMULATE, "m1-8gb")
+    monkeypatch.setattr(mpskit, "__doc__", mpskit.__doc__)
+    monkeypatch.setattr(children, "_enter", enter)
+    children.at_startup()
+    with pytest.raises(SystemExit) as end:
+        import_torch()
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.endswith("mpskit simulate: no Mac\n")
+    assert ("Traceback" in said) is traced
+
+
+def test_a_room_of_its_own_gets_the_whole_request(monkeypatch):
+    told = []
+    monkeypatch.setitem(sys.modules, "a_room", SimpleNamespace(enter=told.append))
+    request = children._parsed('{"machine": "m1-8gb", "room": "a_room", "more": 3}')
+    children._enter(request)
+    assert told == [request]
+
+
+def test_a_child_is_on_its_mac_until_it_ends(monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(children.atexit, "register", lambda *call: at_exit.append(call))
+    children._enter(children._parsed("m2-8gb"))
+    try:
+        assert mpskit.detect_host().chip.name == "M2"
+    finally:
+        ((leave, *arguments),) = at_exit
+        leave(*arguments)
+    assert mpskit.detect_host().chip is None or not mpskit.detect_host().is_mac

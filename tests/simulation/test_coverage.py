@@ -1,5 +1,6 @@
 """Which operators MPS has: the yaml, the table of corrections, and limits by argument."""
 
+import importlib.machinery
 import importlib.util
 import itertools
 import sys
@@ -423,3 +424,30 @@ def test_a_composite_that_does_not_call_its_own_out_is_there():
         x = torch.rand(3, device="mps") + 3
         assert torch.mvlgamma(x, 2).is_mps
         assert x.mvlgamma_(2).is_mps
+
+
+@pytest.mark.parametrize(("spatial", "refused"), [(1, True), (2, True), (3, False)])
+def test_a_long_convolution_in_each_number_of_dimensions(spatial, refused):
+    shape = (1, 2, *(1,) * (spatial - 1), 70_000)
+    call = convolution(image(*shape), image(3, 2, *(1,) * spatial))
+    if refused:
+        with pytest.raises(NotImplementedError, match="Output channels > 65536"):
+            Coverage("2.13.0", "14.5").check(*call)
+    else:
+        Coverage("2.13.0", "14.5").check(*call)
+
+
+def test_no_function_is_called_outside_of_every_mode():
+    assert coverage.calling_function() == ""
+
+
+def test_a_torch_without_its_yaml(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert yaml_index.installed_index.__wrapped__().kinds == {}
+
+
+def test_a_torchgen_without_the_yaml(monkeypatch, tmp_path):
+    spec = importlib.machinery.ModuleSpec("torchgen", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    assert yaml_index._yaml_path() is None

@@ -126,3 +126,9 @@ def test_the_offset_of_a_generator():
     assert generator.get_offset() == 0
     with pytest.raises(NotImplementedError):
         generator.graphsafe_get_state()
+
+
+def test_an_event_of_the_cpu_is_torch_s_own():
+    event = torch.Event("cpu")
+    assert not isinstance(event, events._Event)
+    assert event.device.type == "cpu"

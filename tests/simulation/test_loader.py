@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from mpskit.simulation import lifecycle
+from mpskit.simulation import loader as simulated
 from mpskit.simulation import simulate
 
 
@@ -99,3 +101,48 @@ def test_sampling_is_the_cpu_s():
     plain = order()
     with simulate("m1-8gb"):
         assert order() == plain
+
+
+@pytest.mark.parametrize(
+    ("collate", "refused"),
+    [
+        (lambda rows: rows[0], True),
+        (lambda rows: {"x": rows[0]}, True),
+        (lambda rows: ("name", [rows[0].cpu(), rows]), True),
+        (lambda rows: {"x": [row.cpu() for row in rows], "name": "x", "number": 3}, False),
+        (lambda _: None, False),
+    ],
+)
+def test_what_a_worker_may_send(collate, refused, monkeypatch):
+    """As if this process were a worker: what is sent may hold an mps tensor anywhere."""
+    with simulate("m1-8gb"):
+        batches = iter(DataLoader(OnTheMac(), batch_size=4, collate_fn=collate))
+        monkeypatch.setattr(simulated, "get_worker_info", object)
+        if refused:
+            with pytest.raises(RuntimeError, match="_share_filename_: only available on CPU"):
+                next(batches)
+        else:
+            next(batches)
+        monkeypatch.setattr(simulated, "get_worker_info", lambda: None)
+        next(batches)
+
+
+@pytest.mark.parametrize("pins", [False, True])
+def test_pinned_tensors_by_torch(pins, monkeypatch):
+    """From torch 2.14 a Mac pins; before it says so in a way of its own."""
+    known = lifecycle.has
+    monkeypatch.setattr(
+        lifecycle,
+        "has",
+        lambda name, torch_: pins if name == "mps.pinned_cpu_tensors" else known(name, torch_),
+    )
+    with simulate("m1-8gb"):
+        for pinned in (
+            lambda: torch.zeros(2, pin_memory=True),
+            lambda: torch.zeros(2).pin_memory(),
+        ):
+            if pins:
+                assert pinned().tolist() == [0.0, 0.0]
+            else:
+                with pytest.raises(RuntimeError, match="the devices must match"):
+                    pinned()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpskit.backends.versions import has
-from mpskit.simulation import simulate
+from mpskit.simulation import simulate, torch_c
 
 GIB = 2**30
 MIB = 2**20
@@ -205,3 +205,51 @@ def test_fraction_is_checked_by_torch():
             torch.mps.set_per_process_memory_fraction(1)
         with pytest.raises(ValueError, match="Allowed range: 0~2"):
             torch.mps.set_per_process_memory_fraction(3.0)
+
+
+def test_peaks_before_anything_is_allocated():
+    with simulate("m1-8gb") as mac:
+        mac.reset_peaks()
+        assert (mac.peak_allocated_bytes, mac.peak_driver_bytes) == (0, 0)
+        torch.ones(3, device="mps")
+        assert mac.peak_allocated_bytes == 256
+        mac.reset_peaks()
+        assert mac.peak_allocated_bytes == 0
+
+
+def test_what_the_cpu_cannot_allocate_either_is_the_mac_s_error():
+    with simulate("m1-8gb"):
+        tiny = torch.ones(1, device="mps")
+        with pytest.raises(RuntimeError, match="Invalid buffer size: 1048576"):
+            tiny.expand(2**48).clone()
+        assert torch.mps.current_allocated_memory() == 256
+
+
+def test_a_storage_of_the_cpu_is_resized_and_shared_as_ever():
+    with simulate("m1-8gb"):
+        storage = torch.ones(4).untyped_storage()
+        storage.resize_(32)
+        assert (storage.nbytes(), torch.mps.current_allocated_memory()) == (32, 0)
+        assert torch.ones(2).share_memory_().is_shared()
+
+
+def test_a_storage_goes_elsewhere_as_torch_lets_it():
+    def moved():
+        try:
+            return torch.ones(4).untyped_storage().to(device="meta").device.type
+        except Exception as error:  # noqa: BLE001 - whatever torch says
+            return repr(error)
+
+    outside = moved()
+    with simulate("m1-8gb"):
+        assert moved() == outside
+
+
+def test_an_accelerator_without_figures_says_so(monkeypatch):
+    """As torch before 2.13 does on a Mac."""
+    known = torch_c.has
+    monkeypatch.setattr(
+        torch_c, "has", lambda name, version: name != "accelerator.memory.mps" and known(name, version)
+    )
+    with simulate("m1-8gb"), pytest.raises(RuntimeError, match="is not a DeviceAllocator"):
+        torch.accelerator.empty_cache()

@@ -397,3 +397,22 @@ def test_a_storage_moves_between_the_two():
 def test_only_a_tensor_of_the_cpu_can_be_pinned():
     with pytest.raises(RuntimeError, match="only dense CPU tensors can be pinned"):
         torch.ones(2, device="mps").pin_memory()
+
+
+def test_a_subclass_without_torch_function_moves_as_a_plain_tensor():
+    class Bare(torch.Tensor):
+        __torch_function__ = torch._C._disabled_torch_function_impl
+
+    x = torch.ones(2).as_subclass(Bare)
+    assert type(x.to(torch.float64)) is torch.Tensor
+    assert type(x.to("mps")) is torch.Tensor
+    assert x.to("mps").is_mps
+
+
+@pytest.mark.parametrize("what", ["inputs", "weights"])
+def test_linear_of_integers(what):
+    given = {"inputs": torch.ones(2, 2, device="mps"), "weights": torch.ones(2, 2, device="mps")}
+    given[what] = given[what].int()
+    with pytest.raises(RuntimeError, match=f"does not support linear for non-float {what}"):
+        torch.nn.functional.linear(*given.values())
+

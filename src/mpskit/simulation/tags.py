@@ -78,13 +78,6 @@ class Tags:
         """Tag a storage that is not tagged yet and charge it."""
         self.live.add(storage, self._memory.charge(_nbytes(storage) if size is None else size))
 
-    def remove(self, tensor: torch.Tensor) -> None:
-        """Make a tensor's storage a plain CPU one again."""
-        for part in _parts(tensor) or (tensor,):
-            tag = self.live.pop(address_of(part), None)
-            if tag is not None:
-                self._release(tag)
-
     def recharge(self, storage: torch.UntypedStorage) -> None:
         """Charge a tagged storage anew after its size changed; nothing for an untagged one."""
         tag = self.live.get(storage._cdata)
