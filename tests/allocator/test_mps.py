@@ -319,3 +319,27 @@ def test_only_more_than_the_request_is_worth_collecting(
         model.free(block)
     model.allocate(request_mib * MIB)
     assert model.driver_bytes == held * MIB
+
+
+@pytest.mark.parametrize(
+    ("limits", "driver", "largest", "clear"),
+    [
+        ({"high": 1.7, "low": 1.4}, 0, 0, True),
+        # The largest request may take a bucket of twice its size, and a page beside it.
+        ({"low": 0.0}, 79 * MIB, 10 * MIB, True),
+        ({"low": 0.0}, 79 * MIB + 1, 10 * MIB, False),
+        ({"low": 0.0}, 79 * MIB, 10 * MIB + 1, False),
+        # From 1 MiB below the low watermark on, large requests have heaps of their own.
+        ({"high": 0.0, "low": 0.5}, 49 * MIB, 10 * MIB, True),
+        ({"high": 0.0, "low": 0.5}, 49 * MIB + 1, 10 * MIB, False),
+        ({"high": 0.0, "low": 0.0, "max_buffer_bytes": 40 * MIB}, 0, 20 * MIB - 1, True),
+        ({"high": 0.0, "low": 0.0, "max_buffer_bytes": 40 * MIB}, 0, 20 * MIB, False),
+    ],
+)
+def test_what_no_limit_would_change(
+    limits: dict[str, float], driver: int, largest: int, clear: bool
+) -> None:
+    model = mps("2.13.0", 100 * MIB, **({"high": 1.0} | limits))
+    assert model.clear_of_limits(driver, largest) is clear
+    model.lift_limits()
+    assert model.clear_of_limits(driver, largest)

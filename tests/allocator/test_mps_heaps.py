@@ -63,7 +63,7 @@ def test_collection_takes_the_oldest_first_and_stops_at_its_target() -> None:
 
 def test_enough_is_the_one_that_would_do_or_the_largest() -> None:
     account, pool = _pool()
-    assert not pool.release_enough(MIB)
+    assert pool.release_enough(MIB) is False
     _cached(pool, 512 * MIB, 520 * MIB, 600 * MIB)
     assert pool.release_enough(515 * MIB)
     assert account.heap_bytes == (512 + 600) * MIB

@@ -59,6 +59,19 @@ def test_neighbours_are_joined_only_when_no_block_serves() -> None:
     assert account.heap_bytes == 32 * MIB
 
 
+def test_what_was_joined_is_one_block_from_then_on() -> None:
+    account, pool = _pool()
+    blocks = _taken(pool, *[8 * MIB] * 4)
+    _freed(pool, *blocks)
+    (joined,) = _taken(pool, 24 * MIB)
+    assert (joined, joined.offset, joined.size) == (blocks[0], 0, 24 * MIB)
+    assert set(account.blocks) == {joined.key, blocks[3].key}
+    _freed(pool, joined)
+    (whole,) = _taken(pool, 32 * MIB)
+    assert (whole.size, account.heap_bytes) == (32 * MIB, 32 * MIB)
+    assert pool.free_bytes == 0
+
+
 def test_a_block_in_use_ends_a_run() -> None:
     account, pool = _pool()
     blocks = _taken(pool, *[8 * MIB] * 4)

@@ -219,9 +219,7 @@ def ended(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "traced"), [(SettingsError("no Mac"), False), (ValueError("no Mac"), True)]
 )
-def test_a_child_that_cannot_enter_ends(
-    torch_found, monkeypatch, ended, capsys, error, traced
-):
+def test_a_child_that_cannot_enter_ends(torch_found, monkeypatch, ended, capsys, error, traced):
     def enter(_):
         raise error
 

@@ -249,7 +249,9 @@ def test_an_accelerator_without_figures_says_so(monkeypatch):
     """As torch before 2.13 does on a Mac."""
     known = torch_c.has
     monkeypatch.setattr(
-        torch_c, "has", lambda name, version: name != "accelerator.memory.mps" and known(name, version)
+        torch_c,
+        "has",
+        lambda name, version: name != "accelerator.memory.mps" and known(name, version),
     )
     with simulate("m1-8gb"), pytest.raises(RuntimeError, match="is not a DeviceAllocator"):
         torch.accelerator.empty_cache()

@@ -415,4 +415,3 @@ def test_linear_of_integers(what):
     given[what] = given[what].int()
     with pytest.raises(RuntimeError, match=f"does not support linear for non-float {what}"):
         torch.nn.functional.linear(*given.values())
-
