@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.plan.made_up import GIB, MIB, found, job
 
 from mpskit.plan.defaults import Optimizer
 from mpskit.plan.places import Place, find_place
 from mpskit.plan.reasons import reasons
 from mpskit.plan.search import Found, Search
 from mpskit.plan.settings import Setting
-from tests.plan.made_up import GIB, MIB, found, job
 
 MAC = find_place("m1-16gb")
 LORA = Setting(rank=8, seq_len=512, rows=8)
@@ -61,8 +61,10 @@ MIXED, HALF = replace(LORA, precision="bf16-mixed"), replace(LORA, base="bf16")
         (
             LORA,
             {MIXED: 2},
-            "float32 (1.00 MiB in float32, 2.00 MiB with autocast): autocast adds half-precision "
-            "copies of the frozen weights",
+            (
+                "float32 (1.00 MiB in float32, 2.00 MiB with autocast): autocast adds half-precision "
+                "copies of the frozen weights"
+            ),
         ),
         # As much or less is no copy, and without adapters no weight is frozen.
         (LORA, {MIXED: 1}, "float32 (1.00 MiB in float32, 1.00 MiB with autocast)"),
@@ -77,9 +79,11 @@ MIXED, HALF = replace(LORA, precision="bf16-mixed"), replace(LORA, base="bf16")
         (
             HALF,
             {LORA: 3, replace(LORA, base="int8"): 4, replace(LORA, base="nf4"): 5},
-            "frozen weights are stored in bf16 (3.00 MiB in float32, 1.00 MiB with a half-precision"
-            " base, 4.00 MiB with an 8-bit base, 5.00 MiB with a 4-bit base); the adapters stay "
-            "float32, so no update is lost",
+            (
+                "frozen weights are stored in bf16 (3.00 MiB in float32, 1.00 MiB with a half-precision"
+                " base, 4.00 MiB with an 8-bit base, 5.00 MiB with a 4-bit base); the adapters stay "
+                "float32, so no update is lost"
+            ),
         ),
         (replace(LORA, base="nf4"), {}, ""),
     ],

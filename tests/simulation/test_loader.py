@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from mpskit.simulation import lifecycle
+from mpskit.simulation import lifecycle, simulate
 from mpskit.simulation import loader as simulated
-from mpskit.simulation import simulate
 
 
 class Numbers(Dataset):
