@@ -57,8 +57,7 @@ class Target:
             replaced.append((clip_grad, "_has_foreach_support", False))
             replaced.append((clip_grad, "_device_has_foreach_support", False))
         for owner, name, answer in replaced:
-            if hasattr(owner, name):
-                patches.bind(owner, name, in_place(functools.partial(_answer, answer)))
+            patches.bind(owner, name, in_place(functools.partial(_answer, answer)))
 
 
 def _answer(value: Any, *_: Any, **__: Any) -> Any:

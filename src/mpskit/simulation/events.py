@@ -166,15 +166,13 @@ def _select(stream: Any) -> None:
 
 
 def install(simulation: Simulation, patches: Patches) -> None:
-    """Replace ``torch.Event`` and the stream classes, where this torch has them."""
+    """Replace ``torch.Event``, ``torch.Stream`` and, where this torch has them, MPS streams."""
     if not simulation.usable:
         return
     streams = getattr(torch.mps, "streams", None)
     new_stream = (lambda: _Stream(_from_pool())) if streams is not None else _Stream
     for name, make in (("Event", _Event), ("Stream", new_stream)):
-        original = getattr(torch, name, None)
-        if isinstance(original, type):
-            patches.set(torch, name, _substitute(original, make))
+        patches.set(torch, name, _substitute(getattr(torch, name), make))
     for module in (torch.mps, streams) if streams is not None else ():
         patches.set(module, "Stream", _MpsStream)
     patches.on_exit(lambda: _select(_Stream()))

@@ -41,6 +41,7 @@ def install(patches: Patches, reads: Reads, device: str) -> None:
         patches.bind(tensor, name, functools.partial(_reader, name, reads))
     patches.bind(tensor, "__repr__", described)
     patches.bind(tensor, "to", _staying)
+    patches.bind(torch.nn.Module, "to", _staying)  # it asks torch for the accelerator of a number
     for name in ACCELERATORS:
         if hasattr(tensor, name):
             patches.bind(tensor, name, in_place(lambda self, *_, **__: self))
@@ -55,18 +56,14 @@ def install(patches: Patches, reads: Reads, device: str) -> None:
 
 def surrounding_autocast(device: str) -> torch.dtype | None:
     """Return the dtype of the autocast region around the call, None where there is none."""
-    if not hasattr(torch, "set_autocast_dtype") or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _run_eagerly(patches: Patches) -> None:
     """Let what was compiled before run as it was written."""
     dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
-    if hasattr(dynamo, "_maybe_set_eval_frame"):
+    if dynamo is not None:
         patches.bind(dynamo, "_maybe_set_eval_frame", lambda call: lambda _: call(None))
-    elif dynamo is not None:  # an older torch
-        patches.share(_disable_dynamo)
 
 
 def search_on(patches: Patches, reads: Reads) -> None:
@@ -91,20 +88,11 @@ def search_on(patches: Patches, reads: Reads) -> None:
     patches.bind(mixin, name, going_on)
 
 
-def _disable_dynamo(patches: Patches) -> None:
-    config: Any = sys.modules["torch._dynamo.config"]
-    context = config.patch(disable=True)
-    context.__enter__()
-    patches.on_exit(lambda: context.__exit__(None, None, None))
-
-
 def _keep_autocast(patches: Patches) -> None:
     """Leave every region that an interrupt or the step left open.
 
     Casts of weights that autocast keeps are of the exchanged ones inside, of the real ones around.
     """
-    if not hasattr(torch, "set_autocast_dtype"):  # before torch 2.4
-        return
     states = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _CAST]
     cache, modes = torch.is_autocast_cache_enabled(), _core._len_torch_function_stack()
     nesting = min(torch.autocast_increment_nesting(), torch.autocast_decrement_nesting())
@@ -147,9 +135,9 @@ def described(call: Callable[..., str]) -> Callable[..., str]:
 
 
 def _staying(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``Tensor.to`` that takes every device of the target for the one that is here."""
+    """Return a ``to`` that takes every device of the target for the one that is here."""
 
-    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         if args and _elsewhere(args[0]):
             args = ("cpu", *args[1:])
         if _elsewhere(kwargs.get("device")):
