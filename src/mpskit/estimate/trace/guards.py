@@ -188,6 +188,8 @@ class _Casting:
     def _named(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def init(region: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
             call(region, device_type if device_type in _HERE else "mps", *args, **kwargs)
+            if device_type in _HERE:
+                region._enabled = False  # it leaves the target's tensors alone
 
         return init
 
