@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,7 +119,13 @@ def test_a_comparison_is_a_value_with_a_picture(tmp_path):
         kept=False,
     )
     assert Comparison.model_validate(json.loads(found.model_dump_json())) == found
-    assert "mps is 2.50 times faster" in str(found)
+    assert str(found).splitlines() == [
+        "mps: 2 ms a step (1 ms to 3 ms, 9 runs), 1.00 MiB",
+        "cpu: 5 ms a step (4 ms to 6 ms, 9 runs), 0 bytes",
+        "mps is 2.50 times faster",
+    ]
+    silent = found.model_copy(update={"memory_bytes": {}})
+    assert str(silent).splitlines()[0] == "mps: 2 ms a step (1 ms to 3 ms, 9 runs)"
     assert found.plot(tmp_path / "times.png").stat().st_size > 1000
     with pytest.raises(ArgumentError, match="cannot be written"):
         found.plot(tmp_path / "none" / "times.png")
@@ -166,3 +174,21 @@ def test_new_times_count_in_the_process_that_took_them(monkeypatch, tmp_path):
     assert get_optimal_device().info is before
     assert keep_evidence(Workload(flops=1e9), {"cpu": 1.0, "mps": 2.0}, "2.13.0")
     assert get_optimal_device().info is not before
+
+
+@pytest.mark.parametrize(
+    ("peak", "footprints", "taken"),
+    [(5, [1, 9], 5), (None, [5, 9, 7], 4), (None, [], 0), (None, [None, None], 0)],
+)
+def test_what_a_step_takes_of_a_device(monkeypatch, peak, footprints, taken):
+    """A device without figures of its own is told by the process's footprint."""
+
+    class Watched(contextlib.AbstractContextManager):
+        peak_bytes = peak
+        timeline = tuple(SimpleNamespace(footprint_bytes=size) for size in footprints)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(compare, "MemoryMonitor", lambda *_, **__: Watched())
+    assert compare._memory(lambda: None, "mps") == taken

@@ -276,6 +276,129 @@ def test_a_fallback_waits_twice_for_each_call():
     assert (foo.share, bar.share) == (pytest.approx(0.08), pytest.approx(0.02))
 
 
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (
+            {"watched": Watched(loader_seconds=0.05)},
+            "the step waits 50 ms for the DataLoader's next batch (50% of the step). ",
+        ),
+        (
+            {"watched": Watched(casts=7), "without_autocast": 0.05},
+            "autocast adds 7 casts a step and saves less than they cost (50% of the step). ",
+        ),
+        (
+            {"watched": Watched(waits=Counter({(Wait.COPY, "a.py:3"): 1})), "seconds": 1e-3},
+            "a.py:3: " + Wait.COPY.value + ", once a step: the host waits",
+        ),
+        (
+            {"watched": Watched(waits=Counter({(Wait.COPY, ""): 3})), "seconds": 1e-3},
+            Wait.COPY.value + ", 3 times a step: the host waits",
+        ),
+        (
+            {"watched": Watched(fallbacks=Counter({("aten::foo", ""): 1}))},
+            "aten::foo has no kernel on MPS and runs on the CPU",
+        ),
+        (
+            {"held_bytes": [MIB, MIB, MIB, MIB], "live_bytes": [MIB, 2 * MIB, 3 * MIB, 7 * MIB]},
+            "tensors hold 2.00 MiB more after every step: ",
+        ),
+        (
+            {"held_bytes": [MIB, MIB, 2 * MIB], "live_bytes": [MIB] * 3, "shapes": 4},
+            "the driver's memory grew from 1.00 MiB to 2.00 MiB in 3 steps of 4 different shapes: ",
+        ),
+        (
+            {"held_bytes": [9 * MIB], "live_bytes": [MIB], "usable_bytes": 8 * MIB},
+            "the driver holds 9.00 MiB for 1.00 MiB of tensors. ",
+        ),
+        (
+            {"held_bytes": [9 * MIB], "live_bytes": [8 * MIB], "usable_bytes": 8 * MIB},
+            "the driver holds 9.00 MiB, more than the machine can give. ",
+        ),
+        (
+            {"held_bytes": [9 * MIB], "live_bytes": [8 * MIB], "swap_share": 0.06},
+            "the machine's memory is full and it swaps. ",
+        ),
+    ],
+)
+def test_causes_in_words(facts, said):
+    (cause,) = causes_of(seen(**facts))
+    assert str(cause).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind", "found"),
+    [
+        # From a share of 2% on; a cache that is emptied in any case.
+        ({"waits": Counter({(Wait.COPY, ""): 2})}, CauseKind.WAITS, True),
+        ({"waits": Counter({(Wait.COPY, ""): 1})}, CauseKind.WAITS, False),
+        ({"waits": Counter({(Wait.CACHE, ""): 1})}, CauseKind.WAITS, True),
+        ({"loader_seconds": 0.15}, CauseKind.LOADER, True),
+        ({"loader_seconds": 0.149}, CauseKind.LOADER, False),
+    ],
+)
+def test_the_least_share_that_is_told(facts, kind, found):
+    """A step as long as a hundred waits, or a loader's share of a second."""
+    seconds = 100 * wait_seconds() if "waits" in facts else 1.0
+    causes = causes_of(seen(watched=Watched(**facts), seconds=seconds))
+    assert [cause.kind for cause in causes] == [kind] * found
+
+
+@pytest.mark.parametrize(
+    ("facts", "found"),
+    [
+        ({"held_bytes": [10, 10, 12], "live_bytes": [1, 1, 1], "shapes": 3}, False),
+        ({"held_bytes": [10, 10, 13], "live_bytes": [1, 1, 1], "shapes": 3}, True),
+        ({"held_bytes": [8 * MIB], "usable_bytes": 8 * MIB}, False),
+        ({"held_bytes": [8 * MIB + 1], "usable_bytes": 8 * MIB}, True),
+        ({"swap_share": 0.05}, False),
+    ],
+)
+def test_growth_and_pressure_at_their_bounds(facts, found):
+    assert bool(causes_of(seen(**facts))) is found
+
+
+def test_launches_in_words():
+    watched = Watched()
+    watched.counts.launches = 1000
+    (cause,) = causes_of(seen(prediction=MPS, watched=watched, seconds=1e-3))
+    assert "1000 launches with too little work in each" in cause.text
+    faster = 1 / MPS.mps_speedup
+    assert cause.fix.endswith(f"it is predicted {faster:.1f} times faster there.")
+    assert (cause.share, cause.count) == (1.0, 1000)
+
+
+def test_a_diagnosis_in_words():
+    cause = causes_of(seen(swap_share=0.2))[0]
+    found = Diagnosis(device="mps", step_seconds=0.0125, basis="predicted", launches=7)
+    assert str(found).splitlines() == [
+        "12.5 ms a step on mps (predicted), 7 launches",
+        "no cause of slowness was found",
+    ]
+    found = found.model_copy(update={"causes": (cause,), "notes": ("a note",)})
+    assert str(found).splitlines()[1:] == [f"- {cause}", "note: a note"]
+
+
+def test_a_step_on_a_simulated_mac_takes_what_its_counts_predict():
+    """A step of one matrix product is of the class of matrix products, not a recurrent one."""
+
+    def make(device):
+        x = torch.ones(2048, 2048, device=device)
+        return lambda: x @ x
+
+    counted = Workload(
+        flops=2 * 2048**3, bytes_moved=3 * 4 * 2048**2, launches=1, dtype="float32", op_class=None
+    )
+    found = diagnose(make, seconds=0.01)
+    assert found.launches == 1
+    assert found.step_seconds == pytest.approx(
+        predict_speedup(counted, machine="m1-16gb").mps_seconds
+    )
+
+
 def test_what_takes_power_is_told_with_its_mend():
     (cause,) = causes_of(seen(power=PowerState(on_battery=True)))
     assert cause.text == "It runs from the battery: macOS may lower the clocks"

@@ -1,5 +1,6 @@
 """Which device is faster: published cases, invariants, and when a prediction is sure."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,6 +11,17 @@ from mpskit._base.data import read_toml
 from mpskit.errors import ArgumentTypeError
 from mpskit.host.chips import chip_rows
 from mpskit.speed import Workload, predict_speedup
+from mpskit.speed.chip_rates import ChipSpeed
+from mpskit.speed.predict import (
+    Constants,
+    OpClass,
+    evidence,
+    half_gains,
+    launch_seconds,
+    predict_with,
+    step_seconds,
+    wait_seconds,
+)
 
 CLASSES = [*read_toml("speed.toml")["class"], "unheard of", None]
 CHIPS = [*sorted({row.chip.name for row in chip_rows()}), "M40 Ultra", "Apple M1 (Virtual)", None]
@@ -167,3 +179,129 @@ def test_the_bundled_constants_keep_the_invariants():
     assert min(ratio for ratios in table["sure"].values() for ratio in ratios.values()) > 1
     figures = [value for row in table["class"].values() for value in row.values()]
     assert all(0 < value < math.inf for value in figures)
+
+
+# Figures with which a time can be computed in the head.
+CHIP = ChipSpeed(
+    name="made up",
+    known=True,
+    cpu_tflops=1.0,
+    gpu_tflops=10.0,
+    cpu_bandwidth_gbs=400.0,  # 200 count of it, by the power below
+    gpu_bandwidth_gbs=800.0,
+)
+ROW = OpClass(mps_slowdown=5.0, cpu_slowdown=2.0, work_speedup=10.0, launches=7.0, cpu_launch=0.2)
+MADE_UP = Constants(
+    mps_sync=1.0,
+    mps_launch=0.01,
+    cpu_launch=0.1,
+    cpu_bandwidth_power=0.5,
+    cpu_correction=0.5,
+    training_launches=3.0,
+    torch1_overhead=2.0,
+    half_cpu=0.5,
+    half_mps=2.0,
+    sure={
+        "counts": {"mps": 2.0, "cpu": 3.0},
+        "nothing": {"mps": 9.0, "cpu": 9.0},
+        "cpu_step": {"mps": 9.0, "cpu": 9.0},
+        "cpu_step_and_counts": {"mps": 9.0, "cpu": 9.0},
+    },
+    classes={"": ROW, "mlp": OpClass(1.0, 1.0, 1.0, 1.0, 0.0)},
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "cpu", "mps", "bound"),
+    [
+        ({"flops": 1e12}, 1 + 2, 1 + 0.5, "synchronisation"),
+        ({"bytes_moved": 2e12}, 1 + 20, 1 + 12.5, "work"),
+        ({"flops": 1e12, "bytes_moved": 2e12}, 1 + 20, 1 + 12.5, "work"),
+        ({"flops": 1e9, "launches": 1000}, 100.002, 1 + 10, "launches"),
+        ({"flops": 1e12, "dtype": "float16"}, 1 + 4, 1 + 0.25, "synchronisation"),
+        ({"flops": 1e12, "dtype": "float64"}, 1 + 2, 1 + 0.5, "synchronisation"),
+        # Nine times as long as predicted: three times that on the GPU.
+        ({"flops": 1e12, "cpu_seconds": 27.0}, 27, 1 + 1.5, "work"),
+        # Without counts: the parameters are read once, and the GPU is ten times as fast.
+        ({"params": 10**11}, 1 + 4, 1 + 0.5, "synchronisation"),
+        ({"params": 10**11, "dtype": "bfloat16"}, 1 + 2, 1 + 0.3, "synchronisation"),
+        ({"launches": 100}, 20, 1 + 2, "work"),
+        ({"launches": None}, 7 * 0.2, 1 + 0.14, "synchronisation"),
+        ({"launches": None, "training": True}, 21 * 0.2, 1 + 0.42, "synchronisation"),
+        ({"launches": 100, "cpu_seconds": 5.0}, 5, 1 + 1, "synchronisation"),
+        ({"flops": 1e12, "torch_version": "1.13.1"}, 1 + 2, 2 + 0.5, "synchronisation"),
+        ({"flops": 1e12, "torch_version": "2.0"}, 1 + 2, 1 + 0.5, "synchronisation"),
+        ({"flops": 1e12, "op_class": "mlp"}, 1 + 1, 1 + 0.1, "synchronisation"),
+        ({"flops": 1e12, "op_class": "unheard of"}, 1 + 2, 1 + 0.5, "synchronisation"),
+    ],
+)
+def test_times_by_hand(facts, cpu, mps, bound):
+    found = step_seconds(MADE_UP, Workload(**({"launches": 10} | facts)), CHIP)
+    assert found == (pytest.approx(cpu), pytest.approx(mps), bound)
+
+
+def test_bandwidths_are_alike_at_100_gb_a_second():
+    chip = CHIP.model_copy(update={"cpu_bandwidth_gbs": 100.0})
+    cpu, _, _ = step_seconds(MADE_UP, Workload(bytes_moved=1e11, launches=10), chip)
+    assert cpu == pytest.approx(1 + 2)
+
+
+@pytest.mark.parametrize(
+    ("facts", "known", "row"),
+    [
+        ({"flops": 1, "launches": 1, "op_class": "mlp"}, True, "counts"),
+        ({"bytes_moved": 1, "launches": 1, "op_class": "mlp"}, True, "counts"),
+        ({"flops": 1, "launches": 1, "op_class": "mlp"}, False, "nothing"),
+        ({"flops": 1, "launches": 1}, True, "nothing"),
+        ({"flops": 1, "op_class": "mlp"}, True, "nothing"),
+        ({"launches": 1, "op_class": "mlp"}, True, "nothing"),
+        ({"cpu_seconds": 1, "op_class": "mlp"}, True, "cpu_step"),
+        (
+            {"cpu_seconds": 1, "flops": 1, "launches": 1, "op_class": "mlp"},
+            False,
+            "cpu_step_and_counts",
+        ),
+    ],
+)
+def test_what_a_prediction_rests_on(facts, known, row):
+    chip = CHIP.model_copy(update={"known": known})
+    assert evidence(Workload(**facts), chip) == row
+
+
+@pytest.mark.parametrize(
+    ("from_mps", "from_cpu", "sync", "sure"),
+    [
+        (1.999, 9.0, 0.9, True),
+        (2.001, 1.0, 0.9, False),
+        (1.0, 1.249, 2.4, True),
+        (1.0, 1.251, 2.4, False),
+    ],
+)
+def test_it_is_sure_from_the_ratio_of_the_faster_device_on(from_mps, from_cpu, sync, sure):
+    """The CPU takes 2 s, MPS 1 s or 2.5 s: a ratio of 2 for MPS, or of 1.25 for the CPU."""
+    rows = MADE_UP.sure | {"counts": {"mps": from_mps, "cpu": from_cpu}}
+    constants = dataclasses.replace(MADE_UP, sure=rows, mps_sync=sync)
+    found = predict_with(constants, Workload(flops=1e12, launches=10, op_class="mlp"), CHIP)
+    assert found.cpu_seconds == pytest.approx(2)
+    assert found.mps_speedup == pytest.approx(2 / (sync + 0.1))
+    assert found.sure is sure
+
+
+def test_a_prediction_in_words():
+    workload = Workload(flops=1e12, launches=10, op_class="mlp")
+    found = predict_with(dataclasses.replace(MADE_UP, mps_sync=0.9), workload, CHIP)
+    assert str(found) == (
+        "MPS 2.0 times faster by static "
+        "(CPU 2e+03 ms, MPS 1e+03 ms, most of it synchronisation; made up)"
+    )
+    slow = predict_with(dataclasses.replace(MADE_UP, mps_sync=2.4), workload, CHIP)
+    assert str(slow).startswith("CPU 1.2 times faster by static, not sure (CPU 2e+03 ms, MPS 2.5e")
+    assert (slow.launches, slow.op_class, slow.basis) == (10, "mlp", "static")
+
+
+def test_what_a_launch_and_a_wait_cost():
+    costs = read_toml("speed.toml")["cost"]
+    assert launch_seconds(3, "cpu") == 3 * costs["cpu_launch"]
+    assert launch_seconds(3) == 3 * costs["mps_launch"]
+    assert wait_seconds() == costs["mps_sync"]
+    assert half_gains() == (costs["half_cpu"], costs["half_mps"])

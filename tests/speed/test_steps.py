@@ -46,6 +46,38 @@ class TestStepOn:
         step_on("cpu", model, TensorSpec((2, 3), dtype="int64"), precision="bf16")()
         assert seen == [torch.bfloat16]
 
+    @pytest.mark.parametrize(
+        ("dtype", "precision", "kept"),
+        [
+            ("float32", "fp32", torch.float32),
+            ("float32", "bf16", torch.bfloat16),
+            ("complex64", "bf16", torch.complex64),
+        ],
+    )
+    def test_a_described_batch_is_random(self, dtype, precision, kept):
+        seen: list[torch.Tensor] = []
+
+        def step(model, batch):
+            seen.append(batch)
+            return model.weight.sum()
+
+        spec = TensorSpec((8, 8), dtype=dtype)
+        step_on("cpu", torch.nn.Linear(8, 8), spec, step=step, precision=precision)()
+        assert seen[0].dtype == kept
+        assert seen[0].abs().std() > 0
+
+    def test_a_real_batch_is_copied_and_cast(self):
+        seen: list[torch.Tensor] = []
+
+        def step(model, batch):
+            seen.extend(batch)
+            return model.weight.sum()
+
+        batch = (torch.ones(2, 2), torch.arange(2))
+        step_on("cpu", torch.nn.Linear(2, 2), batch, step=step, precision="bf16")()
+        assert [part.dtype for part in seen] == [torch.bfloat16, torch.int64]
+        assert all(part.data_ptr() != own.data_ptr() for part, own in zip(seen, batch, strict=True))
+
     def test_what_cannot_be_copied_is_refused(self):
         model = torch.nn.Linear(2, 2)
         model.lock = threading.Lock()

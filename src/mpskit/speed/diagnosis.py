@@ -25,11 +25,10 @@ from mpskit.dispatch.patches import Patches
 from mpskit.errors import DeviceUnavailableError
 from mpskit.host import Host, detect_host
 from mpskit.host.power import PowerState, power_state
-from mpskit.speed.count import class_of_step
+from mpskit.speed.count import workload_of
 from mpskit.speed.predict import Prediction, launch_seconds, predict_speedup, wait_seconds
 from mpskit.speed.timing import time_step
 from mpskit.speed.watch import Wait, Watched, watch
-from mpskit.speed.workload import Workload
 from mpskit.system.machine import replaced_readings
 
 __all__ = ["Cause", "CauseKind", "Diagnosis", "Observation", "causes_of", "diagnose"]
@@ -446,15 +445,7 @@ def _seconds(
 
 
 def _prediction(counts: OpCounts, host: Host) -> Prediction:
-    by_dtype = counts.flops_by_dtype
-    workload = Workload(
-        flops=counts.flops,
-        bytes_moved=counts.bytes_moved,
-        launches=counts.launches,
-        dtype=max(by_dtype, key=lambda name: by_dtype[name], default=None),
-        op_class=class_of_step(counts, recurrent=False, training=True),
-    )
-    return predict_speedup(workload, host.chip)
+    return predict_speedup(workload_of(counts, recurrent=False, training=True), host.chip)
 
 
 def _without_autocast(
