@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from remembered import remember_traces
+
 TINY: dict[str, Any] = {
     "model_type": "qwen2",
     "architectures": ["Qwen2ForCausalLM"],
@@ -25,3 +27,9 @@ TINY: dict[str, Any] = {
 @pytest.fixture
 def tiny() -> dict[str, Any]:
     return dict(TINY)
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests here ask for the same few settings of the same models."""
+    remember_traces(monkeypatch)
