@@ -25,22 +25,26 @@ def _run(*words, **variables):
     )  # fmt: skip
 
 
-def test_it_says_everything_in_plain_text():
-    done = _run("doctor")
+def _told(capsys, *words):
+    """Return the exit code and what the command prints in this process."""
+    code = main(["doctor", *words])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return code, out
+
+
+def test_without_a_command_it_is_the_doctor_that_says_everything_in_plain_text():
+    done = _run()
     assert done.returncode == 0, done.stdout + done.stderr
-    for part in ("machine:", "torch:", "mps:", "cuda:", "cpu:", "device:", "PASS", "memory:"):
+    for part in ("machine:", "torch:", "mps:", "cuda:", "cpu:", "device:", "memory:"):
         assert part in done.stdout
+    assert "device test: PASS" in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
 
 
-def test_without_a_command_it_is_the_doctor():
-    assert "device test: PASS" in _run().stdout
-
-
-def test_json_is_one_document_with_a_schema():
-    done = _run("doctor", "--json")
-    report = json.loads(done.stdout)
+def test_json_is_one_document_with_a_schema(capsys):
+    report = json.loads(_told(capsys, "--json")[1])
     assert (report["schema"], report["command"], report["ok"]) == (1, "doctor", True)
     assert report["device"]["device"] == "cpu"
     assert report["device_test"] == {"device": "cpu", "passed": True, "error": None}
@@ -51,18 +55,17 @@ def test_json_is_one_document_with_a_schema():
     assert {"name", "mark", "seen", "why", "fix"} == report["checks"][0].keys()
 
 
-def test_quiet_prints_only_what_failed():
-    assert _run("doctor", "--quiet").stdout == ""
+def test_quiet_prints_only_what_failed(capsys):
+    assert _told(capsys, "--quiet") == (0, "")
 
 
-def test_a_wrong_variable_is_a_failed_check_and_json_comes_all_the_same():
-    done = _run("doctor", "--json", MPSKIT_DEVICE="gpu")
-    report = json.loads(done.stdout)
-    assert (done.returncode, report["ok"]) == (1, False)
+def test_a_wrong_variable_is_a_failed_check_and_json_comes_all_the_same(capsys, monkeypatch):
+    monkeypatch.setenv("MPSKIT_DEVICE", "gpu")
+    code, printed = _told(capsys, "--json")
+    report = json.loads(printed)
+    assert (code, report["ok"]) == (1, False)
     failed = [check for check in report["checks"] if check["mark"] == "fail"]
     assert any("MPSKIT_DEVICE='gpu'" in check["seen"] for check in failed)
-    assert "Traceback" not in done.stderr
-
     assert [check["fix"] for check in failed] == ["unset MPSKIT_DEVICE"] * len(failed)
 
 
@@ -97,8 +100,10 @@ def test_scrub_where_there_is_no_home(monkeypatch):
 def test_nothing_private_is_printed():
     secret = {"USER": "grace.hopper", "LOGNAME": "grace.hopper"}
     done = _run("doctor", "--json", MPSKIT_DEVICE=f"{Path.home()}/grace.hopper", **secret)
+    assert json.loads(done.stdout)["ok"] is False
     for private in ("grace.hopper", str(Path.home()) + "/"):
         assert private not in done.stdout.replace("\\/", "/")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -159,7 +164,14 @@ def test_colour_needs_a_terminal(monkeypatch):
     assert _print._console() is None
 
 
-@pytest.mark.parametrize("machine", machines().values(), ids=machines().keys())
+def _every_machine():
+    for name, machine in machines().items():
+        # A virtual Mac's MPS is tried in a process of its own, which imports torch again.
+        again = machine.kind is HostKind.MAC_VM and name != "github-macos-15-vm"
+        yield pytest.param(machine, id=name, marks=pytest.mark.full if again else ())
+
+
+@pytest.mark.parametrize("machine", list(_every_machine()))
 def test_it_comes_to_a_verdict_on_every_machine(machine):
     with simulate(machine):
         found = _checks.gather()

@@ -101,7 +101,10 @@ def test_a_torch_that_is_installed_in_part_is_one_line(tmp_path, words, text):
     assert "torch" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["ascii", pytest.param("utf-8:strict", marks=pytest.mark.full)],  # the same, four seconds more
+)
 def test_what_the_output_cannot_encode_is_escaped(encoding):
     environ = os.environb | {
         b"PYTORCH_MPS_FAST_MATH": b"\xff\xc3\xa9",
