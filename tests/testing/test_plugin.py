@@ -4,14 +4,9 @@ import pytest
 
 
 @pytest.fixture
-def suite(pytester):
-    """Run a test file in a fresh process, strictly."""
-
-    def run(code, *options):
-        pytester.makepyfile(code)
-        return pytester.runpytest_subprocess("--strict-markers", "-W", "error", "-rs", *options)
-
-    return run
+def suite(run_suite):
+    """Run a test file strictly, and list what is skipped."""
+    return lambda code, *options, **how: run_suite(code, "-rs", *options, **how)
 
 
 def test_the_fixtures_give_devices_that_work(suite):
@@ -33,7 +28,7 @@ def test_the_fixtures_give_devices_that_work(suite):
 
 
 def test_the_header_names_the_device(suite):
-    result = suite("def test_nothing(): assert True")
+    result = suite("def test_nothing(): assert True", fresh=True)
     result.stdout.fnmatch_lines(["mpskit: device cpu expected (torch is not imported yet)"])
 
 
@@ -85,7 +80,8 @@ def test_a_suite_that_asks_for_no_device_imports_no_torch(suite):
         import sys
 
         def test_it(): assert "torch" not in sys.modules
-        """
+        """,
+        fresh=True,
     )
     result.assert_outcomes(passed=1)
 

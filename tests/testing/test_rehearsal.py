@@ -29,14 +29,13 @@ def train(model, body=lambda out: None, steps=9):
 
 
 @pytest.fixture
-def suite(pytester):
-    """Run tests over a small model in a fresh process, strictly."""
+def suite(run_suite):
+    """Run tests over a small model strictly."""
 
-    def run(code, *options):
+    def run(code, *options, **how):
         lines = code.splitlines()
         margin = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
-        pytester.makepyfile(MODEL + "\n".join(line[margin:] for line in lines))
-        return pytester.runpytest_subprocess("--strict-markers", "-W", "error", "-v", *options)
+        return run_suite(MODEL + "\n".join(line[margin:] for line in lines), "-v", *options, **how)
 
     return run
 

@@ -6,14 +6,9 @@ import pytest
 
 
 @pytest.fixture
-def suite(pytester):
-    """Run a test file in a fresh process, strictly."""
-
-    def run(code, *options):
-        pytester.makepyfile(code)
-        return pytester.runpytest_subprocess("--strict-markers", "-W", "error", "-v", *options)
-
-    return run
+def suite(run_suite):
+    """Run a test file strictly, and name each test."""
+    return lambda code, *options: run_suite(code, "-v", *options)
 
 
 @pytest.mark.needs_torch("simulation")
