@@ -27,9 +27,14 @@ def run(name, *arguments):
     return done.stdout + done.stderr
 
 
+# An example is a process that imports torch and trains, several seconds each: every run of the
+# tests makes one of each that runs here, and the full one those on a simulated Mac too.
+ON_A_MAC = [pytest.mark.full, pytest.mark.needs_torch("simulation")]
+
+
 @pytest.mark.parametrize(
     "machine",
-    [(), pytest.param(("--machine", "m1-8gb"), marks=pytest.mark.needs_torch("simulation"))],
+    [(), pytest.param(("--machine", "m1-8gb"), marks=ON_A_MAC)],
     ids=["here", "simulated"],
 )
 def test_oom_retry_finds_a_batch_size_that_fits(machine):
@@ -39,6 +44,7 @@ def test_oom_retry_finds_a_batch_size_that_fits(machine):
     assert "limited to 1.50 GiB" in text
 
 
+@pytest.mark.full
 @pytest.mark.needs_torch("simulation")
 def test_check_model_agrees_on_a_simulated_mac():
     assert "mps agrees with cpu" in run("check_model.py", "--machine", "m2-16gb")

@@ -82,7 +82,7 @@ def test_both_readmes_have_the_same_commands_links_and_examples():
 _OTHER = {"README.md", "README.zh-CN.md"}  # each links to the other
 
 
-@pytest.mark.full
+@pytest.mark.full  # draws every picture of the pages, a minute of work
 def test_the_pictures_can_be_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     script = ROOT / "scripts" / "pictures.py"

@@ -18,6 +18,7 @@ from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceUnavailableErr
 from mpskit.system.process import Finished
 
 simulated = pytest.mark.needs_torch("simulation")
+# Several seconds each, for the sizes at which these bugs show.
 SLOW = {
     "linear-bias-large-batch",
     "argsort-many-columns",
@@ -102,7 +103,7 @@ def plant(key, monkeypatch, tmp_path):
 
 
 @simulated
-@pytest.mark.full
+@pytest.mark.full  # a process for each known bug that can be tried
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("key", ["layer-norm-frozen-input", "scan-above-4d"])
 def test_of_all_that_can_be_tried_only_the_planted_one_is_found(key, monkeypatch, tmp_path):

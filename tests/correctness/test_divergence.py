@@ -60,7 +60,11 @@ def test_silent_on_a_right_device(make, train):
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.full), torch.float16],
+    [
+        torch.float32,
+        pytest.param(torch.bfloat16, marks=pytest.mark.full),  # as float16, with wider roundings
+        torch.float16,
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("make", models.CLEAN)

@@ -153,7 +153,7 @@ def run(folder, command):
     )  # fmt: skip
 
 
-@pytest.mark.full
+@pytest.mark.full  # 200 processes: in every run each command is parsed, above
 @pytest.mark.timeout(900)  # `mpskit validate` and `check` start dozens of processes
 @pytest.mark.needs_torch("simulation")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -182,7 +182,7 @@ def _python_blocks():
                 yield block, "\n".join(_IMPORT.findall(before))
 
 
-@pytest.mark.full
+@pytest.mark.full  # a process a block: in every run its imports are tried, below
 @pytest.mark.needs_torch("simulation")
 @pytest.mark.parametrize(("block", "imports"), list(_python_blocks()), ids=str)
 def test_python_that_is_no_doctest_runs(tmp_path, folder, block, imports):

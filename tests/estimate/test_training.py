@@ -290,7 +290,7 @@ def test_older_allocators_hold_another_amount():
     assert min(old.driver_bytes, new.driver_bytes) >= max(old.peak_bytes, new.peak_bytes) * 0.9
 
 
-@pytest.mark.full
+@pytest.mark.full  # traces 200 tokens of transformers' own model
 def test_generation_with_a_cache():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=500)

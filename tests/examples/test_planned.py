@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+# Each run starts processes that import torch and a trainer: ten seconds and more of processor time.
+# Every run of the tests makes two of them, one without a trainer and one that ends in a new plan;
+# tests/integrations holds the trainers to their plans within its own process.
 FULL = pytest.mark.full
 
 # What each is run with, so that it takes seconds.
@@ -22,8 +25,7 @@ SHORT = {
 MACS = ("m1-8gb", "m1-pro-16gb", "m3-max-64gb", "github-macos-15-vm", "intel-mac-16gb")
 # No Metal that torch uses, and a virtual machine whose MPS fails when it is tried.
 ON_CPU = ("intel-mac-16gb", "github-macos-15-vm")
-# Those that every run of the tests makes; the tests below run the other scripts once each.
-LIGHT = {("resnet_cifar.py", "m1-pro-16gb"), ("lightning_digits.py", "m3-max-64gb")}
+LIGHT = {("resnet_cifar.py", "m1-pro-16gb")}
 PACKAGES = {
     "lora_transformers.py": ("transformers", "peft"),
     "lightning_digits.py": ("lightning",),
@@ -71,21 +73,21 @@ def test_the_same_script_trains_on_every_mac(name, machine, tmp_path):
     assert [one for one in tmp_path.rglob("*.png") if one.read_bytes().startswith(b"\x89PNG")]
 
 
+@FULL
 def test_the_lstm_is_faster_on_a_macs_cpu(tmp_path):
     text = on_mac("m1-pro-16gb", "lstm_forecast.py", tmp_path)
     assert re.search(r"the CPU is predicted \d+(\.\d+)? times faster for this workload", text)
     assert re.search(r"^loss .* on cpu$", text, re.M)
 
 
+@FULL
 @pytest.mark.parametrize(
     ("name", "longer", "done"),
     [
-        pytest.param("lora_transformers.py", ("--steps", "8"), " in 8 steps"),
-        pytest.param("resnet_cifar.py", ("--epochs", "3"), "epoch 3", marks=FULL),
-        pytest.param("lstm_forecast.py", ("--epochs", "3"), "epoch 3", marks=FULL),
-        pytest.param(
-            "lightning_digits.py", ("--epochs", "3"), "`max_epochs=3` reached", marks=FULL
-        ),
+        ("lora_transformers.py", ("--steps", "8"), " in 8 steps"),
+        ("resnet_cifar.py", ("--epochs", "3"), "epoch 3"),
+        ("lstm_forecast.py", ("--epochs", "3"), "epoch 3"),
+        ("lightning_digits.py", ("--epochs", "3"), "`max_epochs=3` reached"),
     ],
 )
 def test_a_run_is_resumed(name, longer, done, tmp_path):
@@ -104,9 +106,8 @@ def test_the_lora_goes_on_with_the_next_plan(tmp_path):
     assert (saved["global_step"], saved["train_batch_size"]) == (4, 16)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if "lora" in name else FULL) for name in SHORT]
-)
+@FULL
+@pytest.mark.parametrize("name", SHORT)
 def test_the_script_is_rehearsed(name, tmp_path):
     for package in PACKAGES.get(name, ()):
         pytest.importorskip(package)
@@ -128,7 +129,8 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=FULL)])
+@FULL
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_train_together(launcher, tmp_path):
     pytest.importorskip("peft")
     script = str(EXAMPLES / "lora_transformers.py")

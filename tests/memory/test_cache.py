@@ -431,7 +431,7 @@ def test_eight_threads_lose_no_error() -> None:
     assert threading.active_count() == threads
 
 
-@pytest.mark.full
+@pytest.mark.full  # the same as below, ten times as often
 def test_eight_threads_in_two_processes_for_long() -> None:
     run_everywhere(600)
 

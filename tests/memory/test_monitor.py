@@ -479,6 +479,6 @@ def test_eight_threads_in_two_processes_leave_nothing_open():
     assert monitor_in_processes(1.5) == [[[], True]] * 2
 
 
-@pytest.mark.full
+@pytest.mark.full  # the same as above, for 30 seconds
 def test_eight_threads_in_two_processes_leave_nothing_open_in_30_seconds():
     assert monitor_in_processes(30) == [[[], True]] * 2

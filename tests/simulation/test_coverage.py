@@ -408,7 +408,7 @@ def test_fidelity_of_every_tenth_operator():
 
 
 @held
-@pytest.mark.full
+@pytest.mark.full  # every operator of torch in every dtype; every tenth is in each run, above
 @pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")
 def test_fidelity():

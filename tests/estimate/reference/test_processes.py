@@ -91,7 +91,7 @@ def estimated(case: dict[str, Any], world: int = 2, device: str = "cpu") -> Any:
     return estimate_from_config(config, device=device, world_size=world, **asked)
 
 
-@pytest.mark.full
+@pytest.mark.full  # twelve processes that train with gloo
 def test_two_real_processes(real_peaks: Any) -> None:
     """The module that is traced, with memory.
 
@@ -105,7 +105,7 @@ def test_two_real_processes(real_peaks: Any) -> None:
         assert estimated(case).peak_bytes == pytest.approx(min(peaks), rel=WITHIN[case["sharding"]])
 
 
-@pytest.mark.full
+@pytest.mark.full  # minutes: processes that train with transformers, peft and gloo
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world", [2, 3])
 def test_real_processes_of_transformers(world: int, real_peaks: Any) -> None:
