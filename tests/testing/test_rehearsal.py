@@ -178,7 +178,15 @@ def test_with_the_other_markers(suite):
     )
 
 
-def test_on_a_suite_that_has_a_machine_and_with_xdist(suite):
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="alone"),
+        # Two processes; in every run, a suite on a machine without rehearsals has them.
+        pytest.param(("-n", "1"), id="xdist", marks=pytest.mark.full),
+    ],
+)
+def test_on_a_suite_that_has_a_machine(suite, options):
     result = suite(
         """
         import mpskit
@@ -197,7 +205,6 @@ def test_on_a_suite_that_has_a_machine_and_with_xdist(suite):
         """,
         "--mpskit-machine",
         "m1-8gb",
-        "-n",
-        "1",
+        *options,
     )
     result.assert_outcomes(passed=2)

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture
 def suite(run_suite):
     """Run a test file strictly, and name each test."""
-    return lambda code, *options: run_suite(code, "-v", *options)
+    return lambda code, *options, **how: run_suite(code, "-v", *options, **how)
 
 
 @pytest.mark.needs_torch("simulation")
@@ -244,7 +244,8 @@ def test_on_an_older_torch_the_fixture_names_the_version(suite):
         def test_no_machine(older):
             from mpskit import simulation
             simulation.active()
-        """
+        """,
+        fresh=True,
     )
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(
