@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,7 @@ _known: dict[str, Any] = {}
 def remember_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let plans of this test take what an earlier one traced with the same arguments.
 
-    A trace depends on its arguments alone and its result cannot be changed. A config that is given
-    as a path is traced anew: the file may be another one.
+    A trace depends on its arguments alone, a file on what is in it; its result cannot be changed.
     """
     for name in _TRACED:
         monkeypatch.setattr(jobs, name, _remembering(name, getattr(jobs, name)))
@@ -26,9 +26,9 @@ def remember_traces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _remembering(name: str, trace: Callable[..., Any]) -> Callable[..., Any]:
     def traced(config: Any, **asked: Any) -> Any:
-        if isinstance(config, str) and config.endswith(".json"):
-            return trace(config, **asked)
-        key = json.dumps([name, config, asked], sort_keys=True)
+        is_file = isinstance(config, str) and config.endswith(".json")
+        found = json.loads(Path(config).read_text("utf-8")) if is_file else config
+        key = json.dumps([name, found, asked], sort_keys=True)
         if key not in _known:
             _known[key] = trace(config, **asked)
         return _known[key]

@@ -10,6 +10,12 @@ import pytest
 from tests.plan.conftest import TINY
 
 from mpskit.cli.main import main
+from remembered import remember_traces
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    remember_traces(monkeypatch)
 
 
 @pytest.fixture

@@ -5,6 +5,13 @@ import contextlib
 import pytest
 
 import mpskit
+from remembered import remember_traces
+
+
+@pytest.fixture
+def traced_once(monkeypatch):
+    """Plan one small model on many machines, and trace each of its settings once."""
+    remember_traces(monkeypatch)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = [
     pytest.mark.needs_torch("estimate"),
+    pytest.mark.usefixtures("traced_once"),
     # peft 0.21 asks transformers 5 by its old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]

@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = [
     pytest.mark.needs_torch("simulation"),
+    pytest.mark.usefixtures("traced_once"),
     # peft 0.21 asks transformers 5 by its old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]
@@ -31,7 +32,16 @@ CONFIG = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
-MACS = ("m1-8gb", "m1-pro-16gb", "m3-max-64gb", "github-macos-15-vm", "intel-mac-16gb")
+# A training on one Mac with MPS and on one without is in every run; the others take the same two
+# ways, and the virtual one tries MPS in a process of its own.
+MACS = (
+    "m1-8gb",
+    *(
+        pytest.param(name, marks=pytest.mark.full)
+        for name in ("m1-pro-16gb", "m3-max-64gb", "github-macos-15-vm")
+    ),
+    "intel-mac-16gb",
+)
 
 
 def planned(machine=None, **asked):
