@@ -31,6 +31,7 @@ def suite(*words):
     )
 
 
+@pytest.mark.full  # trains on five Macs; the planted mistakes run the same plugin, below
 @pytest.mark.needs_torch("simulation")
 def test_its_own_tests_pass_on_five_macs():
     done = suite("tests")
@@ -39,6 +40,7 @@ def test_its_own_tests_pass_on_five_macs():
     assert sum("test_it_trains[" in line for line in passed) == 5
 
 
+@pytest.mark.full  # says of this suite's mistakes, not of mpskit, that Linux does not show them
 def test_the_planted_mistakes_do_not_show_on_linux():
     done = suite("planted")
     assert done.returncode == 0, done.stdout

@@ -23,7 +23,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     command = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder))
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as file:

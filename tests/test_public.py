@@ -15,7 +15,7 @@ import mpskit
 
 def _in_a_fresh_python(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=280
     )
     return done.stdout.strip()
 

@@ -59,7 +59,14 @@ def test_without_a_gpu_it_times_the_cpu(file, capsys):
     assert (document["winner"], document["diagnosis"]) == ("cpu", None)
 
 
-@pytest.mark.parametrize("name", ["mlp", "lstm", "resnet", "transformer", "make_step"])
+# These train for seconds; the other two are compared in every run.
+LONG = ("resnet", "transformer", "make_step")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "lstm", *(pytest.param(name, marks=pytest.mark.full) for name in LONG)],
+)
 def test_every_example_runs(name, capsys):
     words = ["compare", f"{EXAMPLES}:{name}", "--seconds", "0.001", "--json"]
     with simulate("m2-16gb"):

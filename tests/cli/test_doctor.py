@@ -21,7 +21,7 @@ from mpskit.simulation import simulate
 def _run(*words, **variables):
     return subprocess.run(
         [sys.executable, "-m", "mpskit", *words],
-        capture_output=True, text=True, timeout=120, env={**os.environ, **variables}, check=False,
+        capture_output=True, text=True, timeout=280, env={**os.environ, **variables}, check=False,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def simulate(*words, **kwargs):
         [sys.executable, "-m", "mpskit", "simulate", *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
         **kwargs,
     )
@@ -57,6 +57,7 @@ def test_a_module_and_json():
     }
 
 
+@pytest.mark.full  # two more processes that import torch
 @pytest.mark.needs_torch("simulation")
 def test_fallback_and_streams_reach_the_script():
     code = "import torch; torch.ones(3, device='mps').mode(); print('ran')"

@@ -29,10 +29,10 @@ SLOW = {
 LACKS = {"grid-sample-3d-grid": pytest.mark.from_torch("2.9", "MPS has grid_sampler_3d")}
 
 
-def marked(keys):
+def marked(keys, slow=SLOW):
     """Return each key with its marks: some take long, some need what an older torch lacks."""
-    slow = dict.fromkeys(SLOW, pytest.mark.full)
-    return [pytest.param(k, marks=[m[k] for m in (slow, LACKS) if k in m]) for k in keys]
+    full = dict.fromkeys(slow, pytest.mark.full)
+    return [pytest.param(k, marks=[m[k] for m in (full, LACKS) if k in m]) for k in keys]
 
 
 def test_each_row_is_tried_or_says_why_not():
@@ -115,8 +115,11 @@ def test_of_all_that_can_be_tried_only_the_planted_one_is_found(key, monkeypatch
     assert len(report.checks) == len(issue_table())
 
 
+# A process for each of TRIED: in every run a wrong number and a crash are planted.
 @simulated
-@pytest.mark.parametrize("key", marked(PLANTED))
+@pytest.mark.parametrize(
+    "key", marked(PLANTED, slow=PLANTED.keys() - {"layer-norm-frozen-input", "scan-above-4d"})
+)
 def test_a_planted_fault_is_found_and_no_other(key, monkeypatch, tmp_path):
     plant(key, monkeypatch, tmp_path)
     with simulate("m1-16gb"):

@@ -174,7 +174,7 @@ def runs_alone(path):
     """The script needs torch only; on the CPU, which is right, it finds rounding at most."""
     environ = {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-I", str(path), "cpu"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     error = float(done.stdout.split("device ")[1].split(",")[0])
     assert error < 1e-5

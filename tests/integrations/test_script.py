@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import json, sys
 import torch
@@ -49,6 +51,7 @@ def test_the_same_losses_bit_for_bit(tmp_path, monkeypatch):
     assert inside == outside
 
 
+@pytest.mark.full  # in every run the doctor looks at each machine in the tests' own process
 def test_the_doctor_finds_nothing_wrong_with_a_simulated_mac():
     words = ["-m", "mpskit", "simulate", "m1-8gb", "--", "-m", "mpskit", "doctor", "--json"]
     done = subprocess.run(

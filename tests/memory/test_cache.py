@@ -114,7 +114,7 @@ def test_without_torch_there_is_nothing_to_do_and_torch_stays_out() -> None:
         "assert empty_cache().devices == ()\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)
 
 
 def test_one_clear_at_a_time_and_the_second_caller_leaves(mps: FakeBackend) -> None:

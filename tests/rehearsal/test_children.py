@@ -14,6 +14,10 @@ from mpskit.rehearsal.result import MachineVerdict, Rehearsal, Verdict
 
 pytestmark = pytest.mark.needs_torch("simulation")
 
+# A process that imports torch and a rehearsal of it. In every run one child ends as it should, and
+# one is started by torchrun from the command line.
+FULL = pytest.mark.full
+
 TRAIN = """
 import os, torch
 from torch import nn
@@ -79,6 +83,7 @@ def test_a_child_ends_without_an_error_and_its_report_is_taken(tmp_path):
     assert found.peak.file.endswith("train.py")
 
 
+@FULL
 def test_an_error_of_a_child_is_its_own(tmp_path):
     (tmp_path / "train.py").write_text(TRAIN + "raise ValueError('its own')\n")
     with mpskit.rehearse(steps=None) as run:
@@ -91,6 +96,7 @@ def test_an_error_of_a_child_is_its_own(tmp_path):
     assert (found.text, found.line) == ("ValueError: its own", 10)
 
 
+@FULL
 def test_a_launcher_is_simulated_and_its_children_are_rehearsed(tmp_path):
     (tmp_path / "torchrun").write_text(
         "import subprocess, sys, torch\n"

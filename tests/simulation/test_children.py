@@ -25,7 +25,7 @@ def python(code, **kwargs):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
         **kwargs,
     )
@@ -75,7 +75,7 @@ def test_workers_are_inside(how):
         queue = context.Queue()
         worker = context.Process(target=tell, args=(queue,))
         worker.start()
-        assert queue.get(timeout=120) == "mps:0"
+        assert queue.get(timeout=280) == "mps:0"
         worker.join(timeout=60)
     assert worker.exitcode == 0
 

@@ -42,6 +42,7 @@ def test_a_simulated_mac_holds_what_mpskit_says(machine):
     assert len(tried) > 60
 
 
+@pytest.mark.full  # measures every model of the check; a planted deviation, below, measures one
 def test_estimates_hold_too():
     with simulate("m1-8gb"):
         report = validate(checks=["estimates"], processes=False)
@@ -222,6 +223,7 @@ def test_bad_arguments(arguments, error):
         validate(**arguments)
 
 
+@pytest.mark.full  # five processes that import torch
 @pytest.mark.needs_torch("simulation")
 def test_the_command_runs_in_processes_on_a_simulated_mac():
     words = ["-m", "mpskit", "validate", "--checks", "dtypes", "allocator", "--json"]
