@@ -52,7 +52,8 @@ def precision_of(family: str) -> str:
     return "bf16" if family == "mixtral" else "fp32"  # the meta kernel of grouped_mm knows bf16
 
 
-@pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
+# Each model is traced whole, layer by layer: on the CPU and MPS in every run, on CUDA in the full.
+@pytest.mark.parametrize("device", ["cpu", "mps", pytest.param("cuda", marks=pytest.mark.full)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_the_full_trace(family: str, device: str, config_of: Any, model_of: Any) -> None:
     precision = precision_of(family)

@@ -117,7 +117,8 @@ def test_real_processes_of_transformers(world: int, real_peaks: Any) -> None:
         assert told == pytest.approx(peak, rel=WITHIN[case["sharding"]]), name
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+# CUDA, whose kernels the same rules repeat, has its traces in the full run.
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.full)])
 @pytest.mark.parametrize("family", ["qwen2", "t5"])
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", ["plain", "two batches", "adapters"])

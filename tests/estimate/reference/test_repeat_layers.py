@@ -16,6 +16,8 @@ from mpskit.estimate.reference.repeat_layers import Subject
 from mpskit.estimate.targets import target_for
 
 FAMILIES = [name for name in read_toml("model_families.toml") if name not in {"keys", "default"}]
+# Hundreds of traces: CUDA, whose kernels the same rules repeat, has its own in the full run.
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.full)]
 STEPS = {
     "adamw": Stepped(),
     "sgd": Stepped(optimizer=torch.optim.SGD),
@@ -44,7 +46,7 @@ def events(config: dict[str, Any], how: Stepped, device: str, **options: Any) ->
     return result
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family: str, device: str, config_of: Any) -> None:
     how = STEPS["half"] if family == "mixtral" else STEPS["adamw"]
@@ -52,7 +54,7 @@ def test_every_family(family: str, device: str, config_of: Any) -> None:
     assert events(config, how, device) == events(config, how, device, depth=7)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("step", list(STEPS))
 @pytest.mark.parametrize("family", ["qwen2", "t5"])
 def test_every_step(family: str, step: str, device: str, config_of: Any) -> None:
