@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/train_text.py --out $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not full' -n auto --dist loadfile
+	$(BIN)/python -m pytest -m 'not full' -n auto --dist worksteal
 
 test-full: $(STAMP)
 	$(BIN)/python -m pytest
@@ -33,7 +33,7 @@ test-floor: TORCH := 2.2.2
 test-newest: TORCH := newest
 test-floor test-newest: test-%:
 	$(PYTHON) scripts/torch_env.py $(VENV)-$* $(TORCH)
-	$(VENV)-$*/bin/python -m pytest -m 'not full' -n auto --dist loadfile --ignore tests/integrations
+	$(VENV)-$*/bin/python -m pytest -m 'not full' -n auto --dist worksteal --ignore tests/integrations
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
