@@ -55,6 +55,7 @@ def pytest_collection_finish():
     _leave_to_the_end()
 
 
+@pytest.hookimpl(trylast=True)  # when a file's own fixtures are gone
 def pytest_runtest_teardown(item, nextitem):
     if nextitem is None or nextitem.path != item.path:
         _leave_to_the_end()
