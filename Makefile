@@ -56,7 +56,7 @@ package: $(STAMP)
 	$(BIN)/check-wheel-contents $(OUT)/dist/*.whl
 
 bench: $(STAMP)
-	for script in benchmarks/bench_*.py benchmarks/fidelity.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-floor $(VENV)-newest $(OUT) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,215 @@
+"""Writes a run's results as a page with pictures: python benchmarks/report.py [FOLDER].
+
+FOLDER (default: docs) holds ``benchmarks/results.json``; ``benchmarks.md`` and the pictures
+``images/bench_*.png`` are written beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from results import Column, Model, Row, Section, Table, format_value, table_parts
+
+__all__ = ["DOCS", "Environment", "Failure", "Ran", "Results", "draw", "page", "write"]
+
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = "benchmarks/results.json"
+DPI = 100
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by every eye
+COLOURS = {"ours": BLUE, "peer": ORANGE, None: GREY}
+MAKE = "make bench"
+
+
+class Environment(Model):
+    """Where a run was made; nothing in it says whose machine it was."""
+
+    processor: str
+    cpus: int
+    memory_gib: float
+    system: str
+    python: str
+    versions: dict[str, str]
+    threads: int
+
+
+class Ran(Model):
+    """A section, and when and in how many seconds it was measured."""
+
+    section: Section
+    seconds: float
+    commit: str
+    date: str
+
+
+class Failure(Model):
+    """A section that could not be measured."""
+
+    name: str
+    error: str
+
+
+class Results(Model):
+    """A whole run, as ``results.json`` has it."""
+
+    schema_version: int = 1
+    environment: Environment
+    ran: tuple[Ran, ...] = ()
+    failed: tuple[Failure, ...] = ()
+
+
+def page(results: Results) -> str:
+    """Return the Markdown of benchmarks.md."""
+    return "\n\n".join(_parts(results)) + "\n"
+
+
+def _parts(results: Results) -> Iterator[str]:
+    yield f"<!-- written by benchmarks/report.py from {RESULTS}: do not edit, run `{MAKE}` -->"
+    yield "# What was measured"
+    yield _where(results)
+    yield _legend()
+    yield _contents(results)
+    for failure in results.failed:
+        yield f"**{failure.name} failed in this run**: `{failure.error}`"
+    for ran in results.ran:
+        yield from _section(ran)
+
+
+def _where(results: Results) -> str:
+    here = results.environment
+    total = sum(ran.seconds for ran in results.ran)
+    commits = list(dict.fromkeys(f"{ran.commit} ({ran.date})" for ran in results.ran))
+    versions = ", ".join(f"{name} {version}" for name, version in here.versions.items())
+    return (
+        f"`{MAKE}` writes this page: {len(results.ran)} sections in {total / 60:.1f} minutes, at "
+        f"commit {' and '.join(commits)}, on {here.processor} with {here.cpus} CPUs and "
+        f"{here.memory_gib:.0f} GiB, {here.system}, Python {here.python}, {here.threads} thread a "
+        f"process. Installed: {versions}. No Mac and no GPU was used."
+    )
+
+
+def _legend() -> str:
+    return (
+        "Whoever is compared ran in the same run, in turn, on the same input. Below each table "
+        "stands what was worse than a peer, found by comparing the rows: every column that says "
+        "which of two values is better, against the best peer of the same case. Times within a "
+        "tenth are called equal. In the pictures mpskit is blue, a peer orange, and a bound or the "
+        "same work without either grey."
+    )
+
+
+def _contents(results: Results) -> str:
+    lines = ["| section | question | seconds |", "|---|---|---|"]
+    for ran in results.ran:
+        its = ran.section
+        lines.append(f"| [{its.title}](#{_anchor(its.title)}) | {its.question} | {ran.seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def _anchor(title: str) -> str:
+    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
+    return kept.strip().replace(" ", "-")
+
+
+def _section(ran: Ran) -> Iterator[str]:
+    its = ran.section
+    yield f"## {its.title}"
+    more = f" Everything: `{its.full}`." if its.full else ""
+    more += f" Explained in [{its.page}](benchmarks/{its.page}.md)." if its.page else ""
+    yield f"{its.question} `{its.command}`.{more}"
+    for number, table in enumerate(its.tables):
+        if table.plot is not None:
+            yield f"![{table.plot.title}](images/{picture_name(its, number)})"
+        yield from table_parts(table)
+    yield from its.notes
+
+
+def picture_name(section: Section, number: int) -> str:
+    """Return the file of a table's picture; the first one has the section's name alone."""
+    return f"bench_{section.name}{f'_{number + 1}' if number else ''}.png"
+
+
+def draw(table: Table, path: Path) -> None:
+    """Draw one column of a table as horizontal bars, grouped by case."""
+    assert table.plot is not None
+    column = next(column for column in table.columns if column.key == table.plot.column)
+    bars = list(_bars(table, column))
+    width, height = 6.0, 0.9 + 0.3 * len(bars)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    values = [value for _, value, _ in bars if value is not None]
+    floor = min((value for value in values if value > 0), default=1) / 3 if table.plot.log else 0
+    for place, (_, value, colour) in enumerate(bars):
+        if value is not None:
+            shown = max(value, floor)
+            axes.barh(place, shown - floor if table.plot.log else shown, 0.75, left=floor, color=colour)
+            axes.text(shown, place, f" {format_value(column, value)}", va="center", fontsize=9)
+    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=9)
+    for label, (_, value, _) in zip(axes.get_yticklabels(), bars, strict=True):
+        label.set_fontweight("bold" if value is None else "normal")
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    if table.plot.log:
+        axes.set_xscale("log")
+        axes.set_xlim(floor, max(values) * 12)
+    else:
+        axes.set_xlim(0, max(values) * 1.25)
+    axes.set_xticks([])
+    axes.minorticks_off()
+    axes.spines["bottom"].set_visible(False)
+    scale = " (logarithmic)" if table.plot.log else ""
+    figure.suptitle(table.plot.title + scale, fontsize=10, x=0.01, ha="left")
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def _bars(table: Table, column: Column) -> Iterator[tuple[str, float | None, str]]:
+    """Yield a heading for each case, without a value, then its rows."""
+    for case, rows in table.groups():
+        known = [row for row in rows if isinstance(row.values.get(column.key), int | float)]
+        if not known:
+            continue
+        if case:
+            yield case, None, GREY
+        for row in known:
+            yield _name(table, row), _number(row.values[column.key]), COLOURS[row.side]
+
+
+def _name(table: Table, row: Row) -> str:
+    return str(row.values[table.who]).replace("`", "")
+
+
+def _number(value: Any) -> float:
+    return abs(float(value))
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write results, page and pictures; pictures of an earlier run are removed."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    (folder / RESULTS).parent.mkdir(exist_ok=True)
+    (folder / RESULTS).write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    for old in images.glob("bench_*.png"):
+        old.unlink()
+    for ran in results.ran:
+        for number, table in enumerate(ran.section.tables):
+            if table.plot is not None:
+                draw(table, images / picture_name(ran.section, number))
+    (folder / "benchmarks.md").write_text(page(results), encoding="utf-8")
+
+
+def read(folder: Path) -> Results:
+    """Read a run's results."""
+    return Results.model_validate_json((folder / RESULTS).read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS
+    write(read(folder), folder)
+
+
+if __name__ == "__main__":
+    main()
