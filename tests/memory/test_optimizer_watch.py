@@ -42,7 +42,7 @@ def test_a_call_that_may_not_go_on_is_left_before_a_weight_changes(closure: bool
         trained(weight, closure=closure)
     assert asked == [True], "the passes are over when it is asked"
     assert torch.equal(weight, torch.ones(2))
-    assert (watch.left, watch.stepped) == (True, False)
+    assert (watch.left, watch.steps) == (True, 0)
 
 
 @pytest.mark.parametrize("closure", [False, True])
@@ -54,7 +54,7 @@ def test_a_call_that_may_go_on_is_asked_once(closure: bool) -> None:
         trained(weight, closure=closure)
     assert len(asked) == 1
     assert torch.equal(weight, torch.full((2,), -3.0))
-    assert (watch.left, watch.stepped) == (False, True)
+    assert (watch.left, watch.steps) == (False, 1)
 
 
 def test_a_call_that_catches_everything_trains_nothing() -> None:
@@ -86,7 +86,7 @@ def test_the_second_step_may_be_the_one() -> None:
         with pytest.raises(Left):
             trained(weight)
     assert torch.equal(weight, torch.full((2,), -1.0))
-    assert watch.stepped
+    assert watch.steps
     assert watch.left
 
 

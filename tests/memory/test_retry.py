@@ -273,6 +273,27 @@ def test_states_to_come_count_where_memory_is_measured(mps: FakeBackend) -> None
     assert len(sizes) <= 4
 
 
+def test_a_failure_in_a_later_step_still_tells_the_search(mps: FakeBackend) -> None:
+    """What the first two steps need says 1,024 items; the third has room for 200 only."""
+    model, sizes = torch.nn.Linear(3, 1), []
+    mps.allocated = 0
+
+    def train(batch_size: int) -> int:
+        sizes.append(batch_size)
+        assert len(sizes) < 20
+        optimizer = torch.optim.SGD(model.parameters())
+        for limit in (1024, 1024, 200):
+            mps.reserved = batch_size * 8 * MIB
+            if batch_size > limit:
+                raise RuntimeError(oom_text(7.9, 0.2, 8))
+            model(torch.ones(batch_size, 3)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return batch_size
+
+    assert 180 <= run_with_batch_size(train, 2048) <= 200
+
+
 def test_without_repeat_the_first_size_that_fits_is_final() -> None:
     trainer = Trainer(40)
     assert run_with_batch_size(trainer, 64, repeat=False) == 32

@@ -27,7 +27,7 @@ class OptimizerWatch:
     Only steps of the thread that entered it count, and only if torch was imported by then.
 
     Attributes:
-        stepped: a step was allowed.
+        steps: how many steps were allowed.
         left: a step was refused; what the call does afterwards does not count.
     """
 
@@ -38,7 +38,7 @@ class OptimizerWatch:
         self._goes_on = goes_on
         self._to_pass = step - 1
         self._thread = threading.get_ident()
-        self.stepped = self.left = False
+        self.steps, self.left = 0, False
 
     def __enter__(self) -> Self:
         if "torch" in sys.modules:
@@ -57,7 +57,10 @@ class OptimizerWatch:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Judge now, or after the closure that runs the passes, by returning new arguments."""
-        if self._to_pass < 0 or threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread:
+            return None
+        if self._to_pass < 0:
+            self.steps += 1
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -79,7 +82,7 @@ class OptimizerWatch:
         if self.left or (self._to_pass == 0 and not self._goes_on(optimizer)):
             self.left = True
             raise Left
-        self.stepped = True
+        self.steps += 1
         self._to_pass -= 1
 
 

@@ -51,6 +51,8 @@ _NAME, _ACCUMULATE = "batch_size", "accumulate"
 _STACKLEVEL = 4
 # The result of a call that took this long is worth more than a larger batch.
 _LONG_SECONDS = 10.0
+# A failure in a later step is the data's or a leak's: a smaller size, judged no later, is tried.
+_LATEST_STEP = 4
 _clock = time.monotonic
 _GRADIENTS = (
     "the call that ran out of memory has added to gradients that existed before it, and a "
@@ -264,8 +266,8 @@ class _Search:
         self._search = BatchSearch(self._sizes, measured=measured and settings.repeat)
         # The next size that fits is final: a call with it runs to its end.
         self._settled = not settings.repeat
-        # An optimizer's first step allocates its states; after a failure there, the second is
-        # judged.
+        # An optimizer's first step allocates its states, and heaps may fill up only later; after a
+        # failure there, a size is judged by as many steps.
         self._judged_step = 1
         self._base = 0
         self._error: Exception | None = None
@@ -316,7 +318,7 @@ class _Search:
                 raise
             ended: BaseException = error
         else:
-            long = watch.stepped or _clock() - began > _LONG_SECONDS
+            long = watch.steps > 0 or _clock() - began > _LONG_SECONDS
             if not watch.left and (long or self._is_final(size, gradients)):
                 return _Outcome(result=result, returned=True, final=True)
             return self._left(_Outcome() if watch.left else _Outcome(None, result, True), gradients)
@@ -329,9 +331,12 @@ class _Search:
         if changes.written:
             raise OutOfMemory(_GRADIENTS, given=size) from ended
         changes.take_back()
-        if watch.stepped and self._settings.repeat:
-            self._search.forget()
-            self._judged_step, self._settled = 2, False
+        if watch.steps and self._settings.repeat:
+            self._settled = False
+            judged = min(watch.steps + 1, _LATEST_STEP)
+            if judged > self._judged_step:
+                self._judged_step = judged
+                self._search.forget()
         return _Outcome(error=ended)
 
     def _call(self, size: int, overrides: dict[str, Any]) -> Any:
