@@ -1,12 +1,13 @@
 """How well mpskit chooses between CPU and MPS, on published times of sources it has not seen.
 
-    python benchmarks/bench_device_choice.py [--out docs/benchmarks]
+    python benchmarks/bench_device_choice.py [--pages docs/benchmarks]
 
 Five folds of whole sources: the constants are fitted anew without each fold (``fit_speed.py``) and
 judged on it, so nothing here is about the bundled constants' own rows. Regret is the time of the
 chosen device / that of the faster one: geometric mean of ratios cut off at 10, with an interval by
 resampling sources, and the 95th percentile. What is ``sure`` on a fold is decided by ratios that
-the other four gave. Writes device_choice.md and device_choice.json; takes minutes.
+the other four gave. ``--pages`` writes device_choice.md and
+device_choice.json; it takes about a minute.
 
 To reach: with a CPU step op <= 1.05, layer <= 1.02, model (torch 2) accuracy >= .80 and regret
 <= 1.06; from counts alone 1.10, 1.10, 1.12; sure is right in 95%.
@@ -22,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from fit_speed import QUALITY, Pair, Verdict, held_out, read_pairs, sure_from
+from results import Column, Plot, Row, Section, Size, Table, script
 
-DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 LEVELS: dict[str, Callable[[Pair], bool]] = {
     "op": lambda pair: pair.level == "op",
     "layer": lambda pair: pair.level == "layer",
@@ -49,13 +50,20 @@ POLICIES: dict[str, Callable[[Pair], bool]] = {
         pair.cpu > 3e-4 and pair.cpu > 20e-6 * (pair.workload.launches or 1)
     ),
 }
+RUN_LEVELS = ("op", "layer", "model, torch 2")
+NOTES = (
+    "Published pairs of a CPU and an MPS time, in five folds of whole sources; the constants were "
+    "fitted without the fold that they are judged on. *Always MPS* is what accelerate, Lightning and "
+    "transformers do where MPS is available; *always CPU* and the two rules of thumb are what people "
+    "do. Regret is a geometric mean of ratios cut off at 10.",
+)
 AIMS = {
     "full": {"op": 1.05, "layer": 1.02, "model, torch 2": 1.06},
     "static": {"op": 1.10, "layer": 1.10, "model, torch 2": 1.12},
 }
 HEAD = """# CPU or MPS: what the choice costs
 
-    python benchmarks/bench_device_choice.py
+    python benchmarks/bench_device_choice.py --pages docs/benchmarks
 
 {rows} published pairs of a CPU and an MPS time from {sources} sources, each named in
 `benchmarks/data/cpu_vs_mps.csv`, in five folds of whole sources; the constants were fitted without
@@ -177,19 +185,67 @@ def markdown(
     return "\n".join(lines) + "\n" + TAIL
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files")
-    out = parser.parse_args().out
+def section(size: Size, pages: Path | None = None) -> Section:
+    """Fit, judge, and return the table; with ``pages`` also write the whole as two files."""
     pairs = read_pairs()
-    folds = held_out(pairs)
+    folds = held_out(pairs if size is not Size.TINY else pairs[::20])
     table, sure = policies([verdict for fold in folds for verdict in fold]), certainty(folds)
+    if pages is not None:
+        write(pages, pairs, table, sure)
+    rows = []
+    for level in RUN_LEVELS:
+        for name, scores in table.items():
+            its = scores[level]
+            values = {
+                "case": f"{level} ({its.rows} rows)", "who": name, "regret": its.regret,
+                "p95": its.p95, "right": its.accuracy,
+            }  # fmt: skip
+            rows.append(Row(values=values, side="ours" if name in VIEWS.values() else "peer"))
+    return Section(
+        name="device_choice",
+        title="CPU or MPS",
+        question="How much time does the predicted choice lose, on timings that it was not fitted to?",
+        command="python benchmarks/bench_device_choice.py",
+        full="python benchmarks/bench_device_choice.py --pages docs/benchmarks",
+        page="device_choice",
+        tables=(
+            Table(
+                columns=(
+                    Column(key="case", heading="level"),
+                    Column(key="who", heading="policy"),
+                    Column(key="regret", heading="regret", unit="ratio", better="low"),
+                    Column(key="p95", heading="95th percentile", unit="ratio"),
+                    Column(key="right", heading="right", unit="percent", better="high"),
+                ),
+                rows=tuple(rows),
+                case="case",
+                plot=Plot(column="regret", title="Time of the chosen device / the faster one"),
+            ),
+        ),
+        notes=NOTES,
+    )
+
+
+def write(
+    folder: Path,
+    pairs: Sequence[Pair],
+    table: dict[str, dict[str, Score]],
+    sure: dict[str, dict[str, tuple[int, int, int]]],
+) -> None:
+    """Write every level as device_choice.md and device_choice.json."""
     text = markdown(pairs, table, sure)
-    (out / "device_choice.md").write_text(text, encoding="utf-8")
+    (folder / "device_choice.md").write_text(text, encoding="utf-8")
     figures = {name: {level: vars(s) for level, s in row.items()} for name, row in table.items()}
     record = {"policies": figures, "sure": sure}
-    (out / "device_choice.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(text)
+    (folder / "device_choice.json").write_text(
+        json.dumps(record, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write every level here")
+    script(section, parser)
 
 
 if __name__ == "__main__":

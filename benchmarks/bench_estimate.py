@@ -1,11 +1,12 @@
 """Estimates against the truth, beside what other tools say, and on the target's allocator.
 
-``python benchmarks/bench_estimate.py [CASE ...] [--no-peers] [--no-large] [--simulated]``
+    python benchmarks/bench_estimate.py [CASE ...] [--mac]
 
-Every row is one case of ``estimate_cases``. The truth is measured in a process of its own
-(``estimate_truth.py``). The second table is the Mac: tensors and driver at the peak by torch
-version, and with ``--simulated`` what a simulated Mac reports for the same step. The third is the
-time of an estimate of four language models at batch 1 x 512 with AdamW.
+Every row is one case of ``estimate_cases``; without ``--size full`` those of ``RUN_CASES``. The truth
+is measured in a process of its own (``estimate_truth.py``). The last table is the time of an
+estimate of four language models at batch 1 x 512 with AdamW. ``--mac`` prints another one instead:
+tensors and driver at the peak by torch version, beside what a simulated Mac reports for the same
+step.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from estimate_cases import CASES, Case
 from estimate_cases.case import tokens
 from estimate_peers import PEERS
+from results import Column, Plot, Row, Section, Size, Table, script
 
 from mpskit.estimate import estimate_training_memory
 from mpskit.estimate.api import trace_inference, trace_training
@@ -29,6 +32,18 @@ from mpskit.estimate.trace.run import Traced
 
 HERE = Path(__file__).parent
 VERSIONS = ("2.12.1", "2.13.0", "2.14.0")
+# Every family, and no case that takes more than some seconds or 3 GB.
+RUN_CASES = (
+    "mlp-sgd", "mlp-adamw-foreach", "mlp-inference", "tabular-adam", "resnet18-foreach",
+    "resnet50-bf16-mixed", "vit-small-fused", "lstm-adam", "gru-adam", "gpt2-clipped", "llama-tiny",
+    "llama-tiny-bf16", "llama-tiny-generate", "whisper-like", "t5-like", "diffusion-unet",
+    "checkpoint", "recommender",
+)  # fmt: skip
+NOTES = (
+    "The truth is the sum of the profiler's `[memory]` events over two real steps on the CPU, "
+    "parameters and batch included, each case in a process of its own. `-` where a tool cannot do "
+    "the case. The formulas of the peers are in `benchmarks/estimate_peers.py`.",
+)
 TIMED = {
     "gpt2-small": ("GPT2LMHeadModel", "GPT2Config", {}),
     "qwen2-0.5b": (
@@ -111,51 +126,77 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3%}" if abs(value) < 0.1 else f"{value:+.0%}"
 
 
-def accuracy(cases: list[Case], with_peers: bool) -> None:
-    names = list(PEERS) if with_peers else []
-    errors: dict[str, list[float]] = {name: [] for name in ("mpskit", *names)}
-    print("| case | truth, bytes | " + " | ".join(("mpskit", "seconds", *names)) + " |")
-    print("|---|---" * 2 + "|---" * len(names) + "|")
-    broken = []
+def errors_of(case: Case, methods: Sequence[str]) -> dict[str, float | None]:
+    """Return how far mpskit and each peer are off the truth of a case; None: cannot do it."""
+    truth = child("estimate_truth.py", case.name)["peak_bytes"]
+    ours = trace(case, "cpu").estimate().peak_bytes / truth - 1
+    return {"mpskit": ours, **{name: peer(name, case, truth) for name in methods}}
+
+
+def accuracy(cases: Sequence[Case], methods: Sequence[str]) -> tuple[Table, Table]:
+    """Return the summary of the methods, and the error of each case."""
+    found = {}
     for case in cases:
-        truth = child("estimate_truth.py", case.name)["peak_bytes"]
-        start = time.perf_counter()
-        error = trace(case, "cpu").estimate().peak_bytes / truth - 1
-        seconds = time.perf_counter() - start
-        errors["mpskit"].append(error)
-        if abs(error) > case.limit:
-            broken.append(case.name)
-        others = {name: peer(name, case, truth) for name in names}
-        for name, value in others.items():
-            if value is not None:
-                errors[name].append(value)
-        cells = [case.name, str(truth), percent(error), f"{seconds:.2f}"]
-        print("| " + " | ".join([*cells, *map(percent, others.values())]) + " |", flush=True)
-    print()
-    summary(errors, len(cases))
-    print(f"\nbeyond their limit: {', '.join(broken) or 'none'}")
+        found[case.name] = errors_of(case, methods)
+        print(f"  {case.name}: {percent(found[case.name]['mpskit'])}", file=sys.stderr)
+    rows = [
+        Row(values={"case": case, "who": who, "error": error}, side=side_of(who))
+        for case, its in found.items()
+        for who, error in its.items()
+    ]
+    by_case = Table(
+        title="Each case",
+        columns=(
+            Column(key="case", heading="case"),
+            Column(key="who", heading="method"),
+            Column(
+                key="error", heading="error of the peak", unit="percent", better="near zero",
+                margin=0.0,
+            ),
+        ),
+        rows=tuple(rows),
+        case="case",
+        pivot="error",
+    )  # fmt: skip
+    return summary(found, ("mpskit", *methods)), by_case
 
 
-def summary(errors: dict[str, list[float]], count: int) -> None:
-    print("| method | cases it can do | median error | worst | under by more than 1% |")
-    print("|---|---|---|---|---|")
-    for name, values in errors.items():
+def side_of(who: str) -> Literal["ours", "peer"]:
+    return "ours" if who == "mpskit" else "peer"
+
+
+def summary(found: dict[str, dict[str, float | None]], methods: Sequence[str]) -> Table:
+    rows = []
+    for who in methods:
+        errors = [its[who] for its in found.values()]
+        values = [error for error in errors if error is not None]
         if values:
-            worst = max(values, key=abs)
-            under = sum(value < -0.01 for value in values)
-            median = statistics.median(map(abs, values))
-            print(
-                f"| {name} | {len(values)} of {count} | {median:.3%} | {percent(worst)} | {under} |"
-            )
+            figures = {
+                "who": who, "done": len(values) / len(errors),
+                "median": statistics.median(map(abs, values)),
+                "worst": max(values, key=abs), "under": sum(value < -0.01 for value in values),
+            }  # fmt: skip
+            rows.append(Row(values=figures, side=side_of(who)))
+    return Table(
+        columns=(
+            Column(key="who", heading="method"),
+            Column(key="done", heading="cases it can do", unit="percent", better="high"),
+            Column(key="median", heading="median error", unit="percent", better="near zero"),
+            Column(key="worst", heading="worst", unit="percent", better="near zero"),
+            Column(key="under", heading="under by more than 1%", unit="count", better="low"),
+        ),
+        rows=tuple(rows),
+        plot=Plot(column="worst", title="Largest error of an estimate of a step's peak memory"),
+    )
 
 
-def on_the_mac(cases: list[Case], simulated: bool) -> None:
+def on_the_mac(cases: Sequence[Case]) -> None:
     print(
         "\n| case | "
         + " | ".join(f"{v} live | driver" for v in VERSIONS)
-        + (" | simulated live | driver |" if simulated else " |")
+        + " | simulated live | driver |"
     )
-    print("|---" * (1 + 2 * len(VERSIONS) + 2 * simulated) + "|")
+    print("|---" * (1 + 2 * len(VERSIONS) + 2) + "|")
     for case in cases:
         traced = trace(case, "mps")
         cells = []
@@ -165,12 +206,11 @@ def on_the_mac(cases: list[Case], simulated: bool) -> None:
                 f"{told.peak_bytes / 2**20:.0f}",
                 f"{told.driver_bytes / told.peak_bytes - 1:+.0%}",
             ]
-        if simulated:
-            told, mac = traced.estimate(), child("estimate_simulated.py", case.name)
-            cells += [
-                percent(told.peak_bytes / mac["peak_bytes"] - 1),
-                percent(told.driver_bytes / mac["driver_bytes"] - 1),
-            ]
+        told, mac = traced.estimate(), child("estimate_simulated.py", case.name)
+        cells += [
+            percent(told.peak_bytes / mac["peak_bytes"] - 1),
+            percent(told.driver_bytes / mac["driver_bytes"] - 1),
+        ]
         print("| " + " | ".join([case.name, *cells]) + " |", flush=True)
 
 
@@ -193,38 +233,57 @@ def most_resident() -> int:
     return int(line.split()[1]) * 1024
 
 
-def times() -> None:
-    print(
-        "\n| model, 1 x 512, AdamW | seconds, first call | peak, GB | process, GB |"
-        "\n|---|---|---|---|"
-    )
-    for name in TIMED:
+def times(names: Sequence[str]) -> Table:
+    """Return the time of the first estimate of a process, and what the process took."""
+    rows = []
+    for name in names:
         command = [sys.executable, __file__, "--timed", name]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.strip().splitlines()[-1])
-        peak, process = found["peak_bytes"] / 1e9, found["process_bytes"] / 1e9
-        print(f"| {name} | {found['seconds']:.2f} | {peak:.1f} | {process:.2f} |", flush=True)
+        rows.append(Row(values={"who": name, **found}, side="ours"))
+    return Table(
+        title="Time of an estimate: batch 1 x 512, AdamW, for `mps`",
+        columns=(
+            Column(key="who", heading="model"),
+            Column(key="seconds", heading="first call", unit="seconds"),
+            Column(key="peak_bytes", heading="peak estimated", unit="bytes"),
+            Column(key="process_bytes", heading="the process took", unit="bytes"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def section(
+    size: Size, case: Sequence[str] = (), mac: bool = False, timed: str | None = None
+) -> Section:
+    """Measure and return the tables."""
+    names = case or size.of(RUN_CASES[:2], RUN_CASES, list(CASES))
+    cases = [CASES[name] for name in names]
+    models = size.of(list(TIMED)[:1], list(TIMED), list(TIMED))
+    return Section(
+        name="estimate",
+        title="Estimates of memory",
+        question="How close does an estimate come to what a real step takes?",
+        command="python benchmarks/bench_estimate.py",
+        full="python benchmarks/bench_estimate.py --size full",
+        page="estimate",
+        tables=(*accuracy(cases, list(PEERS)), times(models)),
+        notes=NOTES,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", nargs="*", choices=[[], *CASES])
-    parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--no-large", action="store_true", help="leave out what needs 9 GB")
-    parser.add_argument("--simulated", action="store_true", help="compare with a simulated Mac")
-    parser.add_argument("--no-times", action="store_true", help="leave out the third table")
+    parser.add_argument("--mac", action="store_true", help="print the table of the Mac instead")
     parser.add_argument("--timed", choices=TIMED, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.timed:
-        print(json.dumps(timed(arguments.timed)))
-        return
-    cases = [CASES[name] for name in arguments.case or CASES]
-    if arguments.no_large:
-        cases = [case for case in cases if "large" not in case.tags]
-    accuracy(cases, not arguments.no_peers)
-    on_the_mac(cases, arguments.simulated)
-    if not arguments.no_times:
-        times()
+    known, _ = parser.parse_known_args()
+    if known.timed:
+        print(json.dumps(timed(known.timed)))
+    elif known.mac:
+        on_the_mac([CASES[name] for name in known.case or CASES])
+    else:
+        script(section, parser)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What watching memory costs: the monitor beside a 10 ms step, and single readings.
 
-    python benchmarks/bench_memory.py [--seconds 20]
+    python benchmarks/bench_memory.py
 
 The step is a matrix product repeated until it takes about 10 ms. Blocks of steps with and without
 a monitor alternate, so that what else the machine does falls on both alike; each row gives the
@@ -10,19 +10,24 @@ measured as well, because it shows through any noise: it bounds what a step can 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import psutil
 import torch
+from results import NOISE, Column, Plot, Row, Section, Size, Table, median, script
 
 import mpskit
 from mpskit import MemoryMonitor, memory_budget, memory_budget_for, memory_snapshot
 from mpskit.system.process import footprint_bytes
 
+NOTES = (
+    "Blocks of steps with and without a monitor alternate; each figure is the median ratio of "
+    "neighbouring blocks, the control's shows how restless the machine is. The cost of one sample "
+    "bounds what a step can lose. The resident size (`rss`) is cheaper and counts shared pages, so it "
+    "is no peer. The aim: less than 1% of a 10 ms step.",
+)
 STEP_S = 0.010
 INTERVAL_S = 0.5
 BLOCK_S = 2 * INTERVAL_S
@@ -80,7 +85,7 @@ def sample_cost(device: str, samples: int = 200) -> float:
             started = time.perf_counter()
             monitor._sample()
             times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return median(times)
 
 
 def each(function: Callable[[], object], seconds: float = 1.0) -> float:
@@ -90,7 +95,7 @@ def each(function: Callable[[], object], seconds: float = 1.0) -> float:
         started = time.perf_counter()
         function()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return median(times)
 
 
 @contextlib.contextmanager
@@ -105,44 +110,83 @@ def place(device: str) -> Iterator[None]:
         del held
 
 
-def overhead(seconds: float) -> None:
-    """Print what the monitor costs beside the step."""
-    step = make_step()
-    print(f"step {block(step, 1.0)[0] * 1e3:.1f} ms, interval {INTERVAL_S} s, {seconds:.0f} s each")
-    print(f"{'median ratio of neighbouring blocks':<40}{'CPU time':>10}{'clock':>10}{'pairs':>7}")
+def overhead(seconds: float) -> Table:
+    """Return what the monitor costs beside the step, and beside other ways to read memory."""
+    step, rows = make_step(), []
     for watch, label in ((True, "with / without a monitor"), (False, "control: without / without")):
-        found = ratios(step, seconds, watch)
-        clock, cpu = (statistics.median(column) for column in zip(*found, strict=True))
-        print(f"{label:<40}{cpu:>10.4f}{clock:>10.4f}{len(found):>7}")
+        clock, cpu = (median(column) for column in zip(*ratios(step, seconds, watch), strict=True))
+        rows.append(Row(values={"who": label, "cpu": cpu, "clock": clock}, side=None))
+    return Table(
+        title="A step of 10 ms with a monitor and without",
+        columns=(
+            Column(key="who", heading="neighbouring blocks"),
+            Column(key="cpu", heading="CPU time, ratio"),
+            Column(key="clock", heading="clock, ratio"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def samples() -> Table:
+    rows = []
     for device, label in (("cpu", "cpu"), ("mps", "simulated mps")):
         with place(device):
             cost = sample_cost(device)
-        share = f"{cost / INTERVAL_S:.3%} of the interval"
-        print(f"{f'one sample, {label}':<40}{cost * 1e6:>7.0f} us  {share}")
+        values = {"who": label, "seconds": cost, "share": cost / INTERVAL_S}
+        rows.append(Row(values=values, side="ours"))
+    return Table(
+        title="One sample of the monitor",
+        columns=(
+            Column(key="who", heading="device"),
+            Column(key="seconds", heading="time", unit="seconds"),
+            Column(key="share", heading="of the interval of 0.5 s", unit="percent"),
+        ),
+        rows=tuple(rows),
+    )
 
 
-def single_calls() -> None:
-    """Print what one reading costs."""
-    process = psutil.Process()
-    calls: dict[str, Callable[[], object]] = {
-        "memory_snapshot('cpu')": lambda: memory_snapshot("cpu"),
-        "memory_budget('cpu')": lambda: memory_budget("cpu"),
-        "memory_budget_for(16 GiB)": lambda: memory_budget_for(16 * 2**30),
-        "footprint_bytes()": footprint_bytes,
-        "psutil memory_full_info().uss": lambda: process.memory_full_info().uss,
-    }
-    for label, function in calls.items():
-        print(f"{label:<44}{each(function) * 1e6:>7.0f} us")
+def single_calls(seconds: float) -> Table:
+    """Return what one reading costs."""
+    process, what = psutil.Process(), "the process's own memory"
+    calls: list[tuple[str, str, str | None, Callable[[], object]]] = [
+        (what, "mpskit `footprint_bytes()`", "ours", footprint_bytes),
+        (what, "psutil `memory_full_info().uss`", "peer", lambda: process.memory_full_info().uss),
+        (what, "psutil `memory_info().rss`", None, lambda: process.memory_info().rss),
+        ("a snapshot", "`memory_snapshot('cpu')`", "ours", lambda: memory_snapshot("cpu")),
+        ("a budget", "`memory_budget('cpu')`", "ours", lambda: memory_budget("cpu")),
+        ("of a machine", "`memory_budget_for(16 GiB)`", "ours", lambda: memory_budget_for(2**34)),
+    ]
+    rows = [
+        Row(values={"case": case, "who": who, "seconds": each(function, seconds)}, side=side)
+        for case, who, side, function in calls
+    ]
+    return Table(
+        title="One reading",
+        columns=(
+            Column(key="who", heading="call"),
+            Column(key="seconds", heading="median", unit="seconds", better="low", margin=NOISE),
+        ),
+        rows=tuple(rows),
+        case="case",
+        plot=Plot(column="seconds", title="Time of one reading of memory", log=True),
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each row of ratios")
-    arguments = parser.parse_args()
+def section(size: Size) -> Section:
+    """Measure and return the tables."""
     torch.set_num_threads(1)
-    overhead(arguments.seconds)
-    single_calls()
+    tables = (overhead(size.of(2, 16, 40)), samples(), single_calls(size.of(0.1, 1, 2)))
+    return Section(
+        name="memory",
+        title="Watching memory",
+        question="What does a monitor cost beside a training step, and what does one reading cost?",
+        command="python benchmarks/bench_memory.py",
+        full="python benchmarks/bench_memory.py --size full",
+        page="memory",
+        tables=tables,
+        notes=NOTES,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(section)

@@ -1,6 +1,6 @@
 """How close an estimate from a config is to the full trace of transformers' model, and its time.
 
-    python benchmarks/bench_reference.py [model ...]
+    python benchmarks/bench_reference.py [MODEL ...]
 
 Published shapes of every family (nothing is downloaded: transformers' models are built from their
 configs without memory). A row for each model and target: the difference of live peak and driver
@@ -9,16 +9,18 @@ memory over all jobs, the worst of them, and the median CPU time of both in the 
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 warnings.simplefilter("ignore")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from results import Column, Plot, Row, Section, Size, Table, median, script  # noqa: E402
 
 from mpskit.estimate import TensorSpec, estimate_from_config  # noqa: E402
 from mpskit.estimate.api import trace_training  # noqa: E402
@@ -75,6 +77,15 @@ OTHERS: dict[str, dict[str, Any]] = {
         "num_layers": 12, "num_heads": 12,
     },
 }  # fmt: skip
+RUN_MODELS = (
+    "Qwen/Qwen2.5-0.5B", "meta-llama/Llama-3.2-1B", "google/gemma-3-270m", "openai-community/gpt2",
+    "google-bert/bert-base-uncased",
+)  # fmt: skip
+NOTES = (
+    "Published shapes; both sides are estimates, so this shows that the short way says what the long "
+    "one says. Jobs: fp32 at 1 x 128 and 4 x 512, bf16 and autocast at 4 x 512, AdamW; the worst of "
+    "them, and medians of CPU time from the second estimate of a shape on.",
+)
 HEADS = {"bert": "MaskedLM", "roberta": "MaskedLM", "t5": "Seq2SeqLM"}
 TARGETS = (("cpu", "2.13.0"), ("mps", "2.13.0"), ("mps", "2.14.0"), ("cuda", "2.13.0"))
 JOBS = (("fp32", 1, 128), ("fp32", 4, 512), ("bf16", 4, 512), ("bf16-mixed", 4, 512))
@@ -107,50 +118,82 @@ def full(config: dict[str, Any], job: tuple[str, int, int], device: str) -> Any:
     return trace_training(model.train(), inputs, device=device, precision=precision)
 
 
-def compare(name: str) -> None:
-    """Print a model's rows."""
+def compared(name: str) -> list[Row]:
+    """Return a model's rows, one for each target."""
     config = config_of(name)
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {target: [] for target in TARGETS}
     for job in JOBS:
-        precision, batch, tokens = job
         for device in ("cpu", "mps", "cuda"):
             started = time.process_time()
             try:
                 truth = full(config, job, device)
             except Exception as error:  # what cannot be traced is named
-                print(f"{name} {device} {precision}: no full trace ({str(error)[:90]})")
+                print(f"{name} {device} {job}: no full trace ({error})", file=sys.stderr)
                 continue
             traced = time.process_time() - started
             for target in [target for target in TARGETS if target[0] == device]:
-                whole, times = truth.estimate(target[1]), []
-                for _ in range(5):
-                    started = time.process_time()
-                    need = estimate_from_config(
-                        config, batch_size=batch, seq_len=tokens, device=device,
-                        precision=precision, torch_version=target[1],
-                    )  # fmt: skip
-                    times.append(time.process_time() - started)
-                live = need.peak_bytes / whole.peak_bytes - 1
-                driver = need.driver_bytes / whole.driver_bytes - 1
-                found[target].append((live, driver, statistics.median(times), traced))
-    for (device, version), rows in found.items():
-        if not rows:
-            continue
-        live, driver = (max((row[column] for row in rows), key=abs) for column in (0, 1))
-        ours, theirs = (statistics.median(row[column] for row in rows) for column in (2, 3))
-        print(
-            f"| {name} | {device} {version} | {live:+.2%} | {driver:+.2%} "
-            f"| {ours * 1e3:.0f} ms | {theirs * 1e3:.0f} ms |",
-            flush=True,
-        )
+                found[target].append((*judged(config, job, target, truth), traced))
+    rows = []
+    for (device, version), its in found.items():
+        if its:
+            live, driver = (max((row[column] for row in its), key=abs) for column in (0, 1))
+            ours, theirs = (median([row[column] for row in its]) for column in (2, 3))
+            values = {
+                "case": f"{name}, {device} {version}", "who": "from the config", "live": live,
+                "driver": driver, "seconds": ours, "full": theirs,
+            }  # fmt: skip
+            rows.append(Row(values=values, side="ours"))
+    return rows
+
+
+def judged(
+    config: dict[str, Any], job: tuple[str, int, int], target: tuple[str, str], truth: Any
+) -> tuple[float, float, float]:
+    """Return how far live and driver are off the full trace, and the median CPU time."""
+    (precision, batch, tokens), (device, version) = job, target
+    whole, times = truth.estimate(version), []
+    for _ in range(5):
+        started = time.process_time()
+        need = estimate_from_config(
+            config, batch_size=batch, seq_len=tokens, device=device, precision=precision,
+            torch_version=version,
+        )  # fmt: skip
+        times.append(time.process_time() - started)
+    live = need.peak_bytes / whole.peak_bytes - 1
+    return live, need.driver_bytes / whole.driver_bytes - 1, median(times)
+
+
+def section(size: Size, model: Sequence[str] = ()) -> Section:
+    """Measure and return the table."""
+    names = model or size.of(RUN_MODELS[:1], RUN_MODELS, (*BUNDLED, *OTHERS))
+    table = Table(
+        columns=(
+            Column(key="case", heading="model, target"),
+            Column(key="live", heading="live, worst", unit="percent", better="near zero"),
+            Column(key="driver", heading="driver, worst", unit="percent", better="near zero"),
+            Column(key="seconds", heading="from the config", unit="seconds"),
+            Column(key="full", heading="full trace", unit="seconds"),
+        ),
+        rows=tuple(row for name in names for row in compared(name)),
+        who="case",
+        plot=Plot(column="seconds", title="CPU time of an estimate from a config"),
+    )
+    return Section(
+        name="reference",
+        title="Estimates from a config",
+        question="How close is `estimate_from_config` to the full trace of transformers' model?",
+        command="python benchmarks/bench_reference.py",
+        full="python benchmarks/bench_reference.py --size full",
+        page="reference",
+        tables=(table,),
+        notes=NOTES,
+    )
 
 
 def main() -> None:
-    """Print the table."""
-    print("| model | target | live, worst | driver, worst | from the config | full trace |")
-    print("|---|---|---|---|---|---|")
-    for name in sys.argv[1:] or [*BUNDLED, *OTHERS]:
-        compare(name)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="*", choices=[[], *BUNDLED, *OTHERS])
+    script(section, parser)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,9 @@ def _contents(results: Results) -> str:
     lines = ["| section | question | seconds |", "|---|---|---|"]
     for ran in results.ran:
         its = ran.section
-        lines.append(f"| [{its.title}](#{_anchor(its.title)}) | {its.question} | {ran.seconds:.0f} |")
+        lines.append(
+            f"| [{its.title}](#{_anchor(its.title)}) | {its.question} | {ran.seconds:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -146,7 +148,9 @@ def draw(table: Table, path: Path) -> None:
     for place, (_, value, colour) in enumerate(bars):
         if value is not None:
             shown = max(value, floor)
-            axes.barh(place, shown - floor if table.plot.log else shown, 0.75, left=floor, color=colour)
+            axes.barh(
+                place, shown - floor if table.plot.log else shown, 0.75, left=floor, color=colour
+            )
             axes.text(shown, place, f" {format_value(column, value)}", va="center", fontsize=9)
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=9)
     for label, (_, value, _) in zip(axes.get_yticklabels(), bars, strict=True):

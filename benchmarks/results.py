@@ -254,10 +254,11 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
-def script(
-    section: Callable[[Size], Section], parser: argparse.ArgumentParser | None = None
-) -> None:
-    """Run a benchmark's section as its command line asks, and print or write it."""
+def script(section: Callable[..., Section], parser: argparse.ArgumentParser | None = None) -> None:
+    """Run a benchmark's section as its command line asks, and print or write it.
+
+    ``section`` is given the size, and by name each option that ``parser`` has of its own.
+    """
     parser = parser or argparse.ArgumentParser(
         description=(sys.modules["__main__"].__doc__ or "").splitlines()[0]
     )
@@ -265,9 +266,10 @@ def script(
         "--size", type=Size, choices=list(Size), default=Size.RUN, help="how much (default: run)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write JSON, print nothing")
-    options = parser.parse_args()
-    found = section(options.size)
-    if options.json:
-        options.json.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    options = vars(parser.parse_args())
+    file = options.pop("json")
+    found = section(options.pop("size"), **options)
+    if file:
+        file.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return
     print(tables_markdown(found))

@@ -32,8 +32,25 @@ HERE = Path(__file__).parent
 # In the order of the page; the script of each. The name is the section's.
 SECTIONS = {
     "startup": "bench_startup.py",
+    "device_choice": "bench_device_choice.py",
+    "estimate": "bench_estimate.py",
+    "reference": "bench_reference.py",
+    "batch": "bench_batch.py",
+    "cache": "bench_cache.py",
+    "memory": "bench_memory.py",
+    "simulation": "bench_simulation.py",
+    "fidelity": "bench_fidelity.py",
+    "rehearse": "bench_rehearse.py",
+    "loader": "bench_dataloader.py",
 }
-PACKAGES = ("torch", "accelerate", "lightning", "sentence-transformers", "transformers", "torchinfo")
+PACKAGES = (
+    "torch",
+    "accelerate",
+    "lightning",
+    "sentence-transformers",
+    "transformers",
+    "torchinfo",
+)
 THREADS = 1
 # Far beyond what a section takes, so that one that hangs does not keep the others from running.
 PATIENCE_SECONDS = 3600
@@ -149,6 +166,7 @@ def environment() -> Environment:
 
 def commit_now() -> str:
     """Return the short commit of the tree, with a plus if it has changes."""
+
     def git(*words: str) -> str:
         done = subprocess.run(
             ["git", "-C", str(HERE), *words], capture_output=True, text=True, check=False
