@@ -39,19 +39,27 @@ MACHINE = "m1-8gb"
 DEFAULT_RATIO = 1.7
 LIMITS = {"torch's own limit": None, "the recommended memory": 1.0, "half of that": 0.5}
 NOTES = (
-    "Every way has the same job: a model trained for three steps with AdamW on a simulated M1 with "
-    "8 GB, in a rehearsal: the tensors have no numbers, and what does not fit raises MPS's own "
-    "error. The largest size was found by trying the job itself: by halving, and 24 sizes up to a "
-    "tenth above, because heaps are whole and a larger batch may fit where a smaller one does not. "
-    "No share is shown of a size that did not fit, or where none was found.",
-    "mpskit and accelerate are given the power of two above twice the largest to start from; "
-    "Lightning starts from 2. *Steps thrown away* are all that were begun, without the three of the "
-    "training that mpskit and accelerate end with; Lightning trains afterwards. `max_batch_size` is "
-    "given the limit in bytes and runs no step.",
-    "Lightning (2.6) does not know MPS's out-of-memory error, so as it is the first one ends its "
-    "search. To compare its search, the module of the other rows raises the error with the text "
-    "`CUDA out of memory`, which Lightning knows; nothing else is changed. `binsearch` takes 5% off "
-    "what it found. The CPU time is that of steps without numbers, and says little of a Mac.",
+    (
+        "Every way has the same job: a model trained for three steps with AdamW on a simulated M1 "
+        "with 8 GB, in a rehearsal: the tensors have no numbers, and what does not fit raises "
+        "MPS's own error. The largest size was found by trying the job itself: by halving, and 24 "
+        "sizes up to a tenth above, because heaps are whole and a larger batch may fit where a "
+        "smaller one does not. No share is shown of a size that did not fit, or where none was "
+        "found."
+    ),
+    (
+        "mpskit and accelerate are given the power of two above twice the largest to start from; "
+        "Lightning starts from 2. *Steps thrown away* are all that were begun, without the three "
+        "of the training that mpskit and accelerate end with; Lightning trains afterwards. "
+        "`max_batch_size` is given the limit in bytes and runs no step."
+    ),
+    (
+        "Lightning (2.6) does not know MPS's out-of-memory error, so as it is the first one ends "
+        "its search. To compare its search, the module of the other rows raises the error with the "
+        "text `CUDA out of memory`, which Lightning knows; nothing else is changed. `binsearch` "
+        "takes 5% off what it found. The CPU time is that of steps without numbers, and says "
+        "little of a Mac."
+    ),
 )
 
 
@@ -157,7 +165,8 @@ def fits(job: Job, rows: int) -> bool:
     try:
         training(job, Log())(rows)
     except RuntimeError as error:
-        assert is_oom(error), error
+        if not is_oom(error):
+            raise
         return False
     return True
 
@@ -220,7 +229,7 @@ class Trained(lightning.LightningModule):
         with self.words():
             loss.backward()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(self, _outputs: Any, batch: Any, _index: int) -> None:
         self.log_of.done.append(len(batch[1]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -241,7 +250,7 @@ class Trained(lightning.LightningModule):
 def by_lightning(mode: str, *, translated: bool) -> Callable[[Job, int, Log], int | None]:
     """Return Lightning's scaler in one of its modes; it returns None where its error ends it."""
 
-    def search(job: Job, start: int, log: Log) -> int | None:
+    def search(job: Job, _start: int, log: Log) -> int | None:
         with tempfile.TemporaryDirectory() as folder:
             trainer = lightning.Trainer(
                 accelerator="mps", devices=1, max_steps=STEPS, logger=False,
@@ -252,7 +261,8 @@ def by_lightning(mode: str, *, translated: bool) -> Callable[[Job, int, Log], in
             try:
                 return Tuner(trainer).scale_batch_size(module, mode=mode, steps_per_trial=STEPS)
             except RuntimeError as error:
-                assert is_oom(error), error
+                if not is_oom(error):
+                    raise
                 return None
 
     return search

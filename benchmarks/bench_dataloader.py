@@ -4,9 +4,9 @@
 
 Four data sets: tiny tensors (handing over costs more than making), a decode that keeps a processor
 busy for some milliseconds (as JPEG does), large samples (600 KB copied for each), and slow I/O
-(waits without using a processor). The grid is every number of workers from 0 to twice
-the CPUs (``--size full``: four times). A time is that of one epoch with the start and the end of its workers, the shortest of the
-repeats: other work on the machine only makes one longer. Every number of workers is measured in
+(waits without using a processor). The grid is every number of workers from 0 to twice the
+CPUs (``--size full``: four times). A time is that of one epoch with the start and the end of its
+workers, the shortest of the repeats: other work on the machine only makes one longer. Every number of workers is measured in
 turn within a repeat; settings with the same number are the same measurement.
 
 To reach: tuned within 10% of the grid's best, untuned never over 5% slower than torch's default.
@@ -28,17 +28,21 @@ from torch.utils.data import DataLoader, Dataset
 from mpskit import dataloader_kwargs, tune_dataloader
 from mpskit.training.dataset_facts import torch_cpu_count
 
-
 BEST = "best of the grid"
 NOTES = (
-    "One epoch with the start and the end of its workers, the shortest of the repeats, every number "
-    "of workers in turn within a repeat; settings with the same number are the same measurement. "
-    "The data: 20,000 tiny tensors; 320 samples that take some milliseconds of a CPU to decode; 2,000 "
-    "copies of 600 KB; 480 samples that wait 4 ms. *Lightning's advice* is the number in its warning "
-    "(`suggested_max_num_workers`), *ultralytics* is `min(CPUs, 8)` of its `build_dataloader`, "
-    "*fastai* one for each CPU; of each only the number of workers is taken.",
-    "To reach: tuned within 10% of the grid's best, the rule never over 5% slower than torch's "
-    "default. Tuning takes some seconds once, which are not in the table.",
+    (
+        "One epoch with the start and the end of its workers, the shortest of the repeats, every "
+        "number of workers in turn within a repeat; settings with the same number are the same "
+        "measurement. The data: 20,000 tiny tensors; 320 samples that take some milliseconds of a "
+        "CPU to decode; 2,000 copies of 600 KB; 480 samples that wait 4 ms. *Lightning's advice* "
+        "is the number in its warning (`suggested_max_num_workers`), *ultralytics* is `min(CPUs, "
+        "8)` of its `build_dataloader`, *fastai* one for each CPU; of each only the number of "
+        "workers is taken."
+    ),
+    (
+        "To reach: tuned within 10% of the grid's best, the rule never over 5% slower than torch's "
+        "default. Tuning takes some seconds once, which are not in the table."
+    ),
 )
 
 

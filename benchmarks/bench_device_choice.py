@@ -52,10 +52,12 @@ POLICIES: dict[str, Callable[[Pair], bool]] = {
 }
 RUN_LEVELS = ("op", "layer", "model, torch 2")
 NOTES = (
-    "Published pairs of a CPU and an MPS time, in five folds of whole sources; the constants were "
-    "fitted without the fold that they are judged on. *Always MPS* is what accelerate, Lightning and "
-    "transformers do where MPS is available; *always CPU* and the two rules of thumb are what people "
-    "do. Regret is a geometric mean of ratios cut off at 10.",
+    (
+        "Published pairs of a CPU and an MPS time, in five folds of whole sources; the constants "
+        "were fitted without the fold that they are judged on. *Always MPS* is what accelerate, "
+        "Lightning and transformers do where MPS is available; *always CPU* and the two rules of "
+        "thumb are what people do. Regret is a geometric mean of ratios cut off at 10."
+    ),
 )
 AIMS = {
     "full": {"op": 1.05, "layer": 1.02, "model, torch 2": 1.06},
@@ -204,7 +206,7 @@ def section(size: Size, pages: Path | None = None) -> Section:
     return Section(
         name="device_choice",
         title="CPU or MPS",
-        question="How much time does the predicted choice lose, on timings that it was not fitted to?",
+        question="How much time does the predicted choice lose on timings it was not fitted to?",
         command="python benchmarks/bench_device_choice.py",
         full="python benchmarks/bench_device_choice.py --pages docs/benchmarks",
         page="device_choice",

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_estimate.py [CASE ...] [--mac]
 
-Every row is one case of ``estimate_cases``; without ``--size full`` those of ``RUN_CASES``. The truth
-is measured in a process of its own (``estimate_truth.py``). The last table is the time of an
+Every row is one case of ``estimate_cases``; without ``--size full`` only those of ``RUN_CASES``. The
+truth is measured in a process of its own (``estimate_truth.py``). The last table is the time of an
 estimate of four language models at batch 1 x 512 with AdamW. ``--mac`` prints another one instead:
 tensors and driver at the peak by torch version, beside what a simulated Mac reports for the same
 step.
@@ -40,9 +40,11 @@ RUN_CASES = (
     "checkpoint", "recommender",
 )  # fmt: skip
 NOTES = (
-    "The truth is the sum of the profiler's `[memory]` events over two real steps on the CPU, "
-    "parameters and batch included, each case in a process of its own. `-` where a tool cannot do "
-    "the case. The formulas of the peers are in `benchmarks/estimate_peers.py`.",
+    (
+        "The truth is the sum of the profiler's `[memory]` events over two real steps on the CPU, "
+        "parameters and batch included, each case in a process of its own. `-` where a tool cannot "
+        "do the case. The formulas of the peers are in `benchmarks/estimate_peers.py`."
+    ),
 )
 TIMED = {
     "gpt2-small": ("GPT2LMHeadModel", "GPT2Config", {}),
@@ -253,9 +255,7 @@ def times(names: Sequence[str]) -> Table:
     )
 
 
-def section(
-    size: Size, case: Sequence[str] = (), mac: bool = False, timed: str | None = None
-) -> Section:
+def section(size: Size, case: Sequence[str] = (), **_: Any) -> Section:
     """Measure and return the tables."""
     names = case or size.of(RUN_CASES[:2], RUN_CASES, list(CASES))
     cases = [CASES[name] for name in names]

@@ -52,16 +52,18 @@ def section(size: Size) -> Section:
         name="fidelity",
         title="How true a simulated Mac's refusals are",
         question=(
-            "Does the simulated Mac refuse the operators that torch's developers list as missing on "
-            "a Mac, and no others?"
+            "Does the simulated Mac refuse the operators that torch's developers list as missing "
+            "on a Mac, and no others?"
         ),
         command="python benchmarks/bench_fidelity.py",
         full="python benchmarks/fidelity.py --help",
         page="fidelity",
         tables=(table, named),
         notes=(
-            "The aim: at least 99% at float32 and 97% over all five dtypes. A false alarm is "
-            "refused here and not in the list, a miss is in the list and not refused here.",
+            (
+                "The aim: at least 99% at float32 and 97% over all five dtypes. A false alarm is "
+                "refused here and not in the list, a miss is in the list and not refused here."
+            ),
         ),
     )
 

@@ -23,10 +23,12 @@ from mpskit import MemoryMonitor, memory_budget, memory_budget_for, memory_snaps
 from mpskit.system.process import footprint_bytes
 
 NOTES = (
-    "Blocks of steps with and without a monitor alternate; each figure is the median ratio of "
-    "neighbouring blocks, the control's shows how restless the machine is. The cost of one sample "
-    "bounds what a step can lose. The resident size (`rss`) is cheaper and counts shared pages, so it "
-    "is no peer. The aim: less than 1% of a 10 ms step.",
+    (
+        "Blocks of steps with and without a monitor alternate; each figure is the median ratio of "
+        "neighbouring blocks, the control's shows how restless the machine is. The cost of one "
+        "sample bounds what a step can lose. The resident size (`rss`) is cheaper and counts "
+        "shared pages, so it is no peer. The aim: less than 1% of a 10 ms step."
+    ),
 )
 STEP_S = 0.010
 INTERVAL_S = 0.5

@@ -82,9 +82,11 @@ RUN_MODELS = (
     "google-bert/bert-base-uncased",
 )  # fmt: skip
 NOTES = (
-    "Published shapes; both sides are estimates, so this shows that the short way says what the long "
-    "one says. Jobs: fp32 at 1 x 128 and 4 x 512, bf16 and autocast at 4 x 512, AdamW; the worst of "
-    "them, and medians of CPU time from the second estimate of a shape on.",
+    (
+        "Published shapes; both sides are estimates, so this shows that the short way says what "
+        "the long one says. Jobs: fp32 at 1 x 128 and 4 x 512, bf16 and autocast at 4 x 512, "
+        "AdamW; the worst of them, and medians of CPU time from the second estimate of a shape on."
+    ),
 )
 HEADS = {"bert": "MaskedLM", "roberta": "MaskedLM", "t5": "Seq2SeqLM"}
 TARGETS = (("cpu", "2.13.0"), ("mps", "2.13.0"), ("mps", "2.14.0"), ("cuda", "2.13.0"))

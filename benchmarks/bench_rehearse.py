@@ -25,10 +25,12 @@ from results import Column, Plot, Row, Section, Size, Table, script
 SCRIPTS = Path(__file__).parent / "rehearse_scripts"
 RUN = ("plain_loop", "lstm", "generate", "lightning_fit", "trainer_bf16", "trainer_lora")
 NOTES = (
-    "Each script runs three optimizer steps to its own end, with real numbers on the simulated Mac "
-    "and in a rehearsal, each in a process of its own; CPU time without the import of torch. These "
-    "are small models: of larger ones a rehearsal costs the same and a simulation much more. No "
-    "other library rehearses a script.",
+    (
+        "Each script runs three optimizer steps to its own end, with real numbers on the simulated "
+        "Mac and in a rehearsal, each in a process of its own; CPU time without the import of "
+        "torch. These are small models: of larger ones a rehearsal costs the same and a simulation "
+        "much more. No other library rehearses a script."
+    ),
 )
 
 
@@ -82,9 +84,7 @@ def one(how: str, name: str, machine: str) -> dict:
     return figures
 
 
-def section(
-    size: Size, machine: str = "m1-16gb", only: Sequence[str] = (), one: Any = None
-) -> Section:
+def section(size: Size, machine: str = "m1-16gb", only: Sequence[str] = (), **_: Any) -> Section:
     """Measure and return the table; exits with an error if a script is outside of the bounds."""
     every = sorted(path.stem for path in SCRIPTS.glob("[a-z]*.py"))
     rows = [compared(name, machine) for name in only or size.of(RUN[:1], RUN, every)]

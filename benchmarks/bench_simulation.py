@@ -16,8 +16,11 @@ from results import Column, Plot, Row, Section, Size, Table, median, script
 import mpskit
 
 NOTES = (
-    "Medians of CPU time, both in turn. The aim: at most 1.3 times the CPU's time on GPT-2 small, "
-    "and at most 50 us added for each dispatched operator. No other library simulates a Mac.",
+    (
+        "Medians of CPU time, both in turn. The aim: at most 1.3 times the CPU's time on GPT-2 "
+        "small, and at most 50 us added for each dispatched operator. No other library simulates a "
+        "Mac."
+    ),
 )
 
 

@@ -37,12 +37,16 @@ HEADINGS = {
     "again": "repeated call",
 }
 NOTES = (
-    "Medians over fresh processes, the libraries in turn. mpskit's first call imports torch and "
-    "pydantic, which the others do on import: the column of both together compares like with like. "
-    "In the second row both are imported and pydantic has built one model, because it imports most "
-    "of itself for the first one (about 0.1 s).",
-    "The aims: an import at least 50 times cheaper than any of the three, a first call under 20 ms "
-    "beyond importing torch and pydantic, a repeated call under 2 us.",
+    (
+        "Medians over fresh processes, the libraries in turn. mpskit's first call imports torch "
+        "and pydantic, which the others do on import: the column of both together compares like "
+        "with like. In the second row both are imported and pydantic has built one model, because "
+        "it imports most of itself for the first one (about 0.1 s)."
+    ),
+    (
+        "The aims: an import at least 50 times cheaper than any of the three, a first call under "
+        "20 ms beyond importing torch and pydantic, a repeated call under 2 us."
+    ),
 )
 TEMPLATE = """
 import logging, sys, time, warnings

@@ -7,12 +7,13 @@ FOLDER (default: docs) holds ``benchmarks/results.json``; ``benchmarks.md`` and 
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from results import Column, Model, Row, Section, Table, format_value, table_parts
+from results import Column, Model, Row, Section, Size, Table, format_value, table_parts
 
 __all__ = ["DOCS", "Environment", "Failure", "Ran", "Results", "draw", "page", "write"]
 
@@ -56,6 +57,7 @@ class Results(Model):
     """A whole run, as ``results.json`` has it."""
 
     schema_version: int = 1
+    size: Size = Size.RUN
     environment: Environment
     ran: tuple[Ran, ...] = ()
     failed: tuple[Failure, ...] = ()
@@ -63,12 +65,21 @@ class Results(Model):
 
 def page(results: Results) -> str:
     """Return the Markdown of benchmarks.md."""
-    return "\n\n".join(_parts(results)) + "\n"
+    return "\n\n".join(map(_wrapped, _parts(results))) + "\n"
+
+
+def _wrapped(part: str) -> str:
+    """Return a paragraph in lines; tables, lists and headings stay as they are."""
+    if part.startswith(("|", "#", "!", "<")) or "\n" in part:
+        return part
+    return textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _parts(results: Results) -> Iterator[str]:
     yield f"<!-- written by benchmarks/report.py from {RESULTS}: do not edit, run `{MAKE}` -->"
     yield "# What was measured"
+    if results.size is Size.TINY:
+        yield "**A trial of the scripts with their smallest sizes: these figures mean nothing.**"
     yield _where(results)
     yield _legend()
     yield _contents(results)
@@ -84,10 +95,10 @@ def _where(results: Results) -> str:
     commits = list(dict.fromkeys(f"{ran.commit} ({ran.date})" for ran in results.ran))
     versions = ", ".join(f"{name} {version}" for name, version in here.versions.items())
     return (
-        f"`{MAKE}` writes this page: {len(results.ran)} sections in {total / 60:.1f} minutes, at "
-        f"commit {' and '.join(commits)}, on {here.processor} with {here.cpus} CPUs and "
-        f"{here.memory_gib:.0f} GiB, {here.system}, Python {here.python}, {here.threads} thread a "
-        f"process. Installed: {versions}. No Mac and no GPU was used."
+        f"`{MAKE}` writes this page: {len(results.ran)} section{'s' * (len(results.ran) != 1)} in "
+        f"{total / 60:.1f} minutes, at commit {' and '.join(commits)}, on {here.processor} with "
+        f"{here.cpus} CPUs and {here.memory_gib:.0f} GiB, {here.system}, Python {here.python}, "
+        f"{here.threads} thread a process. Installed: {versions}. No Mac and no GPU was used."
     )
 
 

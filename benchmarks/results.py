@@ -26,7 +26,7 @@ NOISE = 0.1
 
 
 class Size(enum.StrEnum):
-    """How much a script measures: enough to see that it works, what the run takes, everything."""
+    """How much a script measures: only enough to see that it works, what a run has, everything."""
 
     TINY = "tiny"
     RUN = "run"
@@ -139,8 +139,8 @@ class Table(Model):
         best = beaten_by[0]
         told = "no figure" if value is None else format_value(column, value)
         yield (
-            f"{case + ': ' if case else ''}{ours.values[self.who]}, {column.heading}: {told} against "
-            f"{format_value(column, best.values[column.key])} of {best.values[self.who]}"
+            f"{case + ': ' if case else ''}{ours.values[self.who]}, {column.heading}: {told} "
+            f"against {format_value(column, best.values[column.key])} of {best.values[self.who]}"
             + (f" (and {len(beaten_by) - 1} more)" if len(beaten_by) > 1 else "")
         )
 
@@ -260,7 +260,7 @@ def script(section: Callable[..., Section], parser: argparse.ArgumentParser | No
     ``section`` is given the size, and by name each option that ``parser`` has of its own.
     """
     parser = parser or argparse.ArgumentParser(
-        description=(sys.modules["__main__"].__doc__ or "").splitlines()[0]
+        description=(sys.modules["__main__"].__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
         "--size", type=Size, choices=list(Size), default=Size.RUN, help="how much (default: run)"

@@ -11,7 +11,7 @@ anew and keeps the others' figures if they are of the same machine with the same
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
@@ -66,6 +66,7 @@ def main() -> int:
     names = [name for name in SECTIONS if not options.only or name in options.only]
     found = [measure(name, options.size, f"[{i}/{len(names)}]") for i, name in enumerate(names, 1)]
     results = Results(
+        size=options.size,
         environment=environment(),
         ran=tuple(one for one in found if isinstance(one, Ran)),
         failed=tuple(one for one in found if isinstance(one, Failure)),
@@ -92,7 +93,7 @@ def measure(name: str, size: Size, place: str) -> Ran | Failure:
             return Failure(name=name, error=error)
         section = Section.model_validate_json(file.read_text(encoding="utf-8"))
     tell(f"{place} {name}: {seconds:.0f} s")
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    today = dt.datetime.now(dt.UTC).date().isoformat()
     return Ran(section=section, seconds=round(seconds, 1), commit=commit, date=today)
 
 
@@ -132,8 +133,8 @@ def merged(new: Results, folder: Path) -> Results:
     if not (folder / report.RESULTS).exists():
         return new
     old = report.read(folder)
-    if old.environment != new.environment:
-        tell("the earlier results are of another machine or other packages: not kept")
+    if (old.environment, old.size) != (new.environment, new.size):
+        tell("the earlier results are of another machine, other packages or sizes: not kept")
         return new
     ran = {one.section.name: one for one in (*old.ran, *new.ran)}
     failed = {one.name: one for one in (*old.failed, *new.failed)}
