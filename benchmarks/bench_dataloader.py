@@ -4,10 +4,11 @@
 
 Four data sets: tiny tensors (handing over costs more than making), a decode that keeps a processor
 busy for some milliseconds (as JPEG does), large samples (600 KB copied for each), and slow I/O
-(waits without using a processor). The grid is every number of workers from 0 to twice the
-CPUs (``--size full``: four times). A time is that of one epoch with the start and the end of its
-workers, the shortest of the repeats: other work on the machine only makes one longer. Every number of workers is measured in
-turn within a repeat; settings with the same number are the same measurement.
+(waits without using a processor). The grid is every number of workers from 0
+to twice the CPUs (``--size full``: four times). A time is that of one epoch with the start and the
+end of its workers, the shortest of the repeats: other work on the machine only makes one longer.
+Every number of workers is measured in turn within a repeat; settings with the same number are the
+same measurement.
 
 To reach: tuned within 10% of the grid's best, untuned never over 5% slower than torch's default.
 """

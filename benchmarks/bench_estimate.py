@@ -2,7 +2,7 @@
 
     python benchmarks/bench_estimate.py [CASE ...] [--mac]
 
-Every row is one case of ``estimate_cases``; without ``--size full`` only those of ``RUN_CASES``. The
+Every row is one case of ``estimate_cases``, of ``RUN_CASES`` if it is not ``--size full``. The
 truth is measured in a process of its own (``estimate_truth.py``). The last table is the time of an
 estimate of four language models at batch 1 x 512 with AdamW. ``--mac`` prints another one instead:
 tensors and driver at the peak by torch version, beside what a simulated Mac reports for the same
@@ -272,18 +272,21 @@ def section(size: Size, case: Sequence[str] = (), **_: Any) -> Section:
     )
 
 
+def instead(options: argparse.Namespace) -> bool:
+    """Print what is asked for in place of the section."""
+    if options.timed:
+        print(json.dumps(timed(options.timed)))
+    elif options.mac:
+        on_the_mac([CASES[name] for name in options.case or CASES])
+    return bool(options.timed or options.mac)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", nargs="*", choices=[[], *CASES])
     parser.add_argument("--mac", action="store_true", help="print the table of the Mac instead")
     parser.add_argument("--timed", choices=TIMED, help=argparse.SUPPRESS)
-    known, _ = parser.parse_known_args()
-    if known.timed:
-        print(json.dumps(timed(known.timed)))
-    elif known.mac:
-        on_the_mac([CASES[name] for name in known.case or CASES])
-    else:
-        script(section, parser)
+    script(section, parser, instead)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,6 @@ def section(size: Size) -> Section:
             "on a Mac, and no others?"
         ),
         command="python benchmarks/bench_fidelity.py",
-        full="python benchmarks/fidelity.py --help",
         page="fidelity",
         tables=(table, named),
         notes=(

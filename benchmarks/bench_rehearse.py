@@ -118,16 +118,19 @@ def section(size: Size, machine: str = "m1-16gb", only: Sequence[str] = (), **_:
     )
 
 
+def instead(options: argparse.Namespace) -> bool:
+    """Run one script here, in the child of a comparison."""
+    if options.one:
+        print(json.dumps(one(*options.one, options.machine)))
+    return bool(options.one)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--machine", default="m1-16gb")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    known, _ = parser.parse_known_args()
-    if known.one:
-        print(json.dumps(one(known.one[0], known.one[1], known.machine)))
-    else:
-        script(section, parser)
+    script(section, parser, instead)
 
 
 if __name__ == "__main__":

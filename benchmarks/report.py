@@ -6,6 +6,7 @@ FOLDER (default: docs) holds ``benchmarks/results.json``; ``benchmarks.md`` and 
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -72,7 +73,9 @@ def _wrapped(part: str) -> str:
     """Return a paragraph in lines; tables, lists and headings stay as they are."""
     if part.startswith(("|", "#", "!", "<")) or "\n" in part:
         return part
-    return textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False)
+    kept = re.sub("`[^`]+`", lambda code: code[0].replace(" ", "\0"), part)  # code is not broken
+    filled = textwrap.fill(kept, 100, break_long_words=False, break_on_hyphens=False)
+    return filled.replace("\0", " ")
 
 
 def _parts(results: Results) -> Iterator[str]:

@@ -254,10 +254,15 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
-def script(section: Callable[..., Section], parser: argparse.ArgumentParser | None = None) -> None:
+def script(
+    section: Callable[..., Section],
+    parser: argparse.ArgumentParser | None = None,
+    instead: Callable[[argparse.Namespace], bool] | None = None,
+) -> None:
     """Run a benchmark's section as its command line asks, and print or write it.
 
     ``section`` is given the size, and by name each option that ``parser`` has of its own.
+    ``instead`` does what else the options ask for; the section is not measured if it returns True.
     """
     parser = parser or argparse.ArgumentParser(
         description=(sys.modules["__main__"].__doc__ or "").partition("\n")[0]
@@ -266,7 +271,10 @@ def script(section: Callable[..., Section], parser: argparse.ArgumentParser | No
         "--size", type=Size, choices=list(Size), default=Size.RUN, help="how much (default: run)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write JSON, print nothing")
-    options = vars(parser.parse_args())
+    given = parser.parse_args()
+    if instead is not None and instead(given):
+        return
+    options = vars(given)
     file = options.pop("json")
     found = section(options.pop("size"), **options)
     if file:

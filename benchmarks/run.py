@@ -125,7 +125,7 @@ def without_paths(text: str) -> str:
     """Return a message for a public page: no folder of this machine."""
     for folder in (HERE.parent, Path.home(), Path(sys.prefix), Path(tempfile.gettempdir())):
         text = text.replace(str(folder), "...")
-    return text.replace("`", "'")
+    return text.replace("`", "'")[:200]
 
 
 def merged(new: Results, folder: Path) -> Results:
