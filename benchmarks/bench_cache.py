@@ -26,7 +26,7 @@ MACHINE = "m1-16gb"
 REUSED = empty_cache_scope(collect=False)
 KEEPER = CacheKeeper(every=100)
 OURS, PEER = "ours", "peer"
-SMALL, COLLECT = "without garbage", "with garbage"
+SMALL, COLLECT = "garbage is not collected", "garbage is collected"
 
 
 def null() -> None:

@@ -159,16 +159,18 @@ def draw(table: Table, path: Path) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     values = [value for _, value, _ in bars if value is not None]
     floor = min((value for value in values if value > 0), default=1) / 3 if table.plot.log else 0
-    for place, (_, value, colour) in enumerate(bars):
+    for place, (case, value, colour) in enumerate(bars):
         if value is not None:
             shown = max(value, floor)
             axes.barh(
                 place, shown - floor if table.plot.log else shown, 0.75, left=floor, color=colour
             )
             axes.text(shown, place, f" {format_value(column, value)}", va="center", fontsize=9)
-    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=9)
-    for label, (_, value, _) in zip(axes.get_yticklabels(), bars, strict=True):
-        label.set_fontweight("bold" if value is None else "normal")
+        else:
+            left = axes.get_yaxis_transform()  # from the axis on, in the line of its own
+            axes.text(0, place, case, transform=left, va="center", fontsize=9, weight="bold")
+    names = [label if value is not None else "" for label, value, _ in bars]
+    axes.set_yticks(range(len(bars)), names, fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     if table.plot.log:
@@ -197,7 +199,7 @@ def _bars(table: Table, column: Column) -> Iterator[tuple[str, float | None, str
 
 
 def _name(table: Table, row: Row) -> str:
-    return str(row.values[table.who]).replace("`", "")
+    return textwrap.fill(str(row.values[table.who]).replace("`", ""), 30)
 
 
 def _number(value: Any) -> float:
