@@ -48,7 +48,7 @@ NOTES = (
         "found."
     ),
     (
-        "mpskit and accelerate are given the power of two above twice the largest to start from; "
+        "mpskit and accelerate are given the power of two above the largest to start from; "
         "Lightning starts from 2. *Steps thrown away* are all that were begun, without the three "
         "of the training that mpskit and accelerate end with; Lightning trains afterwards. "
         "`max_batch_size` is given the limit in bytes and runs no step."
@@ -189,6 +189,16 @@ def largest(job: Job) -> int:
     return max([low, *(rows for rows in above if fits(job, rows))])
 
 
+def ended_by_memory(search: Callable[[], int | None]) -> int | None:
+    """Return what a search found; None if an out-of-memory error came through it."""
+    try:
+        return search()
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
+        return None
+
+
 def by_mpskit(job: Job, start: int, log: Log) -> int:
     found: int = run_with_batch_size(training(job, log), start, device="mps")
     return found
@@ -244,11 +254,13 @@ class Trained(lightning.LightningModule):
         try:
             yield
         except RuntimeError as error:
-            raise RuntimeError("CUDA out of memory") if self.translated else error from None
+            if not self.translated or not is_oom(error):
+                raise
+            raise RuntimeError("CUDA out of memory") from None
 
 
 def by_lightning(mode: str, *, translated: bool) -> Callable[[Job, int, Log], int | None]:
-    """Return Lightning's scaler in one of its modes; it returns None where its error ends it."""
+    """Return Lightning's scaler in one of its modes."""
 
     def search(job: Job, _start: int, log: Log) -> int | None:
         with tempfile.TemporaryDirectory() as folder:
@@ -258,12 +270,7 @@ def by_lightning(mode: str, *, translated: bool) -> Callable[[Job, int, Log], in
                 default_root_dir=folder,
             )  # fmt: skip
             module = Trained(job, log, translated=translated)
-            try:
-                return Tuner(trainer).scale_batch_size(module, mode=mode, steps_per_trial=STEPS)
-            except RuntimeError as error:
-                if not is_oom(error):
-                    raise
-                return None
+            return Tuner(trainer).scale_batch_size(module, mode=mode, steps_per_trial=STEPS)
 
     return search
 
@@ -288,7 +295,7 @@ def searched(job: Job, limit: float | None, way: str, most: int) -> dict[str, An
     log = Log()
     with mac(limit):
         started = time.process_time()
-        found = search(job, 2 ** (most * 2 - 1).bit_length(), log)
+        found = ended_by_memory(lambda: search(job, 2 ** most.bit_length(), log))
         seconds = time.process_time() - started
     failed = len(log.begun) - len(log.done)
     thrown = len(log.begun) - (STEPS if trains else 0)

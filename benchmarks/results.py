@@ -174,9 +174,11 @@ def _badness(column: Column, value: Any) -> float:
 
 
 def _is_worse(column: Column, ours: Value, theirs: Value) -> bool:
-    """Whether ours is worse by more than the column's margin; no figure is worse than one."""
+    """Whether ours is worse by more than the margin and looks it; no figure is worse than one."""
     if ours is None:
         return True
+    if format_value(column, ours).lstrip("+-") == format_value(column, theirs).lstrip("+-"):
+        return False
     return _badness(column, ours) > _badness(column, theirs) + column.margin * abs(theirs)  # type: ignore[arg-type]
 
 

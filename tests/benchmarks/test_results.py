@@ -27,6 +27,7 @@ def table(*rows, column=SECONDS, **more):
         ("low", 1.0, None, False),
         ("low", None, None, False),
         (None, 2.0, 1.0, False),
+        ("near zero", -1.001, 1.0, False),  # the table shows the same
     ],
 )
 def test_worse_is_found_by_comparing(better, ours, theirs, worse):
