@@ -194,7 +194,7 @@ def format_value(column: Column, value: Value) -> str:
         case "bytes":
             return f"{value / 2**20:,.0f} MiB" if value >= 2**20 or not value else f"{value:,} B"
         case "percent":
-            return f"{value:+.3%}" if column.better == "near zero" else f"{value:.1%}"
+            return f"{value:+.3%}" if column.better == "near zero" else f"{value * 100:.3g}%"
         case "ratio":
             return f"{value:.3g}"
         case _:

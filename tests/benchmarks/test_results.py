@@ -86,6 +86,8 @@ def test_what_is_computed_is_written_and_not_read_back():
         ("bytes", 3 * 2**20, "3 MiB"),
         ("bytes", 100, "100 B"),
         ("percent", 0.125, "12.5%"),
+        ("percent", 0.00028, "0.028%"),
+        ("percent", 1.0, "100%"),
         ("ratio", 1.0666, "1.07"),
         ("count", 12345, "12,345"),
         ("count", None, "-"),
