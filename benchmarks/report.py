@@ -39,10 +39,11 @@ class Environment(Model):
 
 
 class Ran(Model):
-    """A section, and when and in how many seconds it was measured."""
+    """A section, when it was measured, and in how many seconds of the clock and of CPUs."""
 
     section: Section
     seconds: float
+    cpu_seconds: float = 0.0
     commit: str
     date: str
 
@@ -116,12 +117,10 @@ def _legend() -> str:
 
 
 def _contents(results: Results) -> str:
-    lines = ["| section | question | seconds |", "|---|---|---|"]
+    lines = ["| section | question | seconds | of CPUs |", "|---|---|---|---|"]
     for ran in results.ran:
-        its = ran.section
-        lines.append(
-            f"| [{its.title}](#{_anchor(its.title)}) | {its.question} | {ran.seconds:.0f} |"
-        )
+        its, times = ran.section, f"{ran.seconds:.0f} | {ran.cpu_seconds:.0f}"
+        lines.append(f"| [{its.title}](#{_anchor(its.title)}) | {its.question} | {times} |")
     return "\n".join(lines)
 
 

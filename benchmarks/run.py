@@ -15,6 +15,7 @@ import datetime as dt
 import importlib.metadata
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def main() -> int:
 def measure(name: str, size: Size, place: str) -> Ran | Failure:
     """Run one section in a process of its own."""
     tell(f"{place} {name} ...")
-    commit, started = commit_now(), time.monotonic()
+    commit, started, cpu = commit_now(), time.monotonic(), cpu_of_children()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "section.json"
         command = [sys.executable, str(HERE / SECTIONS[name]), "--size", size, "--json", str(file)]
@@ -94,7 +95,16 @@ def measure(name: str, size: Size, place: str) -> Ran | Failure:
         section = Section.model_validate_json(file.read_text(encoding="utf-8"))
     tell(f"{place} {name}: {seconds:.0f} s")
     today = dt.datetime.now(dt.UTC).date().isoformat()
-    return Ran(section=section, seconds=round(seconds, 1), commit=commit, date=today)
+    return Ran(
+        section=section, seconds=round(seconds, 1), cpu_seconds=round(cpu_of_children() - cpu, 1),
+        commit=commit, date=today,
+    )  # fmt: skip
+
+
+def cpu_of_children() -> float:
+    """Return the CPU seconds of the children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def run_child(command: list[str]) -> str | None:
