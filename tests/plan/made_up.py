@@ -41,7 +41,14 @@ def job(size: Callable[[Setting], int | None] = lambda _: MIB, **fields: Any) ->
         return need(bytes_)
 
     def count(setting: Setting) -> Workload:
-        return Workload(flops=1e12 * setting.rows, launches=1000, op_class="transformer")
+        return Workload(
+            flops=1e12 * setting.rows,
+            bytes_moved=1e10 * setting.rows,
+            launches=1000,
+            dtype="float32",
+            op_class="transformer",
+            training=True,
+        )
 
     known: dict[str, Any] = {
         "name": "made-up",
