@@ -71,7 +71,8 @@ def test_no_text_makes_it_fail(texts, model):
 
 @given(st.text(max_size=60))
 def test_no_output_of_pmset_makes_it_fail(text):
-    judge_power({"percent": text, "live": text})
+    found = judge_power({"percent": text, "live": text})
+    assert found.battery_percent is None or 0 <= found.battery_percent <= 100
 
 
 def test_the_sentence_and_the_concerns():

@@ -95,7 +95,7 @@ def test_yaml(name, kind, missing):
 
 @given(st.text(max_size=400))
 def test_yaml_of_any_text(text):
-    Index(parse(text.splitlines()))
+    assert set(Index(parse(text.splitlines())).kinds.values()) <= set(Kind)
 
 
 @given(st.integers(min_value=0, max_value=len(YAML)))

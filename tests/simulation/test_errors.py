@@ -119,7 +119,15 @@ LEGAL = {
 
 @pytest.mark.parametrize("mix", LEGAL.values(), ids=LEGAL.keys())
 def test_legal_mixes(mix):
-    mix(torch.ones(2, 2, device="mps"))
+    x, y = torch.ones(2, 2, device="mps"), torch.ones(2, 2)
+    assert _numbers((mix(x), x)) == _numbers((mix(y), y))
+
+
+def _numbers(value):
+    """Return the numbers of a tensor, or of all of a tuple."""
+    if isinstance(value, tuple):
+        return [_numbers(part) for part in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 FLOAT64 = (
