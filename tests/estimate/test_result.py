@@ -6,6 +6,8 @@ from mpskit import memory_budget_for
 from mpskit._base.sizes import GIB
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.estimate import MemoryEstimate, Peak, TimelinePoint
+from mpskit.host import Host
+from mpskit.host.kinds import HostKind
 
 
 def make(**change):
@@ -118,3 +120,29 @@ def test_a_picture(tmp_path):
 
 def test_it_survives_json():
     assert MemoryEstimate.model_validate_json(make().model_dump_json()) == make()
+
+
+def test_a_picture_with_what_a_machine_gives(tmp_path):
+    found = make(timeline=(TimelinePoint(event=0, step=0, phase="forward", parameters_bytes=GIB),))
+    plain, lined = tmp_path / "plain.png", tmp_path / "lined.png"
+    found.plot(plain)
+    found.plot(lined, budget="6GiB")
+    assert plain.read_bytes() != lined.read_bytes()
+
+
+def test_an_estimate_without_a_peak_has_no_line_for_it():
+    assert "peak at" not in str(make(peak=None))
+    assert "peak at" in str(make())
+
+
+@pytest.mark.parametrize(
+    ("budget", "machine", "said"),
+    [
+        (None, None, "give a budget or machine="),
+        ("6GiB", "m1-16gb", "give a budget or machine="),
+        (Host(kind=HostKind.LINUX, os_name="Linux"), None, "nothing is known of the RAM"),
+    ],
+)
+def test_a_budget_that_nobody_knows(budget, machine, said):
+    with pytest.raises(ArgumentError, match=said):
+        make().fits(budget, machine=machine)

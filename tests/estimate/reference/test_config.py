@@ -216,3 +216,19 @@ def test_any_config_is_read_or_refused(config: dict[str, Any], family: str) -> N
     except ArgumentError:
         return
     assert min(shape.layers) >= 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "windowed"),
+    [(["full_attention"] * 2, False), (["sliding_attention"] * 2, True)],
+)
+def test_layers_of_one_kind_have_its_mask(kinds: list[str], windowed: bool) -> None:
+    config = TINY | {"layer_types": kinds, "sliding_window": 4, "use_sliding_window": True}
+    assert read(config).masked is windowed
+
+
+def test_layers_of_two_kinds_are_refused_where_the_window_matters() -> None:
+    config = TINY | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+    with pytest.raises(ArgumentError, match="some layers see 4 of 8 tokens"):
+        read(config)
+    assert read(config, tokens=3).masked is False

@@ -5,7 +5,7 @@ Storages, not tensors: views share one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -141,13 +141,6 @@ class StorageLog:
             record = self.records[number]
             if record.kind is None and record.phase == "forward":
                 record.kind = "activations"
-
-    def live(self) -> Iterator[tuple[int, int]]:
-        """Yield ``(event index, live bytes)`` after each event."""
-        total = 0
-        for index, event in enumerate(self.events):
-            total += self.records[event].size if event >= 0 else -self.records[~event].size
-            yield index, total
 
     def close(self) -> None:
         """Stop watching: what is freed from now on is no event."""
