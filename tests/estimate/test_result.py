@@ -123,7 +123,10 @@ def test_it_survives_json():
 
 
 def test_a_picture_with_what_a_machine_gives(tmp_path):
-    found = make(timeline=(TimelinePoint(event=0, step=0, phase="forward", parameters_bytes=GIB),))
+    points = tuple(
+        TimelinePoint(event=i, step=0, phase="forward", parameters_bytes=GIB) for i in range(2)
+    )
+    found = make(timeline=points)
     plain, lined = tmp_path / "plain.png", tmp_path / "lined.png"
     found.plot(plain)
     found.plot(lined, budget="6GiB")
