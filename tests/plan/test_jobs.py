@@ -208,3 +208,26 @@ def test_smaller_models_are_of_the_family_its_owners_first() -> None:
     assert smaller_models(smaller[-1], config_job(smaller[-1], "mps")) == []
     assert smaller_models("mine", made_up.job()) == []
     assert smaller_models(name, made_up.job(parameters=None)) == []
+
+
+def test_a_module_is_estimated_as_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, run = Asked(made_up.need(1)), Asked(made_up.need(2))
+    monkeypatch.setattr(jobs, "estimate_training_memory", trained)
+    monkeypatch.setattr(jobs, "estimate_inference_memory", run)
+    setting = Setting(rows=2, accumulate=2, precision="bf16", optimizer="sgd", world_size=4)
+    batch = TensorSpec((4, 8))
+    assert module_job(torch.nn.Linear, batch, "cuda").estimates(setting).peak_bytes == 1
+    running = module_job(torch.nn.Linear, batch, "cuda", training=False)
+    assert running.estimates(setting).peak_bytes == 2
+    (asked,) = trained.calls
+    assert (asked["accumulate"], asked["precision"], asked["device"]) == (2, "bf16", "cuda")
+    assert (asked["optimizer"], asked["world_size"]) == (torch.optim.SGD, 4)
+    (asked,) = run.calls
+    assert (asked["given"][1].shape, asked["precision"], asked["device"]) == (
+        (2, 8),
+        "bf16",
+        "cuda",
+    )
+    shared = Setting(world_size=2, sharding="fsdp")
+    with pytest.raises(ArgumentError, match="for a transformer's config"):
+        module_job(torch.nn.Linear, batch, "cuda").estimates(shared)

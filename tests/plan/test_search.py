@@ -151,3 +151,25 @@ def test_others_are_compared_at_the_same_rows_and_length() -> None:
     assert taken.setting in [found.setting for found in beside]
     assert isinstance(looking.leanest(), type(taken))
     assert issubclass(EstimateError, MpskitError)
+
+
+def test_a_length_at_which_every_way_is_refused_is_no_reason_to_stop() -> None:
+    def make(setting: Setting) -> MemoryEstimate:
+        if setting.seq_len == 512:
+            raise EstimateError("no positions for them", given=setting)
+        return need(setting.seq_len or 0)
+
+    found = search(Estimates(make), 1000, 1).first_that_fits(WAYS, (512, 256, 128))
+    assert found is not None
+    assert found.setting.seq_len == 256
+
+
+def test_lengths_between_are_left_out_where_the_shortest_does_not_fit() -> None:
+    tried = []
+
+    def make(setting: Setting) -> MemoryEstimate:
+        tried.append(setting.seq_len)
+        return need(2000)
+
+    assert search(Estimates(make), 1000, 1).first_that_fits(WAYS, (512, 256, 128)) is None
+    assert set(tried) == {512, 128}

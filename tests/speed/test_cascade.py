@@ -10,6 +10,7 @@ import torch
 from mpskit import (
     TensorSpec,
     Workload,
+    detect_host,
     get_optimal_device,
     known_issues,
     memory_budget,
@@ -259,3 +260,17 @@ def test_the_decision_is_a_value_that_can_be_stored():
     with simulate("m1-8gb"):
         info = get_optimal_device(workload=SMALL).info
     assert type(info).model_validate(json.loads(info.model_dump_json())) == info
+
+
+def test_what_is_free_at_the_moment_decides_nothing(monkeypatch):
+    """A decision holds for the program's life: it goes by what the machine has."""
+    asked = []
+
+    def usable(device, *, live=True):
+        asked.append((device, live))
+
+    monkeypatch.setattr(cascade, "usable_bytes", usable)
+    cascade._read(Workload(peak_bytes=1), detect_host(), "2.13.0")
+    assert asked == [("mps", False), ("cpu", False)]
+    cascade._read(Workload(), detect_host(), "2.13.0")
+    assert len(asked) == 2

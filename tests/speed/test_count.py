@@ -10,7 +10,7 @@ import torch
 from mpskit import EstimateError, TensorSpec, estimate_training_memory
 from mpskit.dispatch.op_counts import OpCounts
 from mpskit.speed import Workload
-from mpskit.speed.count import class_of_step, count_with_memory
+from mpskit.speed.count import class_of_step, count_running, count_with_memory
 
 
 class First(torch.nn.Module):
@@ -155,3 +155,53 @@ def test_depthwise_convolutions_make_another_class():
     made = counts(conv=20, norm=20)
     made.depthwise = 10
     assert class_of_step(made, recurrent=False, training=True) == "dwcnn"
+
+
+@pytest.mark.parametrize(
+    ("flops", "launches", "expected"),
+    [
+        # Four operators at most are one that somebody times alone: the heaviest tells.
+        ({"norm": 9.0, "gemm": 1.0}, {"norm": 3, "gemm": 1}, "gemm"),
+        ({"norm": 9.0, "gemm": 1.0}, {"norm": 4, "gemm": 1}, None),
+        ({"norm": 2.0, "softmax": 1.0}, {"norm": 1, "softmax": 2}, "norm"),
+        # Half of the arithmetic, and no more of it a launch than a small one has.
+        ({"gemm": 5.0, "norm": 5.0}, {"gemm": 5, "norm": 5}, "mlp"),
+        ({"gemm": 4.9, "norm": 5.1}, {"gemm": 5, "norm": 5}, None),
+        ({"gemm": 1.4e9}, {"gemm": 10}, "mlp"),
+        ({"gemm": 1.41e9}, {"gemm": 10}, None),
+        ({"conv": 5.0, "gemm": 5.0}, {"conv": 5, "gemm": 5}, "cnn"),
+        ({"rnn": 5.0, "gemm": 5.0}, {"rnn": 5, "gemm": 5}, "rnn"),
+        ({"gemm": 1.0}, {"gemm": 9, "softmax": 1, "norm": 1}, "transformer"),
+        ({"gemm": 1.0}, {"gemm": 9, "softmax": 1}, "mlp"),
+        ({}, {"other": 9}, None),
+    ],
+)
+def test_classes_at_their_bounds(flops, launches, expected):
+    made = OpCounts(
+        flops=sum(flops.values()),
+        launches=sum(launches.values()),
+        flops_by_class=defaultdict(float, flops),
+        launches_by_class=Counter(launches),
+    )
+    assert class_of_step(made, recurrent=False, training=False) == expected
+
+
+@pytest.mark.parametrize(("depthwise", "expected"), [(5, "dwcnn"), (4, "cnn")])
+def test_a_quarter_of_depthwise_convolutions(depthwise, expected):
+    made = OpCounts(flops=1.0, launches=20, depthwise=depthwise)
+    made.flops_by_class["conv"], made.launches_by_class["conv"] = 1.0, 20
+    assert class_of_step(made, recurrent=False, training=True) == expected
+
+
+def test_a_running_step_is_taken_apart_in_inference_mode_too():
+    """Torch takes it apart above the interception only where autograd may record."""
+    x, weight = torch.ones(4, 8, 16), torch.ones(32, 16)
+
+    def step():
+        torch.einsum("abc,dc->abd", x, weight)
+
+    with torch.no_grad():
+        plain = count_running(step)
+    with torch.inference_mode():
+        found = count_running(step)
+    assert found.flops == plain.flops == 2 * 4 * 8 * 16 * 32
