@@ -98,3 +98,66 @@ def test_the_key_is_registered_once_whoever_comes_first(monkeypatch):
     for thread in threads:
         thread.join()
     assert made == [1]
+
+
+class Parts:
+    """Takes what is composite apart, and notes what reaches it."""
+
+    def __init__(self):
+        self.names = []
+
+    def decomposed(self, func):
+        return func.name() == "aten::matmul"
+
+    def answer(self, func, args, kwargs):
+        self.names.append(func._schema.name)
+        return func(*args, **kwargs)
+
+
+class Wrapped(torch.Tensor):
+    """Unwraps itself, as torch's own subclasses do."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*(arg.inner if isinstance(arg, cls) else arg for arg in args))
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_subclasses_and_composites_through_the_key_and_through_a_mode(keyed, monkeypatch):
+    if not keyed:  # as on a torch whose library takes no fallback
+        monkeypatch.setattr(intercept, "registered_key", lambda: None)
+    parts, wrapped, x = Parts(), Wrapped(torch.ones(2, 2)), torch.ones(2, 2)
+    with intercepting(parts), torch.inference_mode():
+        assert torch.add(wrapped, 1).tolist() == [[2.0, 2.0], [2.0, 2.0]]
+        assert torch.matmul(x, x).tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert "aten::mm" in parts.names
+    assert "aten::matmul" not in parts.names
+
+
+def test_nothing_is_seen_again_without_a_key(monkeypatch):
+    monkeypatch.setattr(intercept, "registered_key", lambda: None)
+    with intercept.seen_again():
+        assert torch.ones(2).sum() == 2
+
+
+@pytest.mark.parametrize("lacking", ["fallback", "_dispatch_key_parse"])
+def test_a_torch_that_takes_no_fallback_has_no_key(lacking, monkeypatch):
+    owner = torch.library.Library if lacking == "fallback" else torch._C
+    monkeypatch.delattr(owner, lacking)
+    assert intercept._register() is None
+
+
+@pytest.mark.parametrize("entered", [True, False])
+def test_a_mode_is_taken_off_only_where_it_is_on(entered):
+    mode, around = (torch.utils._python_dispatch.TorchDispatchMode() for _ in range(2))
+    with around:
+        if entered:
+            mode.__enter__()
+        intercept.take_off(mode)
+        assert intercept._get_current_dispatch_mode_stack()[-1] is around

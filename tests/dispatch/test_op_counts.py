@@ -104,3 +104,22 @@ def test_every_operator_of_the_table_stands_in_one_class_and_is_known_to_torch()
     if "_fused_rms_norm_backward" not in known:
         pytest.skip("an older torch lacks the newest operators of the table")
     assert set(names) <= known
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fused_recurrent_layer_multiplies_in_each_time_step(training):
+    """By 4 gates of 16 numbers each, and twice as much backward."""
+    layer, x, counter = torch.nn.LSTM(8, 16), torch.ones(5, 3, 8), _Counter()
+    with intercepting(counter), torch.set_grad_enabled(training):
+        result = layer(x)[0]
+        if training:
+            result.sum().backward()
+    forward = 2.0 * 5 * 3 * (8 + 16) * 4 * 16
+    assert counter.counts.flops_by_class["rnn"] == forward * (3 if training else 1)
+    assert counter.counts.launches_by_class["rnn"] == 5 * (2 if training else 1)
+
+
+def test_rows_that_are_looked_up_are_moved_alone():
+    rows = torch.tensor([1, 2])
+    found = counted(lambda: torch.nn.functional.embedding(rows, torch.zeros(1000, 16)))
+    assert found.bytes_moved - 4 * 1000 * 16 == 2 * (2 * 16 * 4)  # the table is filled first
