@@ -196,18 +196,20 @@ def test_lengths_are_counts(make: Any, length: Any, error: type[Exception]) -> N
         make(QWEN, "mps", **{name: length})
 
 
-def test_smaller_models_are_of_the_family_its_owners_first() -> None:
+@pytest.mark.parametrize("name", list(bundled_models()))
+def test_smaller_models_are_of_the_family_its_owners_first(name: str) -> None:
     models = bundled_models()
-    name = "Qwen/Qwen2.5-7B"
-    smaller = smaller_models(name, config_job(name, "mps"))
-    assert smaller
-    assert {models[other]["model_type"] for other in smaller} == {models[name]["model_type"]}
-    keys = [(not o.startswith("Qwen/"), -models[o]["parameters"]) for o in smaller]
+    size, family, owner = models[name]["parameters"], models[name]["model_type"], name.split("/")[0]
+    smaller = smaller_models(name, made_up.job(parameters=size))
+    others = [one for one, config in models.items() if config["model_type"] == family]
+    assert set(smaller) == {one for one in others if models[one]["parameters"] < size}
+    keys = [(one.split("/")[0] != owner, -models[one]["parameters"]) for one in smaller]
     assert keys == sorted(keys)
-    assert all(models[other]["parameters"] < models[name]["parameters"] for other in smaller)
-    assert smaller_models(smaller[-1], config_job(smaller[-1], "mps")) == []
+
+
+def test_what_is_not_bundled_has_no_smaller_one() -> None:
     assert smaller_models("mine", made_up.job()) == []
-    assert smaller_models(name, made_up.job(parameters=None)) == []
+    assert smaller_models(QWEN, made_up.job(parameters=None)) == []
 
 
 def test_a_module_is_estimated_as_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

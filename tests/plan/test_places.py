@@ -78,3 +78,12 @@ def test_a_budget_instead_of_the_machines() -> None:
 def test_bad_places(asked: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):
         find_place(**asked)  # type: ignore[arg-type]
+
+
+def test_the_variables_that_hold_mps_to_a_cap() -> None:
+    place = find_place("m1-16gb")
+    assert place.recommended_bytes is not None
+    held = place.environment(place.recommended_bytes // 2)
+    assert float(held["PYTORCH_MPS_HIGH_WATERMARK_RATIO"]) == pytest.approx(0.5, abs=1e-3)
+    assert float(held["PYTORCH_MPS_LOW_WATERMARK_RATIO"]) < 0.5
+    assert find_place("m1-16gb", "cpu").environment(10**9) == {}

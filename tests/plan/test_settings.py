@@ -137,3 +137,32 @@ def test_a_batch_of_a_billion_rows_has_its_sizes_at_once() -> None:
     assert len(batch_sizes(10**9)) == 100
     with pytest.raises(ArgumentError, match="more than a step has"):
         batch_sizes(10**10)
+
+
+@pytest.mark.parametrize(
+    ("first", "words", "loss", "time"),
+    [
+        # Forward, the inputs' gradient and the weights': three passes; adapters leave one out.
+        (FULL, "fp32", 0, 3.0),
+        (FULL, "fp32 + checkpointing", 0, 4.0),
+        (FULL, "bf16-mixed", 1, 1.5),
+        (FULL, "fp32 + adafactor", 1, 3.0),
+        (LORA, "fp32", 0, 2.0),
+        (LORA, "bf16-mixed", 1, 1.05),  # which casts the frozen weights in each pass
+        (LORA, "bf16 base", 2, 1.0),
+        (LORA, "bf16 base + checkpointing", 2, 1.5),
+        (LORA, "8-bit base", 3, 1.0),
+        (LORA, "4-bit base", 4, 1.0),
+    ],
+)
+def test_what_a_way_gives_up_and_takes(first: Setting, words: str, loss: int, time: float) -> None:
+    asked = {"half": "bf16", "mixed": "bf16-mixed", "quantized": ("int8", "nf4")}
+    found = ways(first, half_rate=2.0, **asked)  # type: ignore[arg-type]
+    (way,) = [way for way in found if way.setting.words == words]
+    assert (way.loss, way.time) == (loss, pytest.approx(time))
+
+
+def test_a_setting_is_one_row_unless_it_says_more() -> None:
+    plain = Setting()
+    assert (plain.rows, plain.accumulate, plain.world_size) == (1, 1, 1)
+    assert plain.with_rows(16, 8).accumulate == 1
