@@ -32,6 +32,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3 with dropout": ("phi3", {"resid_pdrop": 0.1, "attention_dropout": 0.1}),
     "shallow llama": ("llama", {"num_hidden_layers": 2}),
     "quick gelu": ("gpt_neox", {"hidden_act": "quick_gelu"}),
+    "gemma2 with a key for each query": ("gemma2", {"num_key_value_heads": 4}),
 }
 # On the CPU and on CUDA the peak is a sum. On MPS up to 2.13 a request may take a cached buffer
 # that is up to 32 MiB larger, which is much beside models of this size.
@@ -100,6 +101,27 @@ def test_a_forward_pass(family: str, config_of: Any, model_of: Any) -> None:
     spec = TensorSpec((2, 128), "int64")
     truth = estimate_inference_memory(model_of(family).eval(), {"input_ids": spec}, device="cpu")
     need = estimated(config_of(family), "cpu", training=False)
+    assert need.peak_bytes == pytest.approx(truth.peak_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("BertModel", "AutoModel"),
+        ("BertForSequenceClassification", "AutoModelForSequenceClassification"),
+    ],
+)
+def test_what_stands_on_an_encoder(architecture: str, kind: str, config_of: Any) -> None:
+    """A pooled first token alone, or classes on top of it."""
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    config = config_of("bert", architectures=[architecture])
+    given = transformers.AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = getattr(transformers, kind).from_config(given).eval()
+    spec = TensorSpec((2, 128), "int64")
+    truth = estimate_inference_memory(model, {"input_ids": spec}, device="cpu")
+    need = estimated(config, "cpu", training=False)
+    assert need.parameters_bytes == truth.parameters_bytes
     assert need.peak_bytes == pytest.approx(truth.peak_bytes, rel=0.02)
 
 
