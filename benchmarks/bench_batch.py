@@ -49,9 +49,15 @@ NOTES = (
     ),
     (
         "mpskit and accelerate are given the power of two above the largest to start from; "
-        "Lightning starts from 2. *Steps thrown away* are all that were begun, without the three "
-        "of the training that mpskit and accelerate end with; Lightning trains afterwards. "
-        "`max_batch_size` is given the limit in bytes and runs no step."
+        "accelerate goes down by a tenth, so that each doubling of the start costs it seven more "
+        "steps. Lightning starts from 2. *Steps thrown away* are all that were begun, without the "
+        "three of the training that mpskit and accelerate end with, those that mpskit aborts at "
+        "their optimizer included; Lightning trains afterwards."
+    ),
+    (
+        "`max_batch_size` is given the limit in bytes and runs no step. By default it counts the "
+        "tensors at the peak; `tight=False` also leaves room for the allocator's heaps, which are "
+        "whole, and a tenth."
     ),
     (
         "Lightning (2.6) does not know MPS's out-of-memory error, so as it is the first one ends "
@@ -121,16 +127,19 @@ def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch
 
 @dataclass
 class Log:
-    """Every step that was begun, and the sizes of those that ran to their end."""
+    """The batch size of every step that was begun, and how many ran out of memory."""
 
     begun: list[int] = field(default_factory=list)
-    done: list[int] = field(default_factory=list)
+    failed: int = 0
 
     @contextlib.contextmanager
-    def step(self, rows: int) -> Iterator[None]:
-        self.begun.append(rows)
-        yield
-        self.done.append(rows)
+    def watched(self) -> Iterator[None]:
+        """Count an out-of-memory error."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.failed += is_oom(error)
+            raise
 
 
 def training(job: Job, log: Log) -> Callable[[int], int]:
@@ -140,7 +149,8 @@ def training(job: Job, log: Log) -> Callable[[int], int]:
         model = job.make().to("mps")
         optimizer = torch.optim.AdamW(model.parameters())
         for _ in range(STEPS):
-            with log.step(batch_size):
+            log.begun.append(batch_size)
+            with log.watched():
                 loss_of(model, job.batch(batch_size, "mps")).backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -239,9 +249,6 @@ class Trained(lightning.LightningModule):
         with self.words():
             loss.backward()
 
-    def on_train_batch_end(self, _outputs: Any, batch: Any, _index: int) -> None:
-        self.log_of.done.append(len(batch[1]))
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters())
 
@@ -252,7 +259,8 @@ class Trained(lightning.LightningModule):
     @contextlib.contextmanager
     def words(self) -> Iterator[None]:
         try:
-            yield
+            with self.log_of.watched():
+                yield
         except RuntimeError as error:
             if not self.translated or not is_oom(error):
                 raise
@@ -297,10 +305,15 @@ def searched(job: Job, limit: float | None, way: str, most: int) -> dict[str, An
         started = time.process_time()
         found = ended_by_memory(lambda: search(job, 2 ** most.bit_length(), log))
         seconds = time.process_time() - started
-    failed = len(log.begun) - len(log.done)
     thrown = len(log.begun) - (STEPS if trains else 0)
     sizes = len(list(itertools.groupby(log.begun)))
-    return {"found": found, "tries": sizes, "failed": failed, "thrown": thrown, "seconds": seconds}
+    return {
+        "found": found,
+        "tries": sizes,
+        "failed": log.failed,
+        "thrown": thrown,
+        "seconds": seconds,
+    }
 
 
 def estimated(job: Job, usable: int, *, tight: bool) -> dict[str, Any]:
