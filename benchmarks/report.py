@@ -136,9 +136,11 @@ def _section(ran: Ran) -> Iterator[str]:
     more += f" Explained in [{its.page}](benchmarks/{its.page}.md)." if its.page else ""
     yield f"{its.question} `{its.command}`.{more}"
     for number, table in enumerate(its.tables):
+        parts = list(table_parts(table))
         if table.plot is not None:
-            yield f"![{table.plot.title}](images/{picture_name(its, number)})"
-        yield from table_parts(table)
+            picture = f"![{table.plot.title}](images/{picture_name(its, number)})"
+            parts.insert(bool(table.title), picture)
+        yield from parts
     yield from its.notes
 
 
