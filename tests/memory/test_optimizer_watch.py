@@ -54,7 +54,7 @@ def test_a_call_that_may_go_on_is_asked_once(closure: bool) -> None:
         trained(weight, closure=closure)
     assert len(asked) == 1
     assert torch.equal(weight, torch.full((2,), -3.0))
-    assert (watch.left, watch.steps) == (False, 1)
+    assert (watch.left, watch.steps) == (False, 2)
 
 
 def test_a_call_that_catches_everything_trains_nothing() -> None:
