@@ -249,6 +249,14 @@ class Trained(lightning.LightningModule):
         with self.words():
             loss.backward()
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        with self.words():
+            super().optimizer_step(*args, **kwargs)
+
+    def transfer_batch_to_device(self, *args: Any) -> Any:
+        with self.words():
+            return super().transfer_batch_to_device(*args)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters())
 

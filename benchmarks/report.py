@@ -154,7 +154,7 @@ def draw(table: Table, path: Path) -> None:
     assert table.plot is not None
     column = next(column for column in table.columns if column.key == table.plot.column)
     bars = list(_bars(table, column))
-    width, height = 6.0, 0.9 + 0.3 * len(bars)
+    width, height = 6.0, 0.9 + 0.34 * len(bars)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes: Any = figure.subplots()
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -171,9 +171,9 @@ def draw(table: Table, path: Path) -> None:
             left = axes.get_yaxis_transform()  # from the axis on, in the line of its own
             axes.text(0, place, case, transform=left, va="center", fontsize=9, weight="bold")
     names = [label if value is not None else "" for label, value, _ in bars]
-    axes.set_yticks(range(len(bars)), names, fontsize=9)
+    axes.set_yticks(range(len(bars)), names, fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     if table.plot.log:
         axes.set_xscale("log")
         axes.set_xlim(floor, max(values) * 12)
@@ -200,7 +200,7 @@ def _bars(table: Table, column: Column) -> Iterator[tuple[str, float | None, str
 
 
 def _name(table: Table, row: Row) -> str:
-    return textwrap.fill(str(row.values[table.who]).replace("`", ""), 30)
+    return textwrap.fill(str(row.values[table.who]).replace("`", ""), 34)
 
 
 def _number(value: Any) -> float:
