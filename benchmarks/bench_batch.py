@@ -62,7 +62,9 @@ NOTES = (
     (
         "Lightning (2.6) does not know MPS's out-of-memory error, so as it is the first one ends "
         "its search. To compare its search, the module of the other rows raises the error with the "
-        "text `CUDA out of memory`, which Lightning knows; nothing else is changed. `binsearch` "
+        "text `CUDA out of memory`, which Lightning knows; nothing else is changed. Where it still "
+        "found none, the next tensor that it asked for while it handled the error did not fit, as "
+        "the error still referred to the failed step's tensors. `binsearch` "
         "takes 5% off what it found. The CPU time is that of steps without numbers, and says "
         "little of a Mac."
     ),
