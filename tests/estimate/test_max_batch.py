@@ -161,7 +161,7 @@ def test_a_batch_norm_that_needs_two_rows():
     nothing = max_batch_size(make, TensorSpec((1, 64)), device="mps", budget=MIB // 64)
     assert (nothing.batch_size, nothing.tries) == (0, 1)
     assert "2 rows would need" in nothing.reason
-    with pytest.raises(EstimateError, match=r"BatchNorm1d|batch"):
+    with pytest.raises(EstimateError, match="Expected more than 1 value"):
         max_batch_size(make, TensorSpec((1, 64)), device="mps", budget="64MiB", most=1)
 
 
