@@ -233,3 +233,13 @@ def test_an_interrupt_at_any_line_leaves_nothing_behind():
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_a_mac_that_was_not_entered_cannot_be_left():
+    with pytest.raises(SimulationError, match="was not entered"):
+        simulate("m1-8gb").__exit__(None, None, None)
+
+
+def test_no_mac_is_active_on_a_torch_too_old_for_one(monkeypatch):
+    monkeypatch.setattr(mpskit.simulation, "torch_version", lambda: "2.5.1")
+    assert mpskit.simulation.__getattr__("active")() is None
