@@ -55,9 +55,9 @@ NOTES = (
         "their optimizer included; Lightning trains afterwards."
     ),
     (
-        "`max_batch_size` is given the limit in bytes and runs no step. By default it counts the "
-        "tensors at the peak; `tight=False` also leaves room for the allocator's heaps, which are "
-        "whole, and a tenth."
+        "`max_batch_size` is given the limit in bytes and runs no step. It leaves "
+        "room for the allocator's heaps, which are whole, and a tenth; `tight=True` counts the "
+        "tensors at the peak alone, which heaps do not hold."
     ),
     (
         "Lightning (2.6) does not know MPS's out-of-memory error, so as it is the first one ends "
@@ -304,7 +304,7 @@ WAYS: dict[str, tuple[Callable[[Job, int, Log], int | None], bool]] = {
     ),
     "Lightning, as it is": (by_lightning("power", translated=False), False),
 }
-ESTIMATES = {"mpskit `max_batch_size`": True, "mpskit `max_batch_size(tight=False)`": False}
+ESTIMATES = {"mpskit `max_batch_size`": False, "mpskit `max_batch_size(tight=True)`": True}
 
 
 def searched(job: Job, limit: float | None, way: str, most: int) -> dict[str, Any]:

@@ -104,6 +104,15 @@ def test_the_two_estimates_and_the_one_that_verifies():
     assert MaxBatch.model_validate_json(found.model_dump_json()) == found
 
 
+def test_a_size_that_is_only_tight_is_found_if_asked_for():
+    model, batch = MODELS["conv"]
+    asked = {"device": "mps", "budget": "2GiB"}
+    roomy = max_batch_size(model, batch, **asked)
+    tight = max_batch_size(model, batch, tight=True, **asked)
+    assert (roomy.verdict.answer, tight.verdict.answer) == ("fits", "tight")
+    assert roomy.batch_size < tight.batch_size
+
+
 def test_inference_takes_more_rows_than_training():
     model, (images, classes) = MODELS["conv"]
     trained = max_batch_size(model, (images, classes), device="mps", budget="2GiB")
@@ -130,10 +139,10 @@ def test_a_config_on_a_machine(machine, device):
     found = mpskit.max_batch_size("Qwen/Qwen2.5-0.5B", **settings)
     assert found.estimate.device == device
     assert found.verdict == found.estimate.fits(machine)
+    assert found.verdict.answer == "fits"
     beyond = int(found.batch_size / 0.95) + 1
-    assert not estimate_from_config("Qwen/Qwen2.5-0.5B", batch_size=beyond, **settings).fits(
-        machine
-    )
+    more = estimate_from_config("Qwen/Qwen2.5-0.5B", batch_size=beyond, **settings)
+    assert more.fits(machine).answer != "fits"
 
 
 def test_what_is_usable_on_this_machine():
@@ -272,9 +281,8 @@ def test_a_batch_that_a_callable_makes():
     )
     more = TensorSpec((100, int(found.batch_size / 0.95) + 1, 64))
     assert found.batch_size > 1
-    assert not estimate_training_memory(
-        lambda: nn.LSTM(64, 64), more, step=step, device="mps"
-    ).fits("1GiB")
+    beyond = estimate_training_memory(lambda: nn.LSTM(64, 64), more, step=step, device="mps")
+    assert beyond.fits("1GiB").answer != "fits"
 
 
 X = TensorSpec((2, 8))
