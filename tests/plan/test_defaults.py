@@ -43,6 +43,7 @@ def test_an_unknown_optimizer_lists_those_that_are_known() -> None:
         optimizer_for("adamwww", "mps")
 
 
+@pytest.mark.from_torch("2.5", "torch.optim has Adafactor")
 def test_every_stand_in_is_in_torch() -> None:
     table = defaults("optimizers")
     known = {name.lower() for name in vars(torch.optim)}

@@ -8,12 +8,14 @@ from mpskit import Machine
 from mpskit.errors import ArgumentError, ArgumentTypeError, UnknownMachineError
 from mpskit.plan.places import THIS_MACHINE, find_place
 
+_AUTOCAST = pytest.mark.from_torch("2.6", "MPS has autocast to bfloat16")
+
 
 @pytest.mark.parametrize(
     ("machine", "device", "half", "mixed", "fastest", "faster"),
     [
-        ("m1-16gb", "mps", "bf16", "bf16-mixed", "fp16", False),
-        ("m4-16gb", "mps", "bf16", "bf16-mixed", "bf16", True),
+        pytest.param("m1-16gb", "mps", "bf16", "bf16-mixed", "fp16", False, marks=_AUTOCAST),
+        pytest.param("m4-16gb", "mps", "bf16", "bf16-mixed", "bf16", True, marks=_AUTOCAST),
         ("T4", "cuda", "fp16", "fp16-mixed", "fp16", True),
         ("A100", "cuda", "bf16", "bf16-mixed", "bf16", True),
         ("intel-mac-16gb", "cpu", None, None, None, False),

@@ -126,8 +126,8 @@ def _flops(
         # does so twice, for the gradients of both factors.
         products = 2.0 * given[0].shape[0] * given[0].shape[1] * sum(w.numel() for w in given[1:3])
         return products * (2 if name.endswith("backward") else 1)
-    if name == "convolution_backward" and args[9] > 1:
-        return _grouped_backward(args)
+    if name == "convolution_backward":
+        return _convolution_backward(args)
     formula = _formula(func, name)
     if formula is not None:
         out = "out_val" if has("flop_counter.out_val", torch.__version__) else "out"
@@ -135,11 +135,12 @@ def _flops(
     return float(max(t.numel() for t in (*given, *made)))
 
 
-def _grouped_backward(args: tuple[Any, ...]) -> float:
-    """Return the arithmetic of a grouped convolution's backward pass.
+def _convolution_backward(args: tuple[Any, ...]) -> float:
+    """Return the arithmetic of a convolution's backward pass.
 
     Each gradient takes what the forward pass takes. torch's formula counts the weight's as if the
-    convolution had no groups: 66 times the forward pass with 64 of them (torch 2.13).
+    convolution had no groups (66 times the forward pass with 64 of them, torch 2.13), and on
+    torch 2.2 a transposed one's wrongly too (7 times the forward pass in a small case).
     """
     grad, given, weight = args[:3]
     transposed, mask = args[7], args[10]
