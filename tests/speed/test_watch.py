@@ -1,5 +1,7 @@
 """One step as it is watched: its waits, its fallbacks, its loader, and nothing left behind."""
 
+import threading
+
 import pytest
 import torch
 
@@ -71,6 +73,7 @@ def test_nothing_stays_patched_wherever_it_is_interrupted():
     for _ in interrupted_at_each_line(lambda: watch(lambda: y + y, "cpu")):
         count += 1
         assert changed() == before
-        assert not any(slot.bound for slot in patches._SLOTS.values())
+        # Another thread may be on a Mac for good, as tqdm's monitor after a rehearsed download.
+        assert not any(threading.get_ident() in slot.bound for slot in patches._SLOTS.values())
         assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
     assert count > 50
