@@ -53,6 +53,7 @@ PACKAGES = (
     "torchinfo",
 )
 THREADS = 1
+_UNCOMPILED = "PYTHONDONTWRITEBYTECODE"
 # Far beyond what a section takes, so that one that hangs does not keep the others from running.
 PATIENCE_SECONDS = 3600
 
@@ -110,9 +111,11 @@ def cpu_of_children() -> float:
 def run_child(command: list[str]) -> str | None:
     """Run a command to its end, its stderr on ours; return the last line of an error's."""
     threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+    # An installed package has compiled files, so a start-up must not compile the sources each time.
+    environ = {name: value for name, value in os.environ.items() if name != _UNCOMPILED}
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            command, stdout=sys.stderr, stderr=errors, env=os.environ | threads,
+            command, stdout=sys.stderr, stderr=errors, env=environ | threads,
             start_new_session=True,
         )  # fmt: skip
         try:

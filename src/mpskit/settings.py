@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpskit._base.arguments import shown
 from mpskit.backends.kinds import NAMES, kind_of
 from mpskit.errors import SettingsError
 
@@ -133,7 +134,7 @@ def parse_policy(text: str) -> str | tuple[str, ...] | None:
 
 
 def _wrong(name: str, text: str, right: str) -> SettingsError:
-    return SettingsError(f"{name}={text!r} is not understood: use {right}", given=text)
+    return SettingsError(f"{name}={shown(text)} is not understood: use {right}", given=text)
 
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:

@@ -212,6 +212,21 @@ def _documents(owner: ast.ClassDef, name: str) -> bool:
     )
 
 
+def shown(source: Source) -> Iterator[Finding]:
+    """What an error was given, written into its text by ``repr``.
+
+    It may be anything: an int that Python does not write out, an object whose ``__repr__`` raises,
+    megabytes. ``_base.arguments.shown`` writes each.
+    """
+    for module in source.modules:
+        for call in (node for node in module.nodes if isinstance(node, ast.Call)):
+            given = {ast.unparse(word.value) for word in call.keywords if word.arg == "given"}
+            for value in (part for argument in call.args for part in ast.walk(argument)):
+                by_repr = isinstance(value, ast.FormattedValue) and value.conversion == ord("r")
+                if by_repr and ast.unparse(value.value) in given:
+                    yield _place(module, value, ast.unparse(value.value))
+
+
 def _is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
     return any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
 
@@ -227,6 +242,7 @@ CHECKS: dict[str, Callable[[Source], Iterator[Finding]]] = {
     "logger": logger,
     "texts-decide": texts_decide,
     "docstrings": docstrings,
+    "shown": shown,
     **{f"once.{name}": _once(rule) for name, rule in LAWS["once"].items()},
     **{f"list.{name}": _list(rule) for name, rule in LAWS["list"].items()},
 }

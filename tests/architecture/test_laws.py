@@ -57,6 +57,7 @@ BREACHES = {
     "logger": "import logging\nx = logging.getLogger('y')\n",
     "texts-decide": "x = why in ('use_gpu=False', None)\n",
     "docstrings": "class _Hidden: ...\ndef shown(): ...\n",
+    "shown": "raise ValueError(f'no {name!r}', given=name)\n",
     "once.high-watermark": "x = 1.7\n",
     "once.low-watermark": "x = 1.4\n",
     "once.default-macos": "x = '15.6'\n",

@@ -9,7 +9,15 @@ from typing import Any
 
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_callable", "check_count", "check_names", "check_seconds", "shown", "wrong_type"]
+__all__ = [
+    "check_callable",
+    "check_count",
+    "check_names",
+    "check_seconds",
+    "check_version",
+    "shown",
+    "wrong_type",
+]
 
 
 _MOST = 200
@@ -48,6 +56,16 @@ def check_count(name: str, value: Any, *, least: int) -> None:
         raise ArgumentError(f"{name} must be at least {least}, got {shown(value)}", given=value)
     if value > sys.maxsize:
         raise ArgumentError(f"{name} is more than torch can count: {shown(value)}", given=value)
+
+
+def check_version(version: Any) -> None:
+    """Raise unless ``version`` is a str, or None for the installed torch.
+
+    Raises:
+        ArgumentTypeError: it is neither.
+    """
+    if not isinstance(version, str | None):
+        raise wrong_type("torch_version", "a str such as '2.13.0'", version)
 
 
 def check_seconds(name: str, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, overload
 
+from mpskit._base.arguments import shown
 from mpskit.allocator.cpu import CpuAllocator
 from mpskit.allocator.cuda import CudaAllocator
 from mpskit.allocator.mps import CachingMps, PlacementMps
@@ -77,4 +78,4 @@ def allocator_for(
         return CudaAllocator(total_bytes=recommended_bytes, title=kind.title)
     if kind.allocator is AllocatorRules.CPU:
         return CpuAllocator()
-    raise ArgumentError(f"no model of {device!r}: one of {', '.join(ESTIMATED)}", given=device)
+    raise ArgumentError(f"no model of {shown(device)}: one of {', '.join(ESTIMATED)}", given=device)

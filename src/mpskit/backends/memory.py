@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mpskit._base.arguments import shown
 from mpskit.backends.facts import build_of, current_accelerator
 from mpskit.backends.kinds import ACCELERATORS, KINDS, Api, Kind, MemoryClass, kind_of
 from mpskit.backends.versions import has, torch_version
@@ -60,14 +61,14 @@ def as_device(device: DeviceLike) -> torch.device:
 
     if not isinstance(device, torch.device | str):
         raise ArgumentTypeError(
-            f"device must be one such as 'mps' or 'cuda:0', got {device!r}", given=device
+            f"device must be one such as 'mps' or 'cuda:0', got {shown(device)}", given=device
         )
     try:
         return torch.device(device)
     except RuntimeError:
         # Torch's own message lists every device type it ever had, such as ipu and mkldnn.
         raise ArgumentError(
-            f"{device!r} is not a device: use one of {', '.join(KINDS)}, or one of several as "
+            f"{shown(device)} is not a device: use one of {', '.join(KINDS)}, or one of several as "
             "cuda:1",
             given=device,
         ) from None

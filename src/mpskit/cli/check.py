@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.arguments import shown
 from mpskit.cli.estimate_job import read_batch
 from mpskit.cli.json_output import print_json
 from mpskit.cli.output import check_folder, completing, print_wrapped, progress
@@ -135,7 +136,7 @@ def _refuse(arguments: argparse.Namespace) -> None:
     if arguments.only is not None:
         raise ArgumentError("--only is for the known bugs, without a model", given=arguments.only)
     if not model.rpartition(":")[0]:
-        raise ArgumentError(f"{model!r} is not FILE.py:NAME", given=model)
+        raise ArgumentError(f"{shown(model)} is not FILE.py:NAME", given=model)
     if not arguments.batch:
         raise ArgumentError("say what the batch is: --batch 'float32[8,784]'", given=model)
     if arguments.script is not None:

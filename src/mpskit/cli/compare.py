@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from mpskit._base.arguments import shown
 from mpskit.cli.json_output import print_json
 from mpskit.cli.output import check_folder, print_rows, print_wrapped, told_warnings
 from mpskit.cli.user_file import run_file, users_code
@@ -76,7 +77,7 @@ def _seconds(seconds: float) -> float:
 def _make_step(text: str) -> Callable[[str], Callable[[], Any]]:
     path, _, name = text.rpartition(":")
     if not path or not name.isidentifier():
-        raise ArgumentError(f"give FILE.py:NAME, not {text!r}", given=text)
+        raise ArgumentError(f"give FILE.py:NAME, not {shown(text)}", given=text)
     found: Callable[[str], Callable[[], Any]] = run_file(path, name)[name]
     return found
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from mpskit._base.arguments import shown
 from mpskit.errors import ArgumentError, MpskitWarning
 
 __all__ = [
@@ -179,12 +180,14 @@ def check_folder(path: str) -> None:
     """
     folder = Path(path).parent
     if Path(path).is_dir():
-        raise ArgumentError(f"{path!r} is a folder: name a file in it", given=path)
+        raise ArgumentError(f"{shown(path)} is a folder: name a file in it", given=path)
     if not folder.is_dir():
-        raise ArgumentError(f"{path!r} cannot be written: no folder {str(folder)!r}", given=path)
+        raise ArgumentError(
+            f"{shown(path)} cannot be written: no folder {str(folder)!r}", given=path
+        )
     if not os.access(folder, os.W_OK):
         raise ArgumentError(
-            f"{path!r} cannot be written: {str(folder)!r} is not yours to write to", given=path
+            f"{shown(path)} cannot be written: {str(folder)!r} is not yours to write to", given=path
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpskit._base.arguments import shown
 from mpskit._base.user_code import is_own
 from mpskit.backends.facts import torch_trouble
 from mpskit.errors import ArgumentError, MpskitError
@@ -61,12 +62,12 @@ def run_file(path: str, *names: str | None) -> Mapping[str, Any]:
         ArgumentError: there is no such file, it fails, or a name is not in it.
     """
     if not Path(path).is_file():
-        raise ArgumentError(f"{path!r} is not FILE.py:NAME with an existing file", given=path)
+        raise ArgumentError(f"{shown(path)} is not FILE.py:NAME with an existing file", given=path)
     sys.path.insert(0, str(Path(path).resolve().parent))
     with users_code(path):
         found = runpy.run_path(path)
     for name in names:
         if name is not None and name not in found:
             known = ", ".join(sorted(key for key in found if not key.startswith("_"))[:10])
-            raise ArgumentError(f"{path} has no {name!r}; it has {known}", given=name)
+            raise ArgumentError(f"{path} has no {shown(name)}; it has {known}", given=name)
     return found

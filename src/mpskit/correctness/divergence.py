@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from mpskit._base.arguments import check_callable
+from mpskit._base.arguments import check_callable, shown
 from mpskit.correctness.accelerator import available_device
 from mpskit.correctness.comparing import Deviation, compare
 from mpskit.correctness.lockstep import Draws, OpCall, Record, Watch, run_step
@@ -78,7 +78,7 @@ def find_divergence(
     if checked == compared:
         raise ArgumentError(f"device and reference are both {str(checked)!r}", given=device)
     if not isinstance(train, bool):
-        raise ArgumentTypeError(f"train must be True or False, got {train!r}", given=train)
+        raise ArgumentTypeError(f"train must be True or False, got {shown(train)}", given=train)
     check_callable("step", step)
     if batch is None:
         raise ArgumentError("give a batch: tensors or TensorSpec, nested", given=batch)

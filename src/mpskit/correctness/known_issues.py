@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import check_version
 from mpskit.backends import versions
 from mpskit.correctness.issue_table import KnownIssue, Severity, issues_for
 from mpskit.errors import ArgumentError
@@ -48,8 +48,7 @@ def known_issues(
         UnsupportedTorchError: the installed torch is too old to trace a model.
     """
     told = given_host(machine, host)
-    if not isinstance(torch_version, str | None):
-        raise wrong_type("torch_version", "a str such as '2.13.0'", torch_version)
+    check_version(torch_version)
     if (model is None) != (batch is None):
         given = "a model without a batch" if batch is None else "a batch without a model"
         raise ArgumentError(f"give model= and batch= together: got {given}", given=model)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import shown, wrong_type
 from mpskit._base.log import log
 from mpskit._base.state import remembered
 from mpskit.backends import facts as torch_facts
@@ -161,7 +161,7 @@ def _normal_policy(policy: object) -> str | tuple[str, ...]:
     parsed = parse_policy(text)
     if parsed is None:
         raise ArgumentError(
-            f"policy={policy!r} is not understood: use 'auto', 'conservative', or an order of "
+            f"policy={shown(policy)} is not understood: use 'auto', 'conservative', or an order of "
             "device types such as ('mps', 'cuda', 'cpu')",
             given=policy,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Literal, TypeAlias
 
+from mpskit._base.arguments import shown
 from mpskit._base.values import Value
 from mpskit.allocator.watermarks import (
     DEFAULT_HIGH,
@@ -77,7 +78,7 @@ class Plan:
             return True
         if self._on_conflict == "error":
             raise SettingsError(
-                f"{name}={old!r} is set already, and {_wanted(text)}: unset it, or say "
+                f"{name}={shown(old)} is set already, and {_wanted(text)}: unset it, or say "
                 "on_conflict='override'",
                 given=old,
             )
@@ -143,7 +144,7 @@ def plan_limits(plan: Plan, limit: Amount | None, low: Amount | None) -> None:
     high = None if limit is None else _ratio(limit, *memory, "memory_limit")
     lowest = None if low is None else _ratio(low, *memory, "low")
     if high is not None and lowest is not None and lowest > high:
-        raise ArgumentError(f"low={low!r} is above memory_limit={limit!r}", given=low)
+        raise ArgumentError(f"low={shown(low)} is above memory_limit={shown(limit)}", given=low)
     _plan_pair(plan, high, lowest)
 
 
@@ -185,13 +186,14 @@ def _ratio(amount: Amount, ram: int, recommended: int, name: str) -> float:
     size = amount_bytes(amount, ram, name)
     if size > ram:
         raise ArgumentError(
-            f"{name}={amount!r} is more than this machine's {ram} bytes: it would limit nothing",
+            f"{name}={shown(amount)} is more than this machine's {ram} bytes: it would limit "
+            "nothing",
             given=amount,
         )
     ratio = min(size / recommended, HIGHEST)
     if ratio_text(ratio) == "0":
         raise ArgumentError(
-            f"{name}={amount!r} rounds to a ratio of 0, which would lift the limit",
+            f"{name}={shown(amount)} rounds to a ratio of 0, which would lift the limit",
             given=amount,
         )
     return ratio

@@ -15,7 +15,7 @@ from typing import get_args
 
 from pydantic import ConfigDict, computed_field
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import shown, wrong_type
 from mpskit._base.values import Value
 from mpskit.allocator.watermarks import FALLBACK
 from mpskit.backends.versions import torch_version
@@ -215,7 +215,7 @@ def _check(on_conflict: object, **flags: object) -> None:
     if on_conflict not in get_args(OnConflict):
         choices = ", ".join(map(repr, get_args(OnConflict)))
         raise ArgumentError(
-            f"on_conflict must be one of {choices}, got {on_conflict!r}", given=on_conflict
+            f"on_conflict must be one of {choices}, got {shown(on_conflict)}", given=on_conflict
         )
     for name, flag in flags.items():
         if flag is not None and not isinstance(flag, bool):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import check_version, shown, wrong_type
 from mpskit.allocator import AllocatorModel, allocator_for
 from mpskit.backends.precisions import PrecisionLike, precision_name, precision_of
 from mpskit.dispatch.op_counts import OpCounts
@@ -118,6 +118,7 @@ def estimate_from_config(
         EstimateError: the layers differ, or the step cannot be traced.
         UnsupportedTorchError: the installed torch is too old to be traced.
     """
+    check_version(torch_version)
     traced = traced_config(
         config,
         batch_size=batch_size,
@@ -224,7 +225,7 @@ def traced_config(
         )
     else:
         raise ArgumentError(
-            f"implementation is 'reference' or 'transformers', not {implementation!r}",
+            f"implementation is 'reference' or 'transformers', not {shown(implementation)}",
             given=implementation,
         )
     step = Stepped(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mpskit._base.arguments import check_count, wrong_type
+from mpskit._base.arguments import check_count, shown, wrong_type
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, EstimateError
@@ -160,7 +160,7 @@ def _check_options(run: Callable[..., Any], options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in known:
             raise ArgumentError(
-                f"{run.__name__} has no option {name!r}: one of {', '.join(known)}", given=name
+                f"{run.__name__} has no option {shown(name)}: one of {', '.join(known)}", given=name
             )
 
 

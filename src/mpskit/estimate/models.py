@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mpskit._base.arguments import shown
 from mpskit._base.data import read_json
 from mpskit.errors import ArgumentError
 
@@ -36,7 +37,7 @@ def find_model(name: str) -> str:
         if wanted in (full.casefold(), full.casefold().rpartition("/")[2]):
             return full
     raise ArgumentError(
-        f"no bundled model is called {name!r}: {_near(wanted, names)}`mpskit estimate --list` "
+        f"no bundled model is called {shown(name)}: {_near(wanted, names)}`mpskit estimate --list` "
         "shows all, and a config.json or FILE.py:NAME takes any other",
         given=name,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mpskit._base.arguments import shown
 from mpskit._base.sizes import check_size, format_bytes, parse_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -307,10 +309,12 @@ def usable_bytes(
         raise ArgumentError("give a budget or machine=, one of them", given=budget)
     given: Any = machine if budget is None else budget
     if isinstance(given, bool):
-        raise ArgumentTypeError(f"a budget is not {given!r}", given=given)
+        raise ArgumentTypeError(f"a budget is not {shown(given)}", given=given)
     if isinstance(given, int):
         if given <= 0:
-            raise ArgumentError(f"a budget of {given} bytes is none", given=given)
+            raise ArgumentError(f"a budget of {shown(given)} bytes is none", given=given)
+        if given > sys.maxsize:
+            raise ArgumentError(f"no machine has a budget of {shown(given)} bytes", given=given)
         return given
     usable = getattr(given, "usable_bytes", None)
     if isinstance(usable, int):

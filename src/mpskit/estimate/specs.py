@@ -63,7 +63,7 @@ class TensorSpec:
 
         found = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
         if not isinstance(found, torch.dtype):
-            raise ArgumentError(f"torch has no dtype {self.dtype!r}", given=self.dtype)
+            raise ArgumentError(f"torch has no dtype {shown(self.dtype)}", given=self.dtype)
         return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mpskit._base.arguments import check_count
+from mpskit._base.arguments import check_count, shown
 from mpskit.backends.kinds import ESTIMATED, AllocatorRules, kind_of
 from mpskit.backends.versions import has
 from mpskit.device import get_optimal_device
@@ -86,7 +86,7 @@ def target_for(device: Any) -> Target:
     kind = kind_of(device if isinstance(device, torch.device) else str(device))
     if kind.allocator is None:
         known = ", ".join(ESTIMATED)
-        raise ArgumentError(f"no estimate for {device!r}: one of {known}", given=device)
+        raise ArgumentError(f"no estimate for {shown(device)}: one of {known}", given=device)
     return Target(
         kind.name,
         _missing(kind.name),

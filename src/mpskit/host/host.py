@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpskit._base.arguments import shown
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
@@ -153,7 +154,9 @@ class Host(Value):
             ArgumentTypeError: ``readings`` is not a :class:`Readings`.
         """
         if not isinstance(readings, Readings):
-            raise ArgumentTypeError(f"readings must be Readings, got {readings!r}", given=readings)
+            raise ArgumentTypeError(
+                f"readings must be Readings, got {shown(readings)}", given=readings
+            )
         return cls(**_common(readings), **_particular(readings))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from mpskit._base.arguments import shown
 from mpskit.backends.kinds import kind_of
 from mpskit.backends.versions import OLDEST, too_old_for_mps
 from mpskit.errors import ArgumentError
@@ -48,5 +49,5 @@ def device_there(own: str, asked: str | None, machine: str) -> str:
     """
     kind = own if asked is None else kind_of(asked).name
     if kind not in (own, "cpu"):
-        raise ArgumentError(f"{machine} is not known to have {asked!r}", given=asked)
+        raise ArgumentError(f"{machine} is not known to have {shown(asked)}", given=asked)
     return kind

@@ -269,7 +269,9 @@ def find_machine(machine: str | Machine) -> Machine:
     if isinstance(machine, Machine):
         return machine
     if not isinstance(machine, str):
-        raise ArgumentTypeError(f"a machine is a name or a Machine, not {machine!r}", given=machine)
+        raise ArgumentTypeError(
+            f"a machine is a name or a Machine, not {shown(machine)}", given=machine
+        )
     slug = _slug(machine)
     for name in (re.sub(r"-?g(?:i?b)?$", "gb", slug.removeprefix("apple-")), slug):
         if (profile := _profile(name)) is not None:
@@ -291,7 +293,7 @@ def _unknown(machine: str, name: str) -> UnknownMachineError:
     near = difflib.get_close_matches(name, [*_facts(), *aliases()], n=4, cutoff=0.5)
     hint = f"near: {', '.join(near)}; " if near else ""
     return UnknownMachineError(
-        f"no machine is called {machine!r}: {hint}`mpskit simulate --list` shows all, and "
+        f"no machine is called {shown(machine)}: {hint}`mpskit simulate --list` shows all, and "
         "Machine(chip=..., ram_gib=..., macos=...) makes one",
         given=machine,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, TypeAlias
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import shown, wrong_type
 from mpskit.errors import ArgumentError, UnknownMachineError
 from mpskit.host.cuda_cards import cuda_card, cuda_cards
 from mpskit.host.host import Host
@@ -79,8 +79,8 @@ def check_cpus(host: Host) -> None:
     """
     if host.cuda_card is not None:
         raise ArgumentError(
-            f"{host.cuda_card!r} names a CUDA card, which says nothing about the CPUs beside it: "
-            "give a Host, or leave machine= away on that machine",
+            f"{shown(host.cuda_card)} names a CUDA card, which says nothing about the CPUs beside "
+            "it: give a Host, or leave machine= away on that machine",
             given=host.cuda_card,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mpskit._base.arguments import wrong_type
 from mpskit.backends.kinds import kind_of
 from mpskit.errors import ArgumentError, DeviceUnavailableError
 from mpskit.memory.cache import check_device
@@ -29,6 +30,8 @@ def distributed_backend(device: DeviceLike) -> str:
         ArgumentError: a device of which mpskit knows no backend; its plug-in's manual names one.
         ArgumentTypeError: neither a device nor a str.
     """
+    if device is None:
+        raise wrong_type("device", "one such as 'cuda' or 'cpu'", device)
     check_device(device)
     kind = kind_of(device)
     if kind.name == "mps":

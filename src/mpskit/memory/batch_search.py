@@ -14,9 +14,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
+from mpskit._base.arguments import shown
+from mpskit.errors import ArgumentError
 from mpskit.memory.oom import OomFigures
 
-__all__ = ["BatchSearch", "share_that_fits"]
+__all__ = ["BatchSearch", "share_that_fits", "sizes_dividing"]
 
 # A size is final if it is at least this fraction of the largest that may fit.
 ENOUGH = 0.9
@@ -29,6 +31,23 @@ _CREDIT = 0.95
 _DOWN_MEASURED, _DOWN = 0.25, 0.5
 # Margin below the prediction, because allocators round up.
 _MARGIN = 0.97
+
+
+_MOST_ROWS = 1 << 30  # no published batch comes near it
+
+
+def sizes_dividing(effective: int) -> list[int]:
+    """Return the sizes of a batch that divide the rows of an optimizer step, smallest first.
+
+    Raises:
+        ArgumentError: no step has so many rows.
+    """
+    if effective > _MOST_ROWS:
+        raise ArgumentError(
+            f"an effective batch of {shown(effective)} is more than a step has", given=effective
+        )
+    small = [size for size in range(1, math.isqrt(effective) + 1) if effective % size == 0]
+    return sorted({*small, *(effective // size for size in small)})
 
 
 class BatchSearch:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, computed_field
 
+from mpskit._base.arguments import shown
 from mpskit._base.locks import run_locked
 from mpskit._base.sizes import format_bytes
 from mpskit._base.state import remembered
@@ -133,7 +134,7 @@ def check_device(device: object) -> None:
         return
     if not isinstance(device, str):
         raise ArgumentTypeError(
-            f"device must be one such as 'mps' or 'cuda:0', got {device!r}", given=device
+            f"device must be one such as 'mps' or 'cuda:0', got {shown(device)}", given=device
         )
     if not _NAME.fullmatch(device):
         as_device(device)

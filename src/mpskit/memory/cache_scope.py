@@ -116,7 +116,7 @@ class empty_cache_scope:  # noqa: N801 - used like a function, as contextlib's o
         """
         if not callable(function):
             raise ArgumentTypeError(
-                f"only functions are decorated, not {function!r}", given=function
+                f"only functions are decorated, not {shown(function)}", given=function
             )
         wrapper: Any = functools.wraps(function)(self._wrapped(function))
         return wrapper  # type: ignore[no-any-return]

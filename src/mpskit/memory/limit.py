@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from pydantic import PrivateAttr
 
+from mpskit._base.arguments import shown
 from mpskit._base.locks import run_locked
 from mpskit._base.sizes import format_bytes
 from mpskit._base.state import remembered
@@ -250,7 +251,7 @@ def _wanted(limit: Amount, whole: int | None, device: DeviceLike) -> int:
     size = amount_bytes(limit, whole, "limit")
     if not 0 < size <= whole:
         raise ArgumentError(
-            f"limit={limit!r} is not between 0 and the {format_bytes(whole)} of {device}",
+            f"limit={shown(limit)} is not between 0 and the {format_bytes(whole)} of {device}",
             given=limit,
         )
     return size
@@ -266,8 +267,8 @@ def _limit_mps(asked: Backend, limit: Amount) -> MemoryLimit:
     base = recommended or size
     if size > HIGHEST * base:
         raise ArgumentError(
-            f"limit={limit!r} is more than twice the working set of {format_bytes(base)}, the most "
-            "that PyTorch takes",
+            f"limit={shown(limit)} is more than twice the working set of {format_bytes(base)}, the "
+            "most that PyTorch takes",
             given=limit,
         )
     held = asked.reserved_bytes() or 0
@@ -364,7 +365,7 @@ def _soft_limit(size: int, given: Amount) -> int | None:
     previous, hard = data_limit()
     if hard is not None and size > hard:
         raise ArgumentError(
-            f"limit={given!r} is above this process's hard limit of {format_bytes(hard)}",
+            f"limit={shown(given)} is above this process's hard limit of {format_bytes(hard)}",
             given=given,
         )
     return previous

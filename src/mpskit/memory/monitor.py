@@ -88,7 +88,7 @@ class MemoryMonitor:
         from mpskit.backends.memory import as_device
 
         if writer is not None and not callable(getattr(writer, "add_scalar", None)):
-            raise ArgumentTypeError(f"writer has no add_scalar: {writer!r}", given=writer)
+            raise ArgumentTypeError(f"writer has no add_scalar: {shown(writer)}", given=writer)
         self.interval = check_interval(interval)
         self._device = as_device(device) if device is not None else None
         self._watched = "no device yet" if device is None else str(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+from mpskit._base.arguments import shown
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
@@ -71,7 +72,9 @@ def is_oom(exc: BaseException | str) -> bool:
     if isinstance(exc, str):
         return _is_sure(recognise(exc))
     if not isinstance(exc, BaseException):
-        raise ArgumentTypeError(f"is_oom() takes an exception or a text, not {exc!r}", given=exc)
+        raise ArgumentTypeError(
+            f"is_oom() takes an exception or a text, not {shown(exc)}", given=exc
+        )
     return all(_is_one(member) for member in _members(exc))
 
 
@@ -139,7 +142,7 @@ def parse_oom(text: str | BaseException) -> OomFigures:
         return figures_of(text)
     if not isinstance(text, str):
         raise ArgumentTypeError(
-            f"parse_oom() takes a text or an exception, not {text!r}", given=text
+            f"parse_oom() takes a text or an exception, not {shown(text)}", given=text
         )
     row = recognise(text)
     if row is None:
@@ -176,7 +179,7 @@ def figures_of(exc: BaseException) -> OomFigures:
         ArgumentTypeError: ``exc`` is not an exception.
     """
     if not isinstance(exc, BaseException):
-        raise ArgumentTypeError(f"figures_of() takes an exception, not {exc!r}", given=exc)
+        raise ArgumentTypeError(f"figures_of() takes an exception, not {shown(exc)}", given=exc)
     figures = OomFigures()
     for member in _members(exc):
         cause = member.__cause__

@@ -6,6 +6,7 @@ import re
 import traceback
 from typing import NamedTuple
 
+from mpskit._base.arguments import shown
 from mpskit._base.sizes import GIB, MIB, format_bytes
 from mpskit._base.values import Value
 from mpskit.backends.kinds import MemoryClass, kind_of
@@ -147,7 +148,7 @@ def explain_oom(exc: BaseException | str, *, gave_up: bool = False) -> OomExplan
     figures = parse_oom(exc)
     if figures.backend is None:
         if not is_oom(exc):
-            raise ArgumentError(f"this is not about memory: {exc!r}", given=exc)
+            raise ArgumentError(f"this is not about memory: {shown(exc)}", given=exc)
         figures = OomFigures(backend="cpu", kind="host")
     users = () if isinstance(exc, str) else _users()
     return OomExplanation(

@@ -26,7 +26,7 @@ from mpskit._base.arguments import shown
 from mpskit._base.log import log
 from mpskit.backends.memory import backend
 from mpskit.errors import ArgumentError, ArgumentTypeError, DeviceFallbackWarning, OutOfMemory
-from mpskit.memory.batch_search import BatchSearch, limit_of, share_that_fits
+from mpskit.memory.batch_search import BatchSearch, limit_of, share_that_fits, sizes_dividing
 from mpskit.memory.cache import check_device, clear, devices_in_use
 from mpskit.memory.cpu_use import CpuUse
 from mpskit.memory.frames import release_frames
@@ -430,7 +430,7 @@ def _place(parameters: Mapping[str, inspect.Parameter]) -> int | None:
 def _check_function(function: object) -> None:
     if not callable(function):
         raise ArgumentTypeError(
-            f"fn must be a function, got {function!r}; decorate as @run_with_batch_size(64)",
+            f"fn must be a function, got {shown(function)}; decorate as @run_with_batch_size(64)",
             given=function,
         )
     kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
@@ -457,7 +457,7 @@ def _sizes(start: Any, settings: _Settings) -> Sequence[int]:
             "number of batches",
             given=start,
         )
-    return [size for size in range(least, start + 1) if effective % size == 0]
+    return [size for size in sizes_dividing(effective) if least <= size <= start]
 
 
 def _check_size(name: str, size: Any) -> None:
@@ -475,5 +475,7 @@ def _check_size(name: str, size: Any) -> None:
 
 def _checked_fallback(fallback: Any) -> Literal["cpu"] | None:
     if fallback not in (None, "cpu"):
-        raise ArgumentError(f"fallback must be 'cpu' or None, got {fallback!r}", given=fallback)
+        raise ArgumentError(
+            f"fallback must be 'cpu' or None, got {shown(fallback)}", given=fallback
+        )
     return "cpu" if fallback else None

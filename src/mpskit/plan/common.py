@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import shown, wrong_type
 from mpskit.backends.precisions import BASES, PRECISIONS, dtype_of, precision_name
 from mpskit.errors import ArgumentError
 from mpskit.plan.jobs import Job
@@ -25,7 +25,9 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
         ArgumentError: it is not.
     """
     if value not in allowed:
-        raise ArgumentError(f"{name} is one of {', '.join(allowed)}, not {value!r}", given=value)
+        raise ArgumentError(
+            f"{name} is one of {', '.join(allowed)}, not {shown(value)}", given=value
+        )
 
 
 def decided(
@@ -51,7 +53,9 @@ def decided(
         if value is None:
             continue
         if found.get(name, value) != value:
-            raise ArgumentError(f"{name} is {value!r} and fixed as {found[name]!r}", given=value)
+            raise ArgumentError(
+                f"{name} is {shown(value)} and fixed as {shown(found[name])}", given=value
+            )
         found[name] = value
     if "precision" in found:
         found["precision"] = precision_name(found["precision"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
 
+from mpskit._base.arguments import shown
 from mpskit._base.data import read_toml
 from mpskit.backends.versions import older
 from mpskit.errors import ArgumentError
@@ -67,7 +68,7 @@ def optimizer_for(name: str, device: str) -> Optimizer:
     if wanted in known or wanted in table["trainer"]:
         return Optimizer(known.get(wanted, wanted), "")
     names = sorted({*known, *table["trainer"], *cuda_only})
-    raise ArgumentError(f"no optimizer {name!r}: one of {', '.join(names)}", given=name)
+    raise ArgumentError(f"no optimizer {shown(name)}: one of {', '.join(names)}", given=name)
 
 
 def quantizations(device: str) -> tuple[str, ...]:
@@ -107,5 +108,5 @@ def stage_epochs(stage: Stage) -> int:
     """
     table = defaults("stage")
     if stage not in table:
-        raise ArgumentError(f"no stage {stage!r}: one of {', '.join(table)}", given=stage)
+        raise ArgumentError(f"no stage {shown(stage)}: one of {', '.join(table)}", given=stage)
     return int(table[stage]["epochs"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.arguments import shown
 from mpskit._base.data import read_toml
 from mpskit._base.sizes import check_size
 from mpskit.allocator.watermarks import HIGH, LOW
@@ -132,7 +133,8 @@ def find_place(
     kind = given.device.partition(":")[0]
     if kind not in ESTIMATED:
         raise ArgumentError(
-            f"no plan for {kind!r}: memory is estimated for {', '.join(ESTIMATED)}", given=device
+            f"no plan for {shown(kind)}: memory is estimated for {', '.join(ESTIMATED)}",
+            given=device,
         )
     usable = given.usable_bytes if budget is None else usable_bytes(budget)
     if usable is None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mpskit._base.arguments import shown
 from mpskit.backends.precisions import PRECISIONS
 from mpskit.errors import ArgumentError
+from mpskit.memory.batch_search import sizes_dividing
 
 __all__ = [
     "PREFERENCES",
@@ -115,9 +114,6 @@ class Way:
     time: float
 
 
-_MOST_ROWS = 1 << 30  # no published batch comes near it
-
-
 def batch_sizes(effective: int, fixed: int | None = None) -> tuple[int, ...]:
     """Return the sizes of a batch that divide the effective one, smallest first.
 
@@ -132,12 +128,7 @@ def batch_sizes(effective: int, fixed: int | None = None) -> tuple[int, ...]:
                 given=fixed,
             )
         return (fixed,)
-    if effective > _MOST_ROWS:
-        raise ArgumentError(
-            f"an effective batch of {shown(effective)} is more than a step has", given=effective
-        )
-    small = [size for size in range(1, math.isqrt(effective) + 1) if effective % size == 0]
-    return tuple(sorted({*small, *(effective // size for size in small)}))
+    return tuple(sizes_dividing(effective))
 
 
 def ways(

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.arguments import shown
 from mpskit._base.lazy import resolver
 from mpskit.backends.versions import require
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -66,12 +67,12 @@ def rehearse(
     """
     given: Any = steps
     if isinstance(given, bool) or not isinstance(given, int | None):
-        raise ArgumentTypeError(f"steps is a number or None, not {steps!r}", given=steps)
+        raise ArgumentTypeError(f"steps is a number or None, not {shown(steps)}", given=steps)
     if steps is not None and steps < 1:
         raise ArgumentError(f"steps={steps}: at least one step is needed", given=steps)
     if fallback is not None and not isinstance(fallback, bool):
         raise ArgumentTypeError(
-            f"fallback is True, False or None, not {fallback!r}", given=fallback
+            f"fallback is True, False or None, not {shown(fallback)}", given=fallback
         )
     machines = chosen_machines(machine)
     require("simulation")
@@ -100,7 +101,7 @@ def chosen_machines(given: Any) -> list[Machine]:
         return [find_machine(given)]
     if not isinstance(given, list | tuple):
         raise ArgumentTypeError(
-            f"machine is a name, a Machine or a list of them, not {given!r}", given=given
+            f"machine is a name, a Machine or a list of them, not {shown(given)}", given=given
         )
     if not given:
         raise ArgumentError("name at least one machine", given=given)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.arguments import shown
 from mpskit._base.user_code import is_own
 from mpskit.errors import ArgumentError
 from mpskit.rehearsal import rehearse
@@ -148,11 +149,11 @@ def _program(words: Sequence[str]) -> Callable[[], object]:
     path = Path(name)
     if not path.is_file():
         what = "no such file" if path.suffix == ".py" else "no such file, program, or -m MODULE"
-        raise ArgumentError(f"cannot rehearse {name!r}: {what}", given=name)
+        raise ArgumentError(f"cannot rehearse {shown(name)}: {what}", given=name)
     try:
         compile(path.read_bytes(), name, "exec")
     except (SyntaxError, ValueError) as error:
-        raise ArgumentError(f"cannot rehearse {name!r}: {error}", given=name) from error
+        raise ArgumentError(f"cannot rehearse {shown(name)}: {error}", given=name) from error
     return lambda: runpy.run_path(str(path), run_name="__main__")
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from mpskit._base.arguments import shown
 from mpskit.backends.versions import has, require, torch_version
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
@@ -55,10 +56,12 @@ def simulate(
 
     found = find_machine(machine)
     if rng not in _MODES:
-        raise ArgumentError(f"rng={rng!r} is not one of {', '.join(map(repr, _MODES))}", given=rng)
+        raise ArgumentError(
+            f"rng={shown(rng)} is not one of {', '.join(map(repr, _MODES))}", given=rng
+        )
     if fallback is not None and not isinstance(fallback, bool):
         raise ArgumentTypeError(
-            f"fallback is True, False or None, not {fallback!r}", given=fallback
+            f"fallback is True, False or None, not {shown(fallback)}", given=fallback
         )
     if macos is not None:
         found = Machine(**found.model_dump() | {"macos": macos})

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mpskit
+from mpskit._base.arguments import shown
 from mpskit.errors import MpskitError, SettingsError
 from mpskit.settings import SIMULATE, simulated
 
@@ -217,6 +218,6 @@ def _parsed(text: str) -> dict[str, Any]:
         request = None
     if not isinstance(request, dict) or "machine" not in request:
         raise SettingsError(
-            f"{SIMULATE}={text!r} is not understood: use a machine's name", given=text
+            f"{SIMULATE}={shown(text)} is not understood: use a machine's name", given=text
         )
     return request

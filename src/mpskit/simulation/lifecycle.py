@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import torch
 from torch.utils import _device
 
+from mpskit._base.arguments import shown
 from mpskit._base.signals import deferred_signals
 from mpskit.allocator.watermarks import FALLBACK, int_problem, read_int
 from mpskit.backends.versions import has, minimum_macos, older
@@ -203,7 +204,8 @@ def check_plain(function: Any, decorator: str) -> None:
     """
     if not callable(function) or _is_deferred(function):
         raise ArgumentTypeError(
-            f"{decorator} decorates plain functions; use `with` inside {function!r}", given=function
+            f"{decorator} decorates plain functions; use `with` inside {shown(function)}",
+            given=function,
         )
 
 
@@ -321,7 +323,7 @@ def reads_fallback(environ: Mapping[str, str]) -> bool:
     """
     text = environ.get(FALLBACK, "0")
     if (problem := int_problem(text)) is not None:
-        raise SettingsError(f"{FALLBACK}={text!r} {problem}: use 1 or 0", given=text)
+        raise SettingsError(f"{FALLBACK}={shown(text)} {problem}: use 1 or 0", given=text)
     return bool(read_int(text))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from mpskit._base.arguments import wrong_type
+from mpskit._base.arguments import shown, wrong_type
 from mpskit._base.sizes import format_bytes
 from mpskit.device.codes import Basis, ReasonCode
 from mpskit.device.info import Rejected
@@ -107,11 +107,13 @@ def asked_of(given: object, measure: object) -> Asked:
         EstimateError: the model's step cannot be traced.
     """
     if measure not in (None, "cpu", "both"):
-        raise ArgumentError(f"measure is None, 'cpu' or 'both', not {measure!r}", given=measure)
+        raise ArgumentError(
+            f"measure is None, 'cpu' or 'both', not {shown(measure)}", given=measure
+        )
     if isinstance(given, Workload):
         if measure is not None:
             raise ArgumentError(
-                f"measure={measure!r} needs something to run: give workload=(model, batch)",
+                f"measure={shown(measure)} needs something to run: give workload=(model, batch)",
                 given=measure,
             )
         return Asked(given, None, None)

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mpskit._base.arguments import shown
 from mpskit._base.data import read_toml
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentTypeError
@@ -59,7 +60,9 @@ def chip_speed(chip: str | Chip | None = None) -> ChipSpeed:
         ArgumentTypeError: ``chip`` is something else.
     """
     if chip is not None and not isinstance(chip, str | Chip):
-        raise ArgumentTypeError(f"a chip is a name like 'M3 Max' or None, not {chip!r}", given=chip)
+        raise ArgumentTypeError(
+            f"a chip is a name like 'M3 Max' or None, not {shown(chip)}", given=chip
+        )
     parsed = parse_chip(chip) if isinstance(chip, str) else chip
     rows = [row.chip for row in chip_rows() if row.chip.fp32_tflops]
     named = [row for row in rows if parsed is not None and row.name == parsed.name]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mpskit._base.arguments import check_seconds, wrong_type
+from mpskit._base.arguments import check_seconds, shown, wrong_type
 from mpskit._base.sizes import format_bytes
 from mpskit._base.values import Value
 from mpskit.backends.memory import as_device
@@ -138,7 +138,9 @@ def _devices(devices: Sequence[str] | None) -> list[str]:
         raise wrong_type("devices", "a list of devices such as ('cpu', 'mps')", devices)
     names = [str(as_device(device)) for device in devices]
     if not names or len(set(names)) < len(names):
-        raise ArgumentError(f"devices are at least one, each once, not {devices!r}", given=devices)
+        raise ArgumentError(
+            f"devices are at least one, each once, not {shown(devices)}", given=devices
+        )
     return names
 
 

@@ -17,6 +17,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from mpskit._base.arguments import shown
 from mpskit._base.data import read_toml
 from mpskit._base.values import Value
 from mpskit.backends.versions import older
@@ -183,7 +184,7 @@ def predict_speedup(
     """
     if not isinstance(workload, Workload):
         raise ArgumentTypeError(
-            f"a workload is a mpskit.Workload, not {workload!r}", given=workload
+            f"a workload is a mpskit.Workload, not {shown(workload)}", given=workload
         )
     if machine is not None:
         chip = _chip_of(machine, chip)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from mpskit._base.arguments import shown, wrong_type
 from mpskit._base.data import read_toml
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -108,7 +109,7 @@ class StepTime(Value):
         """
         for name, value in (("samples", samples), ("batch", batch)):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise ArgumentTypeError(f"{name} must be an int, got {value!r}", given=value)
+                raise ArgumentTypeError(f"{name} must be an int, got {shown(value)}", given=value)
             if value < 1:
                 raise ArgumentError(f"{name} must be at least 1, got {value}", given=value)
         return self.steps(-(-samples // batch))
@@ -203,7 +204,7 @@ def _answer(workload: Workload, machine: Any, device: str | None) -> StepTime | 
     """Return the time, or why there is none."""
     if not isinstance(workload, Workload):
         raise ArgumentTypeError(
-            f"a workload is a mpskit.Workload, not {workload!r}", given=workload
+            f"a workload is a mpskit.Workload, not {shown(workload)}", given=workload
         )
     rates = rates_of(machine, device)
     if isinstance(rates, str):
@@ -281,8 +282,10 @@ def _peak(workload: Workload, rates: Rates) -> float:
 def rates_of(machine: Any, device: str | None) -> Rates | str:
     """Return the figures of a machine's device, or why there are none."""
     timed = read_toml("step_time.toml")["device"]
+    if device is not None and not isinstance(device, str):
+        raise wrong_type("device", "a name such as 'mps'", device)
     if device is not None and device not in timed:
-        raise ArgumentError(f"no time for {device!r}: one of {', '.join(timed)}", given=device)
+        raise ArgumentError(f"no time for {shown(device)}: one of {', '.join(timed)}", given=device)
     chip = _chip_named(machine)
     if chip is None:
         host = detect_host() if machine is None else as_host(machine)

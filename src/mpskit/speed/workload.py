@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from mpskit._base.arguments import check_seconds
+from mpskit._base.arguments import check_seconds, shown
 from mpskit._base.values import Value
 from mpskit.backends.precisions import PrecisionLike
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -21,7 +21,7 @@ _ALIASES = {"half": "float16", "fp": "float", "bf": "bfloat"}
 def _number(given: Any) -> Any:
     """Refuse what pydantic would turn into a number: True, "12", b"12"."""
     if isinstance(given, bool | str | bytes):
-        raise ArgumentTypeError(f"a count or a time is a number, not {given!r}", given=given)
+        raise ArgumentTypeError(f"a count or a time is a number, not {shown(given)}", given=given)
     return given
 
 
@@ -30,7 +30,7 @@ def _dtype(given: Any) -> Any:
     name = str(given)
     if not isinstance(given, str) and not name.startswith("torch."):
         raise ArgumentTypeError(
-            f"a dtype is a name or a torch.dtype, not {given!r}; write 'bfloat16'", given=given
+            f"a dtype is a name or a torch.dtype, not {shown(given)}; write 'bfloat16'", given=given
         )
     name = name.removeprefix("torch.")
     short = re.fullmatch(r"(fp|bf)(\d+)", name)
@@ -166,4 +166,6 @@ def _typed(error: ValidationError) -> ArgumentError | ArgumentTypeError:
     first = error.errors(include_url=False, include_context=False)[0]
     name = ".".join(str(part) for part in first["loc"]) or "workload"
     kind = ArgumentTypeError if first["type"].endswith("_type") else ArgumentError
-    return kind(f"Workload.{name}: {first['msg']}, got {first['input']!r}", given=first["input"])
+    return kind(
+        f"Workload.{name}: {first['msg']}, got {shown(first['input'])}", given=first["input"]
+    )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.arguments import shown
 from mpskit._base.data import read_toml
 from mpskit._base.values import Value
 from mpskit.errors import ArgumentError, ArgumentTypeError
@@ -49,7 +50,8 @@ def tolerance_for(device: str, dtype: str) -> Tolerance:
     """
     if not all(isinstance(text, str) for text in (device, dtype)):
         raise ArgumentTypeError(
-            f"device and dtype must be str such as 'mps' and 'float32', got {device!r}, {dtype!r}",
+            f"device and dtype must be str such as 'mps' and 'float32', got {shown(device)}, "
+            f"{shown(dtype)}",
             given=(device, dtype),
         )
     if dtype in _EXACT:
@@ -100,9 +102,11 @@ def _checked(name: str, value: float | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ArgumentTypeError(f"{name} must be a number, got {value!r}", given=value)
+        raise ArgumentTypeError(f"{name} must be a number, got {shown(value)}", given=value)
     if not math.isfinite(value) or value < 0:
-        raise ArgumentError(f"{name} must be finite and at least 0, got {value!r}", given=value)
+        raise ArgumentError(
+            f"{name} must be finite and at least 0, got {shown(value)}", given=value
+        )
     return float(value)
 
 
@@ -186,5 +190,5 @@ def _on_cpu(value: Any, other: Any, subject: str) -> torch.Tensor:
         return torch.as_tensor(value, dtype=other.dtype if plain else None)
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentTypeError(
-            f"{subject} must be a tensor, an array or a number, got {value!r}", given=value
+            f"{subject} must be a tensor, an array or a number, got {shown(value)}", given=value
         ) from None

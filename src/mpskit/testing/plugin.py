@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mpskit._base.arguments import shown
 from mpskit.backends.kinds import ACCELERATORS
 from mpskit.testing.simulation import simulated
 
@@ -78,7 +79,7 @@ def skip_unless_usable(item: pytest.Item) -> None:
         if len(mark.args) != 1 or mark.args[0] not in _REQUIREMENTS:
             # A failure without a traceback: a UsageError here prints this file's source.
             pytest.fail(
-                f"mpskit_requires takes one of {', '.join(_REQUIREMENTS)}, not {mark.args!r}",
+                f"mpskit_requires takes one of {', '.join(_REQUIREMENTS)}, not {shown(mark.args)}",
                 pytrace=False,
             )
         reason = _why_not(mark.args[0])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mpskit._base.arguments import shown
 from mpskit.testing.simulation import DEFAULT_MACHINE, outside, usage_errors
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _severities(mark: pytest.Mark) -> tuple[str, ...]:
     given = mark.kwargs.get("severity", "stops")
     if given not in SEVERITIES:
         known = ", ".join(map(repr, SEVERITIES))
-        raise ArgumentError(f"severity={given!r} is not one of {known}", given=given)
+        raise ArgumentError(f"severity={shown(given)} is not one of {known}", given=given)
     return SEVERITIES[: SEVERITIES.index(given) + 1]
 
 

@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mpskit._base.arguments import check_version
 from mpskit._base.data import read_toml
 from mpskit._base.log import log
 from mpskit._base.values import Value
@@ -118,13 +119,15 @@ def precision_for(
         host: the older name of ``machine``.
 
     Raises:
-        ArgumentTypeError: ``device`` is neither a device nor a string, or ``machine`` no machine.
+        ArgumentTypeError: ``device`` is neither a device nor a string, ``machine`` no machine, or
+            ``torch_version`` no string.
         UnknownMachineError: no machine has that name.
         ArgumentError: torch knows no such device.
 
     On this machine's CUDA and XPU it asks the card, which initialises the backend; MPS is not
     touched.
     """
+    check_version(torch_version)
     told = given_host(machine, host)
     place = as_device(device if device is not None else _own_device(told))
     torch_text = torch_version or versions.torch_version() or "0"

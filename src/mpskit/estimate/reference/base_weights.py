@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mpskit._base.arguments import shown
 from mpskit.backends.precisions import BASES, precision_of
 from mpskit.errors import ArgumentError
 
@@ -60,7 +61,7 @@ def read_base(base: Any, *, precision: str, frozen: bool, device: str) -> Base |
     if base is None:
         return None
     if not isinstance(base, str) or base not in BASES:
-        raise ArgumentError(f"no base {base!r}: one of {', '.join(BASES)}", given=base)
+        raise ArgumentError(f"no base {shown(base)}: one of {', '.join(BASES)}", given=base)
     if not frozen:
         raise ArgumentError(
             "base= is the dtype of weights that are frozen: give lora= too, or training=False; "

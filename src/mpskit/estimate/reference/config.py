@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mpskit._base.arguments import shown
 from mpskit._base.data import read_toml
 from mpskit.errors import ArgumentError, ArgumentTypeError
 
@@ -150,12 +151,12 @@ def _from_file(path: Path) -> dict[str, Any]:
         read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(
-            f"{name!r} is neither a bundled model ({', '.join(list(_bundled())[:3])}, ...) nor a "
-            f"readable config.json: {str(error)[:200]}",
+            f"{shown(name)} is neither a bundled model ({', '.join(list(_bundled())[:3])}, ...) "
+            f"nor a readable config.json: {str(error)[:200]}",
             given=name,
         ) from error
     if not isinstance(read, dict):
-        raise ArgumentError(f"{name!r} holds no JSON object (config.json)", given=name)
+        raise ArgumentError(f"{shown(name)} holds no JSON object (config.json)", given=name)
     return read
 
 
@@ -216,7 +217,7 @@ class _Reader:
         value, name = self.value(key), self.names.get(key, key)
         value = default if value is None else value
         if value is None:
-            raise ArgumentError(f"the config has no {name!r}", given=dict(self.given))
+            raise ArgumentError(f"the config has no {shown(name)}", given=dict(self.given))
         if not valid(value):
             raise ArgumentError(f"{name} is {what}, not {_short(value)}", given=value)
         return value

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from mpskit._base.arguments import shown
 from mpskit.dispatch.dataless_tensors import dataless_storage
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError
@@ -92,7 +93,7 @@ def read_processes(
     """
     check_processes(world_size, device)
     if sharding not in (None, "ddp", "fsdp"):
-        raise ArgumentError(f"sharding is 'ddp' or 'fsdp', not {sharding!r}", given=sharding)
+        raise ArgumentError(f"sharding is 'ddp' or 'fsdp', not {shown(sharding)}", given=sharding)
     if world_size == 1:
         if sharding is None:
             return None

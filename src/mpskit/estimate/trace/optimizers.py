@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mpskit._base.arguments import shown
 from mpskit.dispatch.dataless_tensors import dataless_tensor
 from mpskit.dispatch.patches import Patches
 from mpskit.errors import ArgumentError, ArgumentTypeError, EstimateError
@@ -31,7 +32,7 @@ def optimizer_class(given: Any) -> Any:
     }
     if given.lower() not in known:
         names = ", ".join(sorted(known))
-        raise ArgumentError(f"torch.optim has no {given!r}: one of {names}", given=given)
+        raise ArgumentError(f"torch.optim has no {shown(given)}: one of {names}", given=given)
     return known[given.lower()]
 
 
