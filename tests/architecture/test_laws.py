@@ -1,5 +1,7 @@
 """The floors of the house and who may do what: laws.toml, less the violations of known.toml."""
 
+import functools
+
 import laws
 import pytest
 from source import SRC, Source
@@ -10,27 +12,33 @@ def source():
     return Source()
 
 
+@pytest.fixture(scope="module")
+def findings(source):
+    """What breaks a law; the source is searched once for each."""
+    return functools.cache(lambda law: laws.findings(law, source))
+
+
 def _lines(found):
     return "".join(f"\n  {where}  {what}" for what, where in sorted(found.items()))
 
 
 @pytest.mark.parametrize("law", laws.CHECKS)
-def test_the_law_holds(law, source):
+def test_the_law_holds(law, findings):
     excused = {*laws.allowed(law), *laws.known().get(law, ())}
-    broken = {k: v for k, v in laws.findings(law, source).items() if k not in excused}
+    broken = {k: v for k, v in findings(law).items() if k not in excused}
     assert not broken, f"{law} (tests/architecture/laws.toml):{_lines(broken)}"
 
 
 @pytest.mark.parametrize("law", laws.CHECKS)
-def test_no_exception_is_left_over(law, source):
-    found, reasons = laws.findings(law, source), laws.allowed(law)
+def test_no_exception_is_left_over(law, findings):
+    found, reasons = findings(law), laws.allowed(law)
     assert not reasons.keys() - found.keys(), "remove it from laws.toml"
     assert all(reasons.values()), "an exception needs a reason"
 
 
 @pytest.mark.parametrize("law", laws.CHECKS)
-def test_a_mended_violation_leaves_the_list(law, source):
-    mended = set(laws.known().get(law, ())) - laws.findings(law, source).keys()
+def test_a_mended_violation_leaves_the_list(law, findings):
+    mended = set(laws.known().get(law, ())) - findings(law).keys()
     assert not mended, "python tests/architecture/laws.py --shrink removes them from known.toml"
 
 

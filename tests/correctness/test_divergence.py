@@ -152,7 +152,15 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+# Each runs a step twice and reproduces its fault in a process: one forward, one backward in every
+# run, the rest in the full one.
+OFTEN = {"a causal mask", "the gradient of an activation"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in OFTEN else pytest.mark.full) for name in FAULTS],
+)
 def test_a_wrong_kernel_is_named(name, monkeypatch, tmp_path):
     kernels, (model, size), (operator, module, phase) = FAULTS[name]
     planting.plant(monkeypatch, **kernels)

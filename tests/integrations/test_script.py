@@ -40,6 +40,9 @@ def run(path, *before):
     return json.loads((path / "out.json").read_text())
 
 
+# Two processes that train; in every run tests/cli/test_simulate.py runs scripts, and the other files
+# here hold losses bit by bit.
+@pytest.mark.full
 def test_the_same_losses_bit_for_bit(tmp_path, monkeypatch):
     # Threads change the order of sums: both runs get the same number.
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")

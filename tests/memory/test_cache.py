@@ -431,13 +431,13 @@ def test_eight_threads_lose_no_error() -> None:
     assert threading.active_count() == threads
 
 
-@pytest.mark.full  # the same as below, ten times as often
+@pytest.mark.full  # the same as below, thirty times as often
 def test_eight_threads_in_two_processes_for_long() -> None:
     run_everywhere(600)
 
 
 def test_eight_threads_in_two_processes_briefly() -> None:
-    run_everywhere(60)
+    run_everywhere(20)
 
 
 def test_no_interrupt_keeps_the_lock(mps):

@@ -115,6 +115,7 @@ def test_the_guides_batches_fit() -> None:
             assert plan, row
 
 
+@pytest.mark.full  # traces GPT-2 medium twice
 def test_the_breakdown_before_and_after() -> None:
     """Guide 4: 8 to 9 GB in float32 at 512 tokens, 3.2 to 3.4 GB in float16 at 256.
 
