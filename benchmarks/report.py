@@ -117,7 +117,7 @@ def _legend() -> str:
 
 
 def _contents(results: Results) -> str:
-    lines = ["| section | question | seconds | of CPUs |", "|---|---|---|---|"]
+    lines = ["| section | question | seconds | CPU seconds |", "|---|---|---|---|"]
     for ran in results.ran:
         its, times = ran.section, f"{ran.seconds:.0f} | {ran.cpu_seconds:.0f}"
         lines.append(f"| [{its.title}](#{_anchor(its.title)}) | {its.question} | {times} |")
