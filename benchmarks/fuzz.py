@@ -290,9 +290,7 @@ def targets() -> dict[str, Target]:
             ("config", "batch_size", "seq_len"),
             weight=3,
         ),
-        "estimate_from_config(config's own keys)": Target(
-            _config, CONFIG, ("model_type",), weight=5
-        ),
+        "estimate_from_config(config's own keys)": Target(_config, CONFIG, tuple(CONFIG), weight=5),
         "plan_training": Target(
             mpskit.plan_training,
             {

@@ -171,7 +171,7 @@ def refuse(what: str, given: Any) -> NoReturn:
 def _short(value: Any) -> str:
     """Return a value as an error shows it; a container only by its type."""
     plain = value is None or isinstance(value, bool | int | float | str)
-    return repr(value)[:80] if plain else type(value).__name__
+    return shown(value)[:80] if plain else type(value).__name__
 
 
 def _whole(value: Any) -> bool:
