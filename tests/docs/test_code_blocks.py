@@ -161,7 +161,7 @@ def run(folder, command):
 def test_a_command_runs(folder, block, command, output):
     done = run(folder, command)
     said = f"{block}: {command}\n{done.stdout}\n{done.stderr}"
-    if done.returncode == 2 and "this machine has no accelerator to check" in done.stderr:
+    if done.returncode == 2 and "this machine has no " in done.stderr:
         pytest.skip("needs an accelerator; the same command on a simulated Mac is on the page too")
     assert done.returncode in (0, 1), said
     assert "Traceback" not in done.stderr, said
