@@ -93,7 +93,7 @@ def test_a_cap_that_nobody_restores_is_forgotten_with_its_object(ratios):
     del cap
     gc.collect()
     assert high_watermark() == ratio
-    assert limits._in_force["mps"] == ()
+    assert limits._in_force == {"mps": ()}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -309,8 +309,9 @@ def test_a_mac_does_not_look_and_nor_does_a_wish():
         def __getitem__(self, index):
             raise KeyboardInterrupt
 
-    dataloader_kwargs("mps", dataset=Untouchable())
-    dataloader_kwargs("cuda", dataset=Untouchable(), num_workers=1)
+    # An item that is looked at would end the test.
+    assert dataloader_kwargs("mps", dataset=Untouchable())
+    assert dataloader_kwargs("cuda", dataset=Untouchable(), num_workers=1)["num_workers"] == 1
 
 
 def test_a_generators_own_state_is_kept():

@@ -102,7 +102,7 @@ class _Change:
         with suppress(Exception):
             if self.armed:
                 self.undo()
-            else:
+            elif self.on:
                 self.forget()
 
 
